@@ -1,0 +1,447 @@
+"""Every hyperparameter and its default, the command line of main.py, and the learning-rate schedule.
+
+Needs nothing but the standard library and tqdm, so that `--help` and flag errors answer at once.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import math
+import re
+import sys
+from dataclasses import dataclass, field
+
+from tqdm import tqdm
+
+ARCHS = ("vgg", "resnet-56", "vit")
+NORM_TYPES = (
+    "Plain",
+    "BatchNorm",
+    "LayerNorm",
+    "InstanceNorm",
+    "GroupNorm",
+    "FilterResponseNorm",
+    "WeightNorm",
+    "ScaledWeightStandardization",
+    "EvoNormSO",
+    "EvoNormBO",
+    "VarianceNorm",
+    "MeanCentering",
+    "RMSNorm",
+    "DynamicTanh",
+)
+CONV_TYPES = ("Plain", "sWS", "WeightNormalized", "WeightCentered")
+CONV_OF_NORM = {"WeightNorm": "WeightNormalized", "ScaledWeightStandardization": "sWS"}
+DATASETS = ("CIFAR-10", "CIFAR-100", "ImageFolder", "Synthetic")
+PRECISIONS = ("fp32", "bf16")
+KEEP = ("all", "last")
+
+# VGG: a width, or (width, stride) where the convolution halves the resolution.
+VGG_LAYERS = {
+    "cfg_10": (64, (64, 2), 128, (128, 2), 256, (256, 2), 512, (512, 2), 512, 512),
+    "cfg_20": (*[64] * 3, (64, 2), *[128] * 3, (128, 2), *[256] * 3, (256, 2), *[256] * 3, (256, 2), *[512] * 4),
+    "cfg_40": (*[64] * 7, (64, 2), *[128] * 7, (128, 2), *[256] * 7, (256, 2), *[512] * 7, (512, 2), *[512] * 8),
+}
+RESNET_WIDTHS = (32, 64, 128)
+RESNET_BLOCKS_PER_STAGE = 9
+VIT_WIDTH = 384
+VIT_BLOCKS = 6
+VIT_HEADS = 12
+VIT_MLP_WIDTH = 1536
+VIT_IMAGE_SIZE = 224
+
+LEARNING_RATE_PER_256 = 0.1  # SGD's learning rate for a batch of 256; scales linearly with the batch
+LEARNING_RATE_DROP = 10  # divides the rate for the last quarter of the steps after the warmup
+WARMUP_EPOCHS = 5
+SHORT_RUN_EPOCHS = 10  # runs of this length or less warm up for one epoch
+EPOCHS = 60
+SMALL_BATCH = 32  # smaller batches train for SMALL_BATCH_EPOCHS
+SMALL_BATCH_EPOCHS = 10
+DUMP_EVERY_EPOCHS = 5
+EVALUATION_BATCH = 256
+
+
+class UsageError(Exception):
+    """Flags that are wrong or cannot be honoured together (exit code 2)."""
+
+
+class RunError(Exception):
+    """What a user can cause and mend, said in one line (exit code 1)."""
+
+
+def _flag(default, help, *, group, type=str, choices=None, flags=(), runtime=False):
+    """A field of Config that is also a flag. Runtime fields do not change the numbers of a run."""
+    metadata = {"help": help, "group": group, "type": type, "choices": choices, "flags": flags, "runtime": runtime}
+    return field(default=default, metadata=metadata)
+
+
+def _name_key(name):
+    """`Instance Normalization`, `Instance_Normalization` and `instancenorm` share one key."""
+    key = re.sub(r"[\s_-]", "", name.lower()).replace("normalization", "norm").replace("evonormb0", "evonormbo")
+    return key.replace("evonorms0", "evonormso")
+
+
+def canonical_name(name, choices):
+    """The spelling of `name` in `choices`, whatever its case or older long form. Raises ValueError."""
+    by_key = {_name_key(choice): choice for choice in choices}
+    if _name_key(name) in by_key:
+        return by_key[_name_key(name)]
+    close = difflib.get_close_matches(_name_key(name), by_key, n=1)
+    hint = f"; did you mean {by_key[close[0]]}?" if close else ""
+    raise ValueError(f"{name!r} is none of {', '.join(choices)}{hint}")
+
+
+def _boolean(text):
+    if text.lower() not in ("true", "false"):
+        raise ValueError(f"{text!r} is neither True nor False")
+    return text.lower() == "true"
+
+
+def _number(kind, low=None, high=None, above=None, below=None):
+    """An argparse type: an int or a finite float within bounds (low, high inclusive; above, below exclusive)."""
+
+    def parse(text):
+        word = "a whole number" if kind is int else "a number"
+        try:
+            value = kind(text)
+        except ValueError:
+            raise ValueError(f"{text!r} is not {word}") from None
+        bounds = [
+            (low, "at least", lambda: value >= low),
+            (high, "at most", lambda: value <= high),
+            (above, "above", lambda: value > above),
+            (below, "below", lambda: value < below),
+        ]
+        wanted = [f"{words} {bound}" for bound, words, _ in bounds if bound is not None]
+        if not math.isfinite(value) or any(bound is not None and not holds() for bound, _, holds in bounds):
+            raise ValueError(f"{text} is not {word} {' and '.join(wanted)}".rstrip())
+        return value
+
+    return parse
+
+
+_count = _number(int, low=1)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run. Fields marked `runtime` say where and how it runs; all others change its numbers."""
+
+    arch: str = _flag("vgg", "network", group="network", choices=ARCHS, flags=("-a", "-arch"))
+    norm_type: str = _flag("BatchNorm", "normalization layer", group="network", choices=NORM_TYPES)
+    conv_type: str = _flag(
+        "Plain",
+        "weight transform of every convolution, beside an activation-based norm "
+        "(WeightNorm and ScaledWeightStandardization bring their own)",
+        group="network",
+        choices=CONV_TYPES,
+    )
+    p_grouping: float = _flag(
+        32.0,
+        "GroupNorm's groups: above 1, the number of groups; up to 1, groups of 1/p channels "
+        "(1: InstanceNorm, 0.5: pairs, 1e-7: one group)",
+        group="network",
+        type=_number(float, low=1e-12, high=1e6),
+    )
+    cfg: str = _flag("cfg_10", "VGG's layer list", group="network", choices=tuple(VGG_LAYERS))
+    skipinit: bool = _flag(
+        False, "ResNet: residual branches times a learned scalar from 0", group="network", type=_boolean
+    )
+    preact: bool = _flag(False, "ResNet: pre-activation blocks", group="network", type=_boolean)
+    patch_size: int = _flag(16, "ViT: side of a patch in pixels", group="network", type=_count)
+    image_size: int | None = _flag(
+        None,
+        "side in pixels that images are resized to (default: 224 for vit, else the data set's own)",
+        group="network",
+        type=_count,
+    )
+
+    init_lr: float = _flag(
+        1.0,
+        f"factor on the learning rate {LEARNING_RATE_PER_256} · batch_size/256",
+        group="training",
+        type=_number(float, above=0),
+    )
+    lr_warmup: bool = _flag(
+        False,
+        f"linear warmup over the first {WARMUP_EPOCHS} epochs (1 where the run has {SHORT_RUN_EPOCHS} or fewer)",
+        group="training",
+        type=_boolean,
+    )
+    batch_size: int = _flag(256, "samples per step, over all processes", group="training", type=_count)
+    epochs: int | None = _flag(
+        None,
+        f"passes over the training set (default: {EPOCHS}; {SMALL_BATCH_EPOCHS} where batch_size is below "
+        f"{SMALL_BATCH})",
+        group="training",
+        type=_count,
+    )
+    momentum: float = _flag(0.9, "SGD's momentum", group="training", type=_number(float, low=0, below=1))
+    weight_decay: float = _flag(
+        1e-4, "L2 penalty on every parameter, in SGD", group="training", type=_number(float, low=0)
+    )
+    precision: str = _flag(
+        "fp32", "arithmetic of forward and backward (bf16: autocast)", group="training", choices=PRECISIONS
+    )
+    seed: int = _flag(
+        0, "of initialization, data order and flips", group="training", type=_number(int, low=0, high=2**32 - 1)
+    )
+
+    dataset: str = _flag("CIFAR-100", "images to train and test on", group="data", choices=DATASETS)
+    data_dir: str = _flag(
+        "data", "where CIFAR lies, or ImageFolder's train/<class>/ and test/<class>/", group="data", runtime=True
+    )
+    download: bool = _flag(
+        False, "fetch CIFAR-10 or CIFAR-100 into data_dir", group="data", type=_boolean, runtime=True
+    )
+    train_samples: int | None = _flag(
+        None, "a class-balanced subset of the training set (default: all)", group="data", type=_count
+    )
+    test_samples: int | None = _flag(
+        None, "a class-balanced subset of the test set (default: all)", group="data", type=_count
+    )
+    val_fraction: float = _flag(
+        0.0, "part of the training set held out for validation", group="data", type=_number(float, low=0, below=1)
+    )
+
+    probe_layers: bool = _flag(
+        True, "record activation and gradient statistics of each layer", group="probes", type=_boolean
+    )
+    probe_every: int = _flag(1, "record at every k-th iteration", group="probes", type=_count)
+
+    results_dir: str = _flag("results", "folder that holds the run directories", group="run", runtime=True)
+    device: str = _flag("auto", "auto, cpu, cuda, cuda:N or mps", group="run", runtime=True)
+    keep: str = _flag(
+        "all", "epoch checkpoints to keep: each, or the newest alone", group="run", choices=KEEP, runtime=True
+    )
+    overwrite: bool = _flag(False, "start over a run that exists", group="run", type=_boolean, runtime=True)
+    c_dir: str | None = _flag(
+        None, "continue the run in this directory; its other settings come from there", group="run", runtime=True
+    )
+
+    def identity(self):
+        """The fields that change the numbers: {name: value}. Their hash names the run directory."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if not f.metadata["runtime"]}
+
+
+GROUP_TITLES = {
+    "network": "the network",
+    "training": "training",
+    "data": "data",
+    "probes": "probes",
+    "run": "the run",
+}
+EXAMPLES = """examples:
+  python main.py --arch=vgg --norm_type=BatchNorm --dataset=CIFAR-10 --download=True
+  python main.py --arch=resnet-56 --norm_type=GroupNorm --p_grouping=0.5 --skipinit=True
+  python main.py --arch=vit --norm_type=LayerNorm --dataset=ImageFolder --data_dir=DIR --image_size=32 --patch_size=4
+  python main.py --dataset=Synthetic --epochs=5         needs no data
+The same command again continues an unfinished run and reports a finished one."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        """One line instead of argparse's usage block, with the same exit code 2."""
+        unknown = re.search(r"unrecognized arguments: (--?[\w-]+)", message)
+        if unknown:
+            close = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1)
+            message += f"; did you mean {close[0]}?" if close else ""
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def _argparse_type(metadata):
+    """The field's parser, with its ValueError turned into argparse's message."""
+    choices, parse = metadata["choices"], metadata["type"]
+
+    def convert(text):
+        try:
+            return canonical_name(text, choices) if choices else parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert
+
+
+def build_parser():
+    """main.py's parser, made from the fields of Config. Flags that are not given stay out of the namespace."""
+    parser = _Parser(
+        prog="main.py",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="python main.py [--flag=value ...]",
+        description="Train one network with one normalization layer, and record what happens inside it.",
+        epilog=EXAMPLES,
+    )
+    groups = {name: parser.add_argument_group(title) for name, title in GROUP_TITLES.items()}
+    for option in dataclasses.fields(Config):
+        meta = option.metadata
+        is_boolean = meta["type"] is _boolean
+        help_text = meta["help"]
+        if meta["choices"]:
+            help_text += ": " + ", ".join(meta["choices"])
+        if option.default is not None:
+            help_text += f" (default: {option.default})"
+        groups[meta["group"]].add_argument(
+            *meta["flags"],
+            f"--{option.name}",
+            dest=option.name,
+            type=_argparse_type(meta),
+            nargs="?" if is_boolean else None,
+            const=True if is_boolean else None,
+            metavar="True|False" if is_boolean else option.name.upper(),
+            help=help_text.replace("%", "%%"),
+        )
+    return parser
+
+
+def parse_args(argv=None):
+    """The frozen Config of a command line; a bad flag ends the program with exit code 2 and one line.
+
+    `config.c_dir` is set where `--c_dir` was given; then only runtime flags may stand beside it, and
+    `runs.config_of` reads the rest from the run directory.
+    """
+    parser = build_parser()
+    given = vars(parser.parse_args(argv))
+    try:
+        return resolve(given)
+    except UsageError as error:
+        parser.error(str(error))
+
+
+def resolve(given):
+    """A Config from the fields that were given explicitly: {name: value}. Raises UsageError."""
+    config = Config(**given)
+    if config.c_dir is not None:
+        identity = [name for name in given if name in config.identity()]
+        if identity:
+            raise UsageError(f"--{identity[0]} cannot be changed on a run that exists: leave it out beside --c_dir")
+        return config
+    _check_applicable(config, given)
+    changes = {}
+    if config.epochs is None:
+        changes["epochs"] = SMALL_BATCH_EPOCHS if config.batch_size < SMALL_BATCH else EPOCHS
+    if config.image_size is None and config.arch == "vit":
+        changes["image_size"] = VIT_IMAGE_SIZE
+    config = dataclasses.replace(config, **changes)
+    _check_network(config)
+    return config
+
+
+def _check_applicable(config, given):
+    """A flag that the chosen network, norm or data set cannot honour is an error, not ignored."""
+    only_with = {
+        "cfg": ("arch", "vgg", "cfg" in given),
+        "skipinit": ("arch", "resnet-56", config.skipinit),
+        "preact": ("arch", "resnet-56", config.preact),
+        "patch_size": ("arch", "vit", "patch_size" in given),
+        "p_grouping": ("norm_type", "GroupNorm", "p_grouping" in given),
+    }
+    for name, (owner, wanted, used) in only_with.items():
+        if used and getattr(config, owner) != wanted:
+            raise UsageError(f"--{name} needs --{owner}={wanted}; {getattr(config, owner)} cannot honour it")
+    if config.norm_type in CONV_OF_NORM and config.conv_type != "Plain":
+        raise UsageError(f"--norm_type={config.norm_type} brings its own convolution; leave --conv_type out")
+    if config.download and not config.dataset.startswith("CIFAR"):
+        raise UsageError(f"--download fetches CIFAR-10 and CIFAR-100 only, not {config.dataset}")
+    if config.dataset == "Synthetic" and "data_dir" in given:
+        raise UsageError("--data_dir has no meaning for Synthetic, which is made from the seed")
+    if "probe_every" in given and not config.probe_layers:
+        raise UsageError("--probe_every needs --probe_layers=True")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", config.device):
+        raise UsageError(f"--device={config.device} is none of auto, cpu, cuda, cuda:N, mps")
+
+
+def _check_network(config):
+    if config.arch == "vit":
+        check_patches(config.image_size, config.patch_size)
+    if config.norm_type == "GroupNorm":
+        widths = {"vgg": vgg_widths(config.cfg), "resnet-56": RESNET_WIDTHS, "vit": (VIT_WIDTH,)}[config.arch]
+        layer = {"vgg": "convolution", "resnet-56": "stage", "vit": "block"}[config.arch]
+        for index, width in enumerate(widths, start=1):
+            try:
+                num_groups(config.p_grouping, width, f"{layer} {index} of {config.arch}")
+            except ValueError as error:
+                raise UsageError(f"--p_grouping: {error}") from None
+
+
+def vgg_widths(cfg):
+    """The width of each convolution in a VGG layer list."""
+    return [entry[0] if isinstance(entry, tuple) else entry for entry in VGG_LAYERS[cfg]]
+
+
+def check_patches(image_size, patch_size):
+    """Raises UsageError unless whole patches tile the image."""
+    if image_size % patch_size:
+        raise UsageError(f"--patch_size={patch_size} does not divide --image_size={image_size}")
+
+
+def num_groups(p_grouping, width, layer):
+    """GroupNorm's number of groups for `width` channels.
+
+    p > 1: p groups. p ≤ 1: groups of 1/p channels, one group where 1/p is the width or more.
+    Raises ValueError, naming layer, width and groups, where the groups do not divide the width.
+    """
+    size_or_count = p_grouping if p_grouping > 1 else 1 / p_grouping
+    if abs(size_or_count - round(size_or_count)) > 1e-6 * size_or_count:
+        raise ValueError(f"{p_grouping:g} is neither a whole number of groups nor 1 over a whole group size")
+    size_or_count = round(size_or_count)
+    if p_grouping <= 1:
+        size_or_count = min(size_or_count, width)
+    if width % size_or_count:
+        groups = f"{size_or_count} groups" if p_grouping > 1 else f"groups of {size_or_count} channels"
+        raise ValueError(f"{layer} has {width} channels, which {groups} do not divide")
+    return size_or_count if p_grouping > 1 else width // size_or_count
+
+
+def learning_rate(config, step, steps_per_epoch):
+    """The learning rate of global step `step` (from 0): a pure function, defined for every step of every length.
+
+    0.1 · init_lr · batch_size/256; a tenth of it for the last quarter of what follows the warmup; with
+    lr_warmup it first rises linearly from 0.
+    """
+    peak = LEARNING_RATE_PER_256 * config.init_lr * config.batch_size / 256
+    total = config.epochs * steps_per_epoch
+    warmup = 0
+    if config.lr_warmup:
+        warmup = steps_per_epoch * (1 if config.epochs <= SHORT_RUN_EPOCHS else WARMUP_EPOCHS)
+    if step < warmup:
+        return peak * step / warmup
+    decayed = 4 * (step - warmup) >= 3 * (total - warmup)
+    return peak / LEARNING_RATE_DROP if decayed else peak
+
+
+def run_command(command):
+    """Runs a script's main(): one line on stderr and the exit code for whatever a user can cause.
+
+    2 for flags, 1 for a failure, 130 on Ctrl-C, 0 otherwise.
+    """
+    script = sys.argv[0].rpartition("/")[2]
+    try:
+        command()
+    except UsageError as error:
+        code, message = 2, str(error)
+    except RunError as error:
+        code, message = 1, str(error)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        code, message = 1, f"{error.strerror or error}{where}"
+    except KeyboardInterrupt as interrupt:
+        code, message = 130, f"interrupted{'; ' if str(interrupt) else ''}{interrupt}"
+    else:
+        return
+    print(f"{script}: error: {message}" if code != 130 else f"{script}: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def progress_bar(total, description, unit="img"):
+    """A tqdm bar with rate and ETA on stderr; silent where stderr is not a terminal."""
+    return tqdm(
+        total=total,
+        desc=description,
+        unit=unit,
+        unit_scale=True,
+        leave=False,
+        dynamic_ncols=True,
+        disable=not sys.stderr.isatty(),
+    )

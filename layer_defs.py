@@ -1,0 +1,417 @@
+"""Normalization layers, their activations, and convolutions and linear layers with transformed weights.
+
+Notation: x is (N, C, H, W); γ (`weight`), β (`bias`) and v are per channel; μ and σ² are means and population
+variances; ε = 1e-5 unless a class says otherwise. Statistics are computed in float32 or better, running
+statistics never touch the autograd graph, and every layer differentiates twice.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import config
+
+EPS = 1e-5
+RUNNING_UPDATE = 0.1  # new = 0.9 · old + 0.1 · batch
+RELU_GAIN = math.sqrt(2 * math.pi / (math.pi - 1))  # 1 / standard deviation of ReLU(z), z standard normal
+RELU_MEAN = 1 / math.sqrt(2 * math.pi)  # mean of ReLU(z)
+
+
+def _maps(per_channel):
+    """(C,) shaped to broadcast over (N, C, H, W)."""
+    return per_channel.view(1, -1, 1, 1)
+
+
+def _wide(x):
+    """x in a type that statistics may be computed in: float32 for half-precision input."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def _map_moments(x):
+    """The variance and the mean over H,W of each sample and channel, (N, C) each."""
+    return torch.var_mean(_wide(x), dim=(2, 3), correction=0)
+
+
+def _pooled_variance(variances, means, dim):
+    """The variance of equally large parts taken together (law of total variance), over `dim` of the parts."""
+    return variances.mean(dim) + means.var(dim, correction=0)
+
+
+def _check_groups(layer, num_channels, num_groups):
+    """num_groups, or ValueError naming layer, width and groups where they do not divide the width."""
+    if num_groups < 1 or num_channels % num_groups:
+        raise ValueError(f"{layer} has {num_channels} channels, which {num_groups} groups do not divide")
+    return num_groups
+
+
+class _Norm(nn.Module):
+    """Base: γ from 1, β from 0 unless `bias=False`."""
+
+    def __init__(self, num_channels, bias=True):
+        super().__init__()
+        self.num_channels = num_channels
+        self.weight = nn.Parameter(torch.ones(num_channels))
+        self.register_parameter("bias", nn.Parameter(torch.zeros(num_channels)) if bias else None)
+
+    def extra_repr(self):
+        return f"{self.num_channels}"
+
+    def affine(self, x, scale=None):
+        """γ · scale · x + β, with γ · scale folded together before it meets x. scale broadcasts over x."""
+        weight = _maps(self.weight) if scale is None else _maps(self.weight) * scale
+        return torch.addcmul(_maps(self.bias).to(x.dtype), x, weight.to(x.dtype))
+
+
+class _RunningNorm(_Norm):
+    """A norm with running batch statistics: mean from 0, variance from 1, new = 0.9 · old + 0.1 · batch."""
+
+    def __init__(self, num_channels, mean=True, variance=True):
+        super().__init__(num_channels)
+        self.register_buffer("running_mean", torch.zeros(num_channels) if mean else None)
+        self.register_buffer("running_var", torch.ones(num_channels) if variance else None)
+
+    @torch.no_grad()
+    def update(self, mean=None, variance=None):
+        """Takes a batch's statistics, (C,) each, into the running ones, off the graph."""
+        if mean is not None:
+            self.running_mean.lerp_(mean.detach(), RUNNING_UPDATE)
+        if variance is not None:
+            self.running_var.lerp_(variance.detach(), RUNNING_UPDATE)
+
+
+class BatchNorm(_RunningNorm):
+    """γ(x−μ)/√(σ²+ε)+β over N,H,W (Ioffe & Szegedy 2015, algorithm 1).
+
+    The running variance averages population variances, as the layer uses them; torch.nn.BatchNorm2d's
+    averages sample variances, n/(n−1) as large.
+    """
+
+    def forward(self, x):
+        cudnn = torch.backends.cudnn.enabled
+        if not self.training:
+            running = (self.running_mean, self.running_var)
+            return torch.batch_norm(x, self.weight, self.bias, *running, False, 0.0, EPS, cudnn)
+        batch_mean, batch_variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
+        out = torch.batch_norm(x, self.weight, self.bias, batch_mean, batch_variance, True, 1.0, EPS, cudnn)
+        count = x.numel() // x.shape[1]
+        # The kernel hands back the sample variance, which a single value has none of.
+        batch_variance = batch_variance * ((count - 1) / count) if count > 1 else torch.zeros_like(batch_variance)
+        self.update(batch_mean, batch_variance)
+        return out
+
+
+class VarianceNorm(_RunningNorm):
+    """γx/√(σ²+ε)+β with σ² over N,H,W: BatchNorm without centering (Daneshmand 2020)."""
+
+    def __init__(self, num_channels):
+        super().__init__(num_channels, mean=False)
+
+    def forward(self, x):
+        variance = self.running_var
+        if self.training:
+            variance = torch.var(_wide(x), dim=(0, 2, 3), correction=0)
+            self.update(variance=variance)
+        return self.affine(x, _maps(torch.rsqrt(variance + EPS)))
+
+
+class MeanCentering(_RunningNorm):
+    """γ(x−μ)+β with μ over N,H,W: BatchNorm without scaling."""
+
+    def __init__(self, num_channels):
+        super().__init__(num_channels, variance=False)
+
+    def forward(self, x):
+        mean = self.running_mean
+        if self.training:
+            mean = torch.mean(_wide(x), dim=(0, 2, 3))
+            self.update(mean=mean)
+        shift = self.bias - self.weight * mean
+        return torch.addcmul(_maps(shift).to(x.dtype), x, _maps(self.weight).to(x.dtype))
+
+
+class GroupNorm(_Norm):
+    """γ(x−μ)/√(σ²+ε)+β over each group of channels and H,W of each sample (Wu & He 2018).
+
+    One group is LayerNorm over C,H,W (Ba 2016), one group a channel InstanceNorm (Ulyanov 2017). Raises
+    ValueError where the groups do not divide the channels.
+    """
+
+    def __init__(self, num_channels, num_groups):
+        super().__init__(num_channels)
+        self.num_groups = _check_groups("GroupNorm", num_channels, num_groups)
+
+    def extra_repr(self):
+        return f"{self.num_channels}, num_groups={self.num_groups}"
+
+    def forward(self, x):
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, EPS)
+
+
+class RMSNorm(_Norm):
+    """γx/√(mean(x²)+ε), the mean over C,H,W of each sample (Zhang & Sennrich 2019)."""
+
+    def __init__(self, num_channels):
+        super().__init__(num_channels, bias=False)
+
+    def forward(self, x):
+        mean_square = torch.mean(_wide(x).square(), dim=(1, 2, 3), keepdim=True)
+        return x * (_maps(self.weight) * torch.rsqrt(mean_square + EPS)).to(x.dtype)
+
+
+class FilterResponseNorm(_Norm):
+    """γx/√(mean_{H,W}(x²)+1e-6+|ε_l|)+β, one ε_l a layer learned from 1e-5 (Singh & Krishnan 2019)."""
+
+    MINIMUM = 1e-6
+
+    def __init__(self, num_channels):
+        super().__init__(num_channels)
+        self.eps_l = nn.Parameter(torch.tensor(EPS))
+
+    def forward(self, x):
+        mean_square = torch.mean(_wide(x).square(), dim=(2, 3), keepdim=True)
+        return self.affine(x, torch.rsqrt(mean_square + self.MINIMUM + self.eps_l.abs()))
+
+
+class EvoNormSO(_Norm):
+    """EvoNorm-S0: γ · x · sigmoid(vx)/√(σ²_group+ε)+β, v from 1; its own activation (Liu 2020, table 1)."""
+
+    def __init__(self, num_channels, num_groups):
+        super().__init__(num_channels)
+        self.v = nn.Parameter(torch.ones(num_channels))
+        self.num_groups = _check_groups("EvoNormSO", num_channels, num_groups)
+
+    def forward(self, x):
+        variances, means = (moment.view(len(x), self.num_groups, -1) for moment in _map_moments(x))
+        inverse = torch.rsqrt(_pooled_variance(variances, means, dim=2) + EPS)
+        inverse = inverse.repeat_interleave(self.num_channels // self.num_groups, dim=1)[..., None, None]
+        return self.affine(x * torch.sigmoid(x * _maps(self.v).to(x.dtype)), inverse)
+
+
+class EvoNormBO(_RunningNorm):
+    """EvoNorm-B0: γx/max(√(σ²_{N,H,W}+ε), vx+√(σ²_{H,W}+ε))+β, v from 1; its own activation (Liu 2020, table 1).
+
+    In eval mode the running variance stands for the batch's; each sample's own variance stays.
+    """
+
+    def __init__(self, num_channels):
+        super().__init__(num_channels, mean=False)
+        self.v = nn.Parameter(torch.ones(num_channels))
+
+    def forward(self, x):
+        variances, means = _map_moments(x)
+        batch_variance = self.running_var
+        if self.training:
+            batch_variance = _pooled_variance(variances, means, dim=0)
+            self.update(variance=batch_variance)
+        instance_deviation = torch.sqrt(variances + EPS)[..., None, None].to(x.dtype)
+        batch_deviation = _maps(torch.sqrt(batch_variance + EPS)).to(x.dtype)
+        grown = torch.addcmul(instance_deviation, x, _maps(self.v).to(x.dtype))
+        return self.affine(x / torch.maximum(grown, batch_deviation))
+
+
+class DynamicTanh(_Norm):
+    """γ · tanh(αx)+β, one scalar α a layer from 0.5 (Zhu 2025)."""
+
+    def __init__(self, num_channels):
+        super().__init__(num_channels)
+        self.alpha = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x):
+        return self.affine(torch.tanh(self.alpha.to(x.dtype) * x))
+
+
+class ThresholdedLinearUnit(nn.Module):
+    """TLU: max(y, τ), τ per channel from 0 (Singh & Krishnan 2019)."""
+
+    def __init__(self, num_channels):
+        super().__init__()
+        self.tau = nn.Parameter(torch.zeros(num_channels))
+
+    def forward(self, x):
+        return torch.maximum(x, _maps(self.tau).to(x.dtype))
+
+
+class ScaledReLU(nn.Module):
+    """√(2π/(π−1)) · (ReLU(x) − 1/√(2π)): mean 0 and variance 1 for standard normal x (Arpit 2016, section 3)."""
+
+    def forward(self, x):
+        return (F.relu(x) - RELU_MEAN) * RELU_GAIN
+
+
+def normalized_weight(weight, gain):
+    """g · w/‖w‖ per output channel (Salimans & Kingma 2016). weight (out, ...), gain (out,)."""
+    rows = F.normalize(weight.flatten(1), dim=1) * gain[:, None]
+    return rows.view_as(weight)
+
+
+def standardized_weight(weight, gain):
+    """√(2π/(π−1)) · g · (w−μ_w)/(σ_w · √fan_in) per output channel (Brock 2021). weight (out, ...), gain (out,).
+
+    A channel of a single weight becomes 0.
+    """
+    rows = weight.flatten(1)
+    centred = rows - rows.mean(1, keepdim=True)
+    # ‖w − μ_w‖ is σ_w · √fan_in.
+    return (F.normalize(centred, dim=1) * (RELU_GAIN * gain)[:, None]).view_as(weight)
+
+
+def centred_weight(weight, gain=None):
+    """w − mean(w) per output channel. weight (out, ...)."""
+    rows = weight.flatten(1)
+    return (rows - rows.mean(1, keepdim=True)).view_as(weight)
+
+
+class TransformedConv2d(nn.Conv2d):
+    """A convolution that computes with `transform(weight, gain)`; gain (out,) from 1 where the transform has one."""
+
+    def __init__(self, *args, transform, has_gain, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.transform = transform
+        self.register_parameter("gain", nn.Parameter(torch.ones(self.out_channels)) if has_gain else None)
+
+    def forward(self, x):
+        return self._conv_forward(x, self.transform(self.weight, self.gain), self.bias)
+
+
+class TransformedLinear(nn.Linear):
+    """A linear layer that computes with `transform(weight, gain)`, as TransformedConv2d does."""
+
+    def __init__(self, *args, transform, has_gain, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.transform = transform
+        self.register_parameter("gain", nn.Parameter(torch.ones(self.out_features)) if has_gain else None)
+
+    def forward(self, x):
+        return F.linear(x, self.transform(self.weight, self.gain), self.bias)
+
+
+@dataclass(frozen=True)
+class WeightTransform:
+    """What a conv_type does to a weight (None: nothing), and whether it has a learned gain."""
+
+    transform: Callable | None = None
+    has_gain: bool = False
+
+
+@dataclass(frozen=True)
+class NormType:
+    """What a norm_type puts into the three slots: its own convolution if it has one, the norm, the activation.
+
+    norm(num_channels, num_groups) and activation(num_channels) build fresh modules.
+    token_norm(num_channels): for (N, tokens, C), where it is not `norm` on the tokens seen as (N, C, tokens, 1).
+    """
+
+    norm: Callable[[int, int], nn.Module]
+    activation: Callable[[int], nn.Module] = lambda num_channels: nn.ReLU()
+    conv_type: str | None = None
+    activation_on_tokens: bool = False
+    token_norm: Callable[[int], nn.Module] | None = None
+
+
+def _identity(num_channels, num_groups=None):
+    return nn.Identity()
+
+
+def _of_channels(norm):
+    """A norm that has no groups, as a builder of (num_channels, num_groups)."""
+    return lambda num_channels, num_groups: norm(num_channels)
+
+
+CONVS = {
+    "Plain": WeightTransform(),
+    "sWS": WeightTransform(standardized_weight, has_gain=True),
+    "WeightNormalized": WeightTransform(normalized_weight, has_gain=True),
+    "WeightCentered": WeightTransform(centred_weight),
+}
+
+NORMS = {
+    "Plain": NormType(_identity),
+    "BatchNorm": NormType(_of_channels(BatchNorm)),
+    "LayerNorm": NormType(
+        lambda num_channels, num_groups: GroupNorm(num_channels, 1),
+        token_norm=lambda num_channels: nn.LayerNorm(num_channels, eps=EPS),
+    ),
+    "InstanceNorm": NormType(lambda num_channels, num_groups: GroupNorm(num_channels, num_channels)),
+    "GroupNorm": NormType(GroupNorm),
+    "FilterResponseNorm": NormType(
+        _of_channels(FilterResponseNorm), ThresholdedLinearUnit, activation_on_tokens=True
+    ),
+    "WeightNorm": NormType(
+        _identity, lambda num_channels: ScaledReLU(), conv_type=config.CONV_OF_NORM["WeightNorm"]
+    ),
+    "ScaledWeightStandardization": NormType(
+        _identity, conv_type=config.CONV_OF_NORM["ScaledWeightStandardization"]
+    ),
+    "EvoNormSO": NormType(EvoNormSO, _identity),
+    "EvoNormBO": NormType(_of_channels(EvoNormBO), _identity),
+    "VarianceNorm": NormType(_of_channels(VarianceNorm)),
+    "MeanCentering": NormType(_of_channels(MeanCentering)),
+    "RMSNorm": NormType(
+        _of_channels(RMSNorm), token_norm=lambda num_channels: nn.RMSNorm(num_channels, eps=EPS)
+    ),
+    "DynamicTanh": NormType(_of_channels(DynamicTanh)),
+}
+
+
+class TokenNorm(nn.Module):
+    """A norm of (N, C, H, W) on tokens (N, tokens, C): the tokens of a sample are its positions, (N, C, tokens, 1)."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x):
+        return self.norm(x.transpose(1, 2).unsqueeze(3)).squeeze(3).transpose(1, 2)
+
+
+def build_norm(norm_type, num_channels, num_groups=32):
+    """A fresh (norm, activation) pair of modules for x (N, num_channels, H, W).
+
+    num_groups is for GroupNorm and EvoNormSO. Raises KeyError for an unknown norm_type and ValueError where the
+    groups do not divide the channels.
+    """
+    spec = NORMS[norm_type]
+    return spec.norm(num_channels, num_groups), spec.activation(num_channels)
+
+
+def build_token_norm(norm_type, num_channels, num_groups=32):
+    """A fresh module for tokens (N, tokens, num_channels): the norm slot alone, FilterResponseNorm with its TLU."""
+    spec = NORMS[norm_type]
+    if spec.token_norm is not None:
+        return spec.token_norm(num_channels)
+    norm, activation = build_norm(norm_type, num_channels, num_groups)
+    if isinstance(norm, nn.Identity):
+        return norm
+    return TokenNorm(nn.Sequential(norm, activation) if spec.activation_on_tokens else norm)
+
+
+def build_conv(conv_type, in_channels, out_channels, kernel_size=3, stride=1, padding=1, bias=False):
+    """A convolution whose weight is transformed as conv_type says. Raises KeyError for an unknown conv_type."""
+    spec = CONVS[conv_type]
+    shape = (in_channels, out_channels, kernel_size, stride, padding)
+    if spec.transform is None:
+        return nn.Conv2d(*shape, bias=bias)
+    return TransformedConv2d(*shape, bias=bias, transform=spec.transform, has_gain=spec.has_gain)
+
+
+def build_linear(conv_type, in_features, out_features):
+    """A linear layer with bias whose weight is transformed as conv_type says. Raises KeyError likewise."""
+    spec = CONVS[conv_type]
+    if spec.transform is None:
+        return nn.Linear(in_features, out_features)
+    return TransformedLinear(in_features, out_features, transform=spec.transform, has_gain=spec.has_gain)
+
+
+def conv_of(norm_type, conv_type="Plain"):
+    """(conv_type, bias) of a network's convolutions: a weight-based norm brings its own, with bias.
+
+    Raises ValueError where another is asked for.
+    """
+    own = NORMS[norm_type].conv_type
+    if own is not None and conv_type != "Plain":
+        raise ValueError(f"{norm_type} brings its own convolution, so conv_type {conv_type} cannot be combined with it")
+    return own or conv_type, own is not None

@@ -1,0 +1,349 @@
+"""The run directory: its name, its files, its state, and the table of all runs.
+
+One place names every file; every write is atomic (files.py), and everything loads with weights_only=True.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import filelock
+import torch
+
+from config import Config, RunError, UsageError, resolve
+from files import read_json, read_torch, write_csv, write_json, write_torch
+
+METRICS_COLUMNS = (
+    "epoch",
+    "learning_rate",
+    "train_loss",
+    "train_accuracy",
+    "validation_loss",
+    "validation_accuracy",
+    "test_loss",
+    "test_accuracy",
+    "seconds",
+    "images_per_second",
+)
+ORIGINAL_COLUMNS = (
+    "Model",
+    "Norm",
+    "Dataset",
+    "Batch Size",
+    "Trace",
+    "Eigen Mean",
+    "Eigen Variance",
+    "Max Eigen",
+    "Test Accuracy",
+    "Class Similarity",
+    "Mom & WD",
+    "Train Accuracy",
+    "SkipInit",
+    "Success",
+    "P Grouping",
+    "Gen. Ratio",
+)
+OWN_COLUMNS = (
+    "seed",
+    "epochs",
+    "conv_type",
+    "cfg",
+    "preact",
+    "image_size",
+    "patch_size",
+    "init_lr",
+    "lr_warmup",
+    "momentum",
+    "weight_decay",
+    "precision",
+    "train_samples",
+    "test_samples",
+    "val_fraction",
+    "status",
+    "test_loss",
+    "train_loss",
+    "validation_accuracy",
+    "validation_loss",
+    "seconds",
+    "data",
+    "run",
+)
+MODEL_NAMES = {"vgg": "VGG", "resnet-56": "ResNet-56", "vit": "ViT"}  # as the original table spells them
+
+
+class RunDirectory:
+    """The files of one run. `path` need not exist yet."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.metrics = self.path / "metrics.csv"
+        self.summary = self.path / "summary.json"
+        self.last = self.path / "checkpoints" / "last.pt"
+        self.curves = self.path / "curves.png"
+        self.probes_picture = self.path / "probes.png"
+        self.hessian = self.path / "hessian.json"
+        self.class_similarity = self.path / "class_similarity.json"
+
+    def checkpoint(self, epoch):
+        return self.path / "checkpoints" / f"epoch_{epoch:04d}.pt"
+
+    def checkpoints(self):
+        return sorted(self.path.glob("checkpoints/epoch_*.pt"))
+
+    def probes(self, epoch):
+        return self.path / "probes" / f"epoch_{epoch:04d}.pt"
+
+    def probe_dumps(self):
+        return sorted(self.path.glob("probes/epoch_*.pt"))
+
+    def lock(self):
+        """A context that one process holds while it works on the run. Raises RunError where another does."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            return filelock.FileLock(self.path / ".lock").acquire(timeout=0)
+        except filelock.Timeout:
+            raise RunError(f"{self.path} is being worked on by another process; wait for it, or stop it") from None
+
+    def clear(self):
+        """Removes everything that the run recorded; the lock stays."""
+        for entry in self.path.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry.name != ".lock":
+                entry.unlink()
+
+
+def pick_device(name):
+    """The torch.device that a --device flag names; auto: cuda, mps or cpu. Raises UsageError where it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(name)
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[device.type]
+    if (device.index or 0) >= there:
+        raise UsageError(f"--device={name} is not on this machine (--device=cpu always is)")
+    return device
+
+
+def identity_hash(config):
+    """8 hex digits over the fields that change the numbers."""
+    text = json.dumps(config.identity(), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def run_name(config):
+    """`<arch>_<norm>_<dataset>_…_seed0_<8 hex>`: what differs from the defaults, readable; the hash, exact."""
+    parts = [config.arch, config.norm_type, config.dataset]
+    if config.norm_type == "GroupNorm":
+        parts.append(f"p{config.p_grouping:g}")
+    if config.conv_type != "Plain":
+        parts.append(config.conv_type)
+    if config.arch == "vgg":
+        parts.append(config.cfg)
+    parts += [flag for flag in ("skipinit", "preact") if getattr(config, flag)]
+    parts += [f"bs{config.batch_size}", f"ep{config.epochs}", f"seed{config.seed}", identity_hash(config)]
+    return "_".join(parts)
+
+
+def open_run(config):
+    """(Config, RunDirectory) of a parsed command line; with c_dir, the settings come from its config.json.
+
+    Runtime flags beside c_dir replace the stored ones. Raises RunError where c_dir holds no readable config.json.
+    """
+    if config.c_dir is None:
+        return config, RunDirectory(Path(config.results_dir) / run_name(config))
+    run = RunDirectory(config.c_dir)
+    if not run.path.is_dir():
+        raise RunError(f"--c_dir={config.c_dir} is not a folder")
+    runtime = {f.name for f in dataclasses.fields(Config) if f.metadata["runtime"]}
+    changes = {name: getattr(config, name) for name in runtime if _differs(name, getattr(config, name))}
+    changes |= {"overwrite": config.overwrite, "download": config.download}
+    return dataclasses.replace(stored_config(run), **changes), run
+
+
+def stored_config(run):
+    """The Config in a run directory's config.json. Raises RunError where it does not hold exactly one run's settings."""
+    settings = read_json(run.config)
+    names = {f.name for f in dataclasses.fields(Config)}
+    missing = sorted(names - settings.keys())
+    if missing:
+        raise RunError(f"{run.config} lacks {', '.join(missing)}: it is from another version, or damaged")
+    try:
+        changed = {name: settings[name] for name in names - {"c_dir"} if _differs(name, settings[name])}
+        config = resolve(changed)
+    except (UsageError, TypeError, ValueError) as error:
+        raise RunError(f"{run.config} holds settings that do not fit together: {error}") from None
+    return config
+
+
+def _differs(name, value):
+    return value != getattr(Config(), name)
+
+
+def describe(config, dataset, fingerprint):
+    """The content of config.json: every setting, then versions, git commit, and what the data were."""
+    return dataclasses.asdict(config) | {
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "data": {
+            "fingerprint": fingerprint,
+            "classes": list(dataset.classes),
+            "image_shape": list(dataset.train.images.shape[1:]),
+            "train_samples": len(dataset.train),
+            "validation_samples": 0 if dataset.validation is None else len(dataset.validation),
+            "test_samples": len(dataset.test),
+        },
+    }
+
+
+def versions():
+    """{package: version} of what the numbers depend on."""
+    packages = ("torch", "torchvision", "numpy")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+
+
+def git_commit():
+    """The commit of this program, with `+` where its files differ from it; None outside a git checkout."""
+    home = Path(__file__).resolve().parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=home, capture_output=True, text=True, check=True)
+        dirty = subprocess.run(["git", "status", "--porcelain"], cwd=home, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+
+
+def reads_same_folder(run, config):
+    """Whether the run's images came from the folder that the config names now (or from the seed)."""
+    stored = read_json(run.config).get("data_dir", "")
+    return config.dataset == "Synthetic" or Path(stored).resolve() == Path(config.data_dir).resolve()
+
+
+def check_same_data(run, fingerprint):
+    """Raises RunError where the run was trained on other images than these."""
+    stored = read_json(run.config).get("data", {}).get("fingerprint")
+    if stored != fingerprint:
+        raise RunError(
+            f"{run.path} was trained on other images (fingerprint {stored}, here {fingerprint}): "
+            "use another --results_dir, or --overwrite=True to start over"
+        )
+
+
+def save_state(run, *, config, model, optimizer, epoch, rows, seconds, recorder):
+    """Writes last.pt: everything that the run needs to continue after `epoch`."""
+    random_states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        random_states["cuda"] = torch.cuda.get_rng_state_all()
+    state = {
+        "identity": config.identity(),
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "epoch": epoch,
+        "rows": rows,
+        "seconds": seconds,
+        "probes": None if recorder is None else recorder.state_dict(),
+        "random_states": random_states,
+    }
+    write_torch(run.last, state)
+
+
+def load_state(run, *, config, model, optimizer, recorder):
+    """Takes last.pt back into model, optimizer and recorder: (epoch, rows, seconds). Raises RunError."""
+    mend = "--overwrite=True starts the run over"
+    try:
+        state = read_torch(run.last)
+    except RunError as error:
+        raise RunError(f"{error}; {mend}") from None
+    try:
+        if state["identity"] != config.identity():
+            raise RunError(f"{run.last} belongs to other settings than {run.config}; {mend}")
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        if recorder is not None:
+            recorder.load_state_dict(state["probes"])
+        torch.set_rng_state(state["random_states"]["cpu"])
+        if torch.cuda.is_available() and "cuda" in state["random_states"]:
+            torch.cuda.set_rng_state_all(state["random_states"]["cuda"])
+        return state["epoch"], state["rows"], state["seconds"]
+    except (KeyError, TypeError, RuntimeError, ValueError, AttributeError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise RunError(f"{run.last} does not fit this run ({reason}); {mend}") from None
+
+
+def save_checkpoint(run, config, model, epoch):
+    """Writes the model of `epoch` alone; with keep=last the older ones go, once the new one is there."""
+    path = run.checkpoint(epoch)
+    write_torch(path, model.state_dict())
+    if config.keep == "last":
+        for older in run.checkpoints():
+            if older != path:
+                older.unlink()
+
+
+def load_probes(run):
+    """All probe dicts of a run as one: the keys of section 6, concatenated over iterations. None without dumps."""
+    dumps = [read_torch(path) for path in run.probe_dumps()]
+    if not dumps:
+        return None
+    joined = {"sites": dumps[0]["sites"]}
+    for key in dumps[0]:
+        if key != "sites":
+            joined[key] = torch.cat([dump[key] for dump in dumps])
+    return joined
+
+
+# The table of all runs
+
+
+def table_row(run):
+    """One run's row of results.csv, or None where it has not ended or cannot be read."""
+    try:
+        settings, summary = read_json(run.config), read_json(run.summary)
+        measured = {}
+        for path in (run.hessian, run.class_similarity):
+            if path.exists():
+                measured |= read_json(path)
+        values = {
+            "Model": MODEL_NAMES[settings["arch"]],
+            "Norm": settings["norm_type"],
+            "Dataset": settings["dataset"],
+            "Batch Size": settings["batch_size"],
+            "Trace": measured.get("trace"),
+            "Eigen Mean": measured.get("eigen_mean"),
+            "Eigen Variance": measured.get("eigen_variance"),
+            "Max Eigen": measured.get("max_eigen"),
+            "Test Accuracy": _percent(summary["test_accuracy"]),
+            "Class Similarity": measured.get("class_similarity"),
+            "Mom & WD": settings["momentum"] > 0 and settings["weight_decay"] > 0,
+            "Train Accuracy": _percent(summary["train_accuracy"]),
+            "SkipInit": settings["skipinit"],
+            "Success": summary["status"] == "done",
+            "P Grouping": settings["p_grouping"],
+            "Gen. Ratio": summary["generalization_ratio"],
+            "data": settings["data"]["fingerprint"],
+            "run": run.path.name,
+        }
+        values |= {name: settings[name] for name in OWN_COLUMNS if name in settings and name not in values}
+        return values | {name: summary[name] for name in OWN_COLUMNS if name in summary}
+    except (RunError, KeyError, TypeError):
+        return None
+
+
+def _percent(fraction):
+    return None if fraction is None else 100 * fraction
+
+
+def collect(results_dir):
+    """Rebuilds results_dir/results.csv from the run directories, one row a run that has ended. Returns its path."""
+    results_dir = Path(results_dir)
+    table = results_dir / "results.csv"
+    with filelock.FileLock(results_dir / ".results.lock"):
+        runs = [RunDirectory(path.parent) for path in sorted(results_dir.glob("*/summary.json"))]
+        rows = [row for row in map(table_row, runs) if row is not None]
+        write_csv(table, ORIGINAL_COLUMNS + OWN_COLUMNS, rows)
+    return table
