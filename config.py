@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
+from errors import UsageError
+
 ARCHS = ("vgg", "resnet-56", "vit")
 NORM_TYPES = (
     "Plain",
@@ -59,14 +61,6 @@ SMALL_BATCH = 32  # smaller batches train for SMALL_BATCH_EPOCHS
 SMALL_BATCH_EPOCHS = 10
 DUMP_EVERY_EPOCHS = 5
 EVALUATION_BATCH = 256
-
-
-class UsageError(Exception):
-    """Flags that are wrong or cannot be honoured together (exit code 2)."""
-
-
-class RunError(Exception):
-    """What a user can cause and mend, said in one line (exit code 1)."""
 
 
 def _flag(default, help, *, group, type=str, choices=None, flags=(), runtime=False):
@@ -354,7 +348,10 @@ def _check_applicable(config, given):
 
 def _check_network(config):
     if config.arch == "vit":
-        check_patches(config.image_size, config.patch_size)
+        try:
+            check_patches(config.image_size, config.patch_size)
+        except ValueError as error:
+            raise UsageError(f"--patch_size={config.patch_size}: {error}") from None
     if config.norm_type == "GroupNorm":
         widths = {"vgg": vgg_widths(config.cfg), "resnet-56": RESNET_WIDTHS, "vit": (VIT_WIDTH,)}[config.arch]
         layer = {"vgg": "convolution", "resnet-56": "stage", "vit": "block"}[config.arch]
@@ -371,9 +368,9 @@ def vgg_widths(cfg):
 
 
 def check_patches(image_size, patch_size):
-    """Raises UsageError unless whole patches tile the image."""
+    """Raises ValueError unless whole patches tile the image."""
     if image_size % patch_size:
-        raise UsageError(f"--patch_size={patch_size} does not divide --image_size={image_size}")
+        raise ValueError(f"patches of {patch_size} pixels do not tile an image_size of {image_size}")
 
 
 def num_groups(p_grouping, width, layer):
@@ -409,29 +406,6 @@ def learning_rate(config, step, steps_per_epoch):
         return peak * step / warmup
     decayed = 4 * (step - warmup) >= 3 * (total - warmup)
     return peak / LEARNING_RATE_DROP if decayed else peak
-
-
-def run_command(command):
-    """Runs a script's main(): one line on stderr and the exit code for whatever a user can cause.
-
-    2 for flags, 1 for a failure, 130 on Ctrl-C, 0 otherwise.
-    """
-    script = sys.argv[0].rpartition("/")[2]
-    try:
-        command()
-    except UsageError as error:
-        code, message = 2, str(error)
-    except RunError as error:
-        code, message = 1, str(error)
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        code, message = 1, f"{error.strerror or error}{where}"
-    except KeyboardInterrupt as interrupt:
-        code, message = 130, f"interrupted{'; ' if str(interrupt) else ''}{interrupt}"
-    else:
-        return
-    print(f"{script}: error: {message}" if code != 130 else f"{script}: {message}", file=sys.stderr)
-    sys.exit(code)
 
 
 def progress_bar(total, description, unit="img"):

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from config import EVALUATION_BATCH, RunError, UsageError, progress_bar
+from config import EVALUATION_BATCH, progress_bar
+from errors import RunError, UsageError
 from files import write_torch
 
 SUBSET_SEED = 0  # subsets and the validation split are the same for every training seed
@@ -200,7 +201,7 @@ def cifar(name, data_dir, download):
     except RuntimeError:
         raise RunError(
             f"{name} is not in {data_dir} or is damaged there: add --download=True, "
-            f"or unpack its archive there so that {data_dir / reader.base_folder} exists (--data_dir names another folder)"
+            f"or unpack its archive so that {data_dir / reader.base_folder} exists (--data_dir names another folder)"
         ) from None
     train, test = (
         Split(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))

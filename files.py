@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from config import RunError
+from errors import RunError
 
 
 def write_bytes(path, content):
@@ -22,9 +22,11 @@ def write_bytes(path, content):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, f"cannot write: {error.strerror}", str(path)) from None
+        if isinstance(error, OSError):
+            raise OSError(error.errno, f"cannot write: {error.strerror}", str(path)) from None
+        raise
 
 
 def write_torch(path, content):

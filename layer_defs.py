@@ -337,22 +337,14 @@ NORMS = {
     ),
     "InstanceNorm": NormType(lambda num_channels, num_groups: GroupNorm(num_channels, num_channels)),
     "GroupNorm": NormType(GroupNorm),
-    "FilterResponseNorm": NormType(
-        _of_channels(FilterResponseNorm), ThresholdedLinearUnit, activation_on_tokens=True
-    ),
-    "WeightNorm": NormType(
-        _identity, lambda num_channels: ScaledReLU(), conv_type=config.CONV_OF_NORM["WeightNorm"]
-    ),
-    "ScaledWeightStandardization": NormType(
-        _identity, conv_type=config.CONV_OF_NORM["ScaledWeightStandardization"]
-    ),
+    "FilterResponseNorm": NormType(_of_channels(FilterResponseNorm), ThresholdedLinearUnit, activation_on_tokens=True),
+    "WeightNorm": NormType(_identity, lambda num_channels: ScaledReLU(), conv_type=config.CONV_OF_NORM["WeightNorm"]),
+    "ScaledWeightStandardization": NormType(_identity, conv_type=config.CONV_OF_NORM["ScaledWeightStandardization"]),
     "EvoNormSO": NormType(EvoNormSO, _identity),
     "EvoNormBO": NormType(_of_channels(EvoNormBO), _identity),
     "VarianceNorm": NormType(_of_channels(VarianceNorm)),
     "MeanCentering": NormType(_of_channels(MeanCentering)),
-    "RMSNorm": NormType(
-        _of_channels(RMSNorm), token_norm=lambda num_channels: nn.RMSNorm(num_channels, eps=EPS)
-    ),
+    "RMSNorm": NormType(_of_channels(RMSNorm), token_norm=lambda num_channels: nn.RMSNorm(num_channels, eps=EPS)),
     "DynamicTanh": NormType(_of_channels(DynamicTanh)),
 }
 

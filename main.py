@@ -9,7 +9,7 @@ import math
 import time
 from contextlib import nullcontext
 
-from config import RunError, learning_rate, parse_args, progress_bar, run_command
+from config import learning_rate, parse_args, progress_bar
 
 if __name__ == "__main__":
     parse_args()  # --help and wrong flags answer before torch takes its seconds to load
@@ -21,8 +21,9 @@ import plots
 import runs
 from config import DUMP_EVERY_EPOCHS
 from data import evaluation_batches, load, training_batches
-from files import read_json, write_csv, write_json, write_torch
-from models import build_model
+from errors import RunError, run_command
+from files import write_csv, write_json, write_torch
+from models import build_from_config
 from probes import Recorder
 
 LOOK_SECONDS = 1.0  # between looks at the losses, each of which waits for the device
@@ -33,22 +34,22 @@ def main(argv=None):
     config, run = runs.open_run(parse_args(argv))
     device = runs.pick_device(config.device)
     with run.lock():
-        if config.overwrite:
-            run.clear()
-        finished = run.summary.exists()
-        if not (finished and runs.reads_same_folder(run, config)):
+        is_finished = run.summary.exists() and not config.overwrite
+        if not (is_finished and runs.reads_same_folder(run, config)):
             dataset = load(config)
             fingerprint = dataset.fingerprint()
+            if config.overwrite:
+                run.clear()
             if run.config.exists():
                 runs.check_same_data(run, fingerprint)
             else:
                 write_json(run.config, runs.describe(config, dataset, fingerprint))
-        if not finished:
+        if not is_finished:
             try:
                 train(config, run, dataset.to(device), device)
             except torch.OutOfMemoryError:
                 raise RunError(f"{device} has too little memory: lower --batch_size or --image_size") from None
-    report(run)
+    print(runs.outcome(run))
     runs.collect(run.path.parent)
     return run.path
 
@@ -56,66 +57,40 @@ def main(argv=None):
 def train(config, run, dataset, device):
     """Trains from the last finished epoch on, and writes everything that the run leaves."""
     torch.manual_seed(config.seed)
-    model = build_network(config, dataset).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
-    )
+    model = build_from_config(config, len(dataset.classes)).to(device, memory_format=torch.channels_last)
+    rates = {"lr": 0.0, "momentum": config.momentum, "weight_decay": config.weight_decay}
+    optimizer = torch.optim.SGD(model.parameters(), **rates, fused=device.type != "mps")
     recorder = Recorder(model) if config.probe_layers else None
-    done, rows, seconds = 0, [], 0.0
-    if run.last.exists():
-        done, rows, seconds = runs.load_state(
-            run, config=config, model=model, optimizer=optimizer, recorder=recorder
-        )
-        print(f"continuing {run.path} after epoch {done}")
-    else:
-        print(f"training {config.arch} with {config.norm_type} on {config.dataset} ({device}): {run.path}")
-    diverged_at = None
+    progress = runs.load_state(run, config, model, optimizer, recorder)
+    rows, diverged_at = progress["rows"], None
+    what = f"{config.arch} with {config.norm_type} on {config.dataset} ({device})"
+    print(f"training {what} after epoch {progress['epoch']} of {config.epochs}: {run.path}", flush=True)
     try:
-        for epoch in range(done + 1, config.epochs + 1):
+        for epoch in range(progress["epoch"] + 1, config.epochs + 1):
             row, diverged_at = train_epoch(config, model, optimizer, dataset, epoch, recorder)
-            if diverged_at is None:
-                seconds += row["seconds"]
+            has_diverged = diverged_at is not None
+            if not has_diverged:
                 rows.append(row)
-                print(epoch_line(config, rows), flush=True)
+                print(runs.epoch_line(config, row), flush=True)
             write_csv(run.metrics, runs.METRICS_COLUMNS, rows)
-            is_dump = diverged_at is not None or epoch % DUMP_EVERY_EPOCHS == 0 or epoch == config.epochs
+            is_dump = has_diverged or epoch % DUMP_EVERY_EPOCHS == 0 or epoch == config.epochs
             if recorder is not None and is_dump:
                 write_torch(run.probes(epoch), recorder.dump())
-            if diverged_at is not None:
+            if has_diverged:
                 break
             if is_dump:
                 runs.save_checkpoint(run, config, model, epoch)
-            runs.save_state(
-                run, config=config, model=model, optimizer=optimizer, epoch=epoch, rows=rows, seconds=seconds,
-                recorder=recorder,
-            )
-            done = epoch
+            progress |= {"epoch": epoch, "seconds": progress["seconds"] + row["seconds"]}
+            runs.save_state(run, config, model, optimizer, recorder, progress)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"the same command continues after epoch {done} of {config.epochs}") from None
+        raise KeyboardInterrupt(f"the same command continues after epoch {progress['epoch']}") from None
     finally:
         if recorder is not None:
             recorder.close()
-    summary = summarize(config, model, dataset, rows, seconds, diverged_at)
-    title = run.path.name
-    plots.draw_curves(run, title)
-    plots.draw_probes(run, title)
+    summary = summarize(config, model, dataset, progress, diverged_at)
+    plots.draw_curves(run, run.path.name)
+    plots.draw_probes(run, run.path.name)
     write_json(run.summary, summary)
-
-
-def build_network(config, dataset):
-    """The network that a Config names, for the data set's classes."""
-    return build_model(
-        config.arch,
-        norm_type=config.norm_type,
-        num_classes=len(dataset.classes),
-        conv_type=config.conv_type,
-        p_grouping=config.p_grouping,
-        cfg=config.cfg,
-        skipinit=config.skipinit,
-        preact=config.preact,
-        image_size=config.image_size,
-        patch_size=config.patch_size,
-    )
 
 
 def forward(config, model, images):
@@ -131,15 +106,15 @@ def train_epoch(config, model, optimizer, dataset, epoch, recorder):
     Nothing in a step waits for the device; once a second the losses so far are looked at.
     """
     start = look = time.perf_counter()
-    train = dataset.train
-    steps = math.ceil(len(train) / config.batch_size)
+    split = dataset.train
+    steps = math.ceil(len(split) / config.batch_size)
     first_step = (epoch - 1) * steps
-    losses = torch.zeros(steps, device=train.labels.device)
-    correct = torch.zeros((), dtype=torch.int64, device=train.labels.device)
+    losses = torch.zeros(steps, device=split.labels.device)
+    correct = torch.zeros((), dtype=torch.int64, device=split.labels.device)
     seen = 0
     model.train()
-    batches = training_batches(train, config.batch_size, config.seed, epoch, config.image_size)
-    with progress_bar(len(train), f"epoch {epoch}/{config.epochs}") as bar:
+    batches = training_batches(split, config.batch_size, config.seed, epoch, config.image_size)
+    with progress_bar(len(split), f"epoch {epoch}/{config.epochs}") as bar:
         for index, (images, labels) in enumerate(batches):
             step = first_step + index
             for group in optimizer.param_groups:
@@ -163,19 +138,19 @@ def train_epoch(config, model, optimizer, dataset, epoch, recorder):
                 bar.set_postfix_str(f"loss {so_far[-50:].mean():.4f}, acc {100 * correct.item() / seen:.1f} %")
                 look = time.perf_counter()
     sizes = torch.full((steps,), config.batch_size, dtype=torch.float64)
-    sizes[-1] = len(train) - config.batch_size * (steps - 1)
+    sizes[-1] = len(split) - config.batch_size * (steps - 1)
     train_seconds = time.perf_counter() - start
     row = {
         "epoch": epoch,
         "learning_rate": optimizer.param_groups[0]["lr"],
-        "train_loss": (losses.cpu().double() @ sizes / len(train)).item(),
-        "train_accuracy": correct.item() / len(train),
+        "train_loss": (losses.cpu().double() @ sizes / len(split)).item(),
+        "train_accuracy": correct.item() / len(split),
     }
-    for name, split in (("validation", dataset.validation), ("test", dataset.test)):
-        if split is not None:
-            row[f"{name}_loss"], row[f"{name}_accuracy"] = evaluate(config, model, split)
+    for name, held_out in (("validation", dataset.validation), ("test", dataset.test)):
+        if held_out is not None:
+            row[f"{name}_loss"], row[f"{name}_accuracy"] = evaluate(config, model, held_out)
     row["seconds"] = time.perf_counter() - start
-    row["images_per_second"] = len(train) / train_seconds
+    row["images_per_second"] = len(split) / train_seconds
     if not all(math.isfinite(value) for value in row.values()):
         return None, diverged_step(first_step + steps - 1, recorder)
     return row, None
@@ -193,17 +168,19 @@ def evaluate(config, model, split):
     """(mean cross-entropy, accuracy) over a split, in eval mode, unaugmented."""
     model.eval()
     losses, correct = [], []
-    for images, labels in evaluation_batches(split, config.image_size):
-        logits = forward(config, model, images)
-        losses.append(F.cross_entropy(logits, labels, reduction="sum"))
-        correct.append((logits.argmax(1) == labels).sum())
+    with progress_bar(len(split), "evaluating") as bar:
+        for images, labels in evaluation_batches(split, config.image_size):
+            logits = forward(config, model, images)
+            losses.append(F.cross_entropy(logits, labels, reduction="sum"))
+            correct.append((logits.argmax(1) == labels).sum())
+            bar.update(len(labels))
     return torch.stack(losses).cpu().double().sum().item() / len(split), torch.stack(correct).sum().item() / len(split)
 
 
-def summarize(config, model, dataset, rows, seconds, diverged_at):
+def summarize(config, model, dataset, progress, diverged_at):
     """The content of summary.json: the result of the last epoch, or how far the run came before it diverged."""
-    summary = {"status": "done", "epochs_done": len(rows), "seconds": seconds}
-    last = rows[-1] if rows else {}
+    summary = {"status": "done", "epochs_done": progress["epoch"], "seconds": progress["seconds"]}
+    last = progress["rows"][-1] if progress["rows"] else {}
     for key in ("validation_loss", "validation_accuracy", "test_loss", "test_accuracy"):
         summary[key] = last.get(key)
     if diverged_at is not None:
@@ -212,31 +189,6 @@ def summarize(config, model, dataset, rows, seconds, diverged_at):
     summary["train_loss"], summary["train_accuracy"] = evaluate(config, model, dataset.train)
     ratio = summary["test_accuracy"] / summary["train_accuracy"] if summary["train_accuracy"] else None
     return summary | {"generalization_ratio": ratio}
-
-
-def epoch_line(config, rows):
-    """What the terminal and the log say of an epoch."""
-    row = rows[-1]
-    parts = [f"epoch {row['epoch']:>{len(str(config.epochs))}}/{config.epochs}", f"lr {row['learning_rate']:.3g}"]
-    for split in ("train", "validation", "test"):
-        if f"{split}_loss" in row:
-            parts.append(f"{split} loss {row[f'{split}_loss']:.4f} acc {100 * row[f'{split}_accuracy']:.2f} %")
-    left = row["seconds"] * (config.epochs - row["epoch"])
-    parts.append(f"{row['seconds']:.1f} s ({row['images_per_second']:,.0f} img/s, {left / 60:.0f} min left)")
-    return " | ".join(parts)
-
-
-def report(run):
-    """Says how a finished run ended and where its files are."""
-    summary = read_json(run.summary)
-    if summary["status"] == "diverged":
-        print(f"diverged at step {summary['diverged_at_step']} (epoch {summary['epochs_done'] + 1}); kept in {run.path}")
-        return
-    print(
-        f"done: test accuracy {100 * summary['test_accuracy']:.2f} %, train accuracy "
-        f"{100 * summary['train_accuracy']:.2f} % in {summary['seconds']:.0f} s; look at "
-        f"{run.curves}, {run.probes_picture if run.probes_picture.exists() else run.metrics}"
-    )
 
 
 if __name__ == "__main__":

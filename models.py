@@ -194,3 +194,9 @@ def build_model(
     if arch == "vgg":
         return VGG(layers, num_classes, cfg)
     return ResNet(layers, num_classes, skipinit, preact)
+
+
+def build_from_config(config, num_classes):
+    """The network that a Config names. Raises as build_model does."""
+    names = ("norm_type", "conv_type", "p_grouping", "cfg", "skipinit", "preact", "image_size", "patch_size")
+    return build_model(config.arch, num_classes=num_classes, **{name: getattr(config, name) for name in names})

@@ -27,14 +27,14 @@ def _figure(*grid, **options):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(layout="constrained", **options)
+    figure = Figure(**options)
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(*grid, squeeze=False)
+    return figure, figure.subplots(*grid, squeeze=False, gridspec_kw={"hspace": 0.32, "wspace": 0.28})
 
 
 def _save(figure, path):
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
+    figure.savefig(picture, format="png", dpi=100)
     write_bytes(path, picture.getvalue())
 
 
@@ -42,7 +42,8 @@ def draw_curves(run, title):
     """curves.png: loss and accuracy over epochs, from metrics.csv."""
     rows = read_csv(run.metrics)
     epochs = [int(row["epoch"]) for row in rows]
-    figure, axes = _figure(1, 2, figsize=(10, 4))
+    figure, axes = _figure(1, 2, figsize=(11, 4.5))
+    figure.subplots_adjust(left=0.08, right=0.98, bottom=0.12, top=0.9)
     for axis, quantity, scale, label in (
         (axes[0, 0], "loss", 1, "cross-entropy (nats per image)"),
         (axes[0, 1], "accuracy", 100, "accuracy (%)"),
@@ -70,14 +71,16 @@ def draw_probes(run, title):
         return
     iterations = probes["iteration"].numpy()
     moments = np.unique(np.linspace(0, len(iterations) - 1, 4).round().astype(int))
-    figure, axes = _figure(4, 3, figsize=(15, 15))
+    figure, axes = _figure(4, 3, figsize=(17, 18))
+    figure.subplots_adjust(left=0.065, right=0.98, bottom=0.04, top=0.93)
     for index, key in enumerate(KEYS):
         heatmap, profile = axes[2 * (index // 3), index % 3], axes[2 * (index // 3) + 1, index % 3]
         values = probes[key].double().numpy()
         kind = "conv" if key in CONV_KEYS else "activation"
         _draw_heatmap(figure, heatmap, iterations, values, key, kind)
         _draw_profile(profile, iterations, values, moments, key, kind, probes["sites"][kind])
-    figure.suptitle(f"{title}\nlayers are numbered from the input; sites named shortcut stand aside as crosses")
+    has_shortcuts = any("shortcut" in name for name in probes["sites"]["conv"])
+    figure.suptitle(title + "\nlayers are numbered from the input" + "; crosses: shortcuts" * has_shortcuts)
     _save(figure, run.probes_picture)
 
 
@@ -108,20 +111,30 @@ def _draw_heatmap(figure, axis, iterations, values, key, kind):
     figure.colorbar(mesh, ax=axis)
     axis.invert_yaxis()
     axis.set(title=TITLES[key], xlabel="iteration", ylabel=_site_label(kind))
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.yaxis.get_major_locator().set_params(integer=True)
 
 
 def _draw_profile(axis, iterations, values, moments, key, kind, names):
+    """A statistic over depth at a few moments: one line style for each place in a block, crosses for shortcuts."""
     from matplotlib import colormaps
 
     depth = np.arange(1, values.shape[1] + 1)
-    aside = np.array(["shortcut" in name for name in names])
+    places = np.array([_place(name) for name in names])
+    ordinary = [place for place in dict.fromkeys(places) if place != "shortcut"]
     for position, moment in enumerate(moments):
         colour = colormaps["viridis"](0.85 * position / max(len(moments) - 1, 1))
         label = f"iteration {iterations[moment]:,}"
-        marker = "o" if len(depth) <= 20 else None
-        axis.plot(depth[~aside], values[moment, ~aside], color=colour, marker=marker, ms=4, lw=1.3, label=label)
+        for place, style in zip(ordinary, ("-", "--", ":", "-."), strict=False):
+            here = places == place
+            marker = "o" if here.sum() <= 20 else None
+            axis.plot(depth[here], values[moment, here], color=colour, marker=marker, ms=4, ls=style, label=label)
+            label = None
+        aside = places == "shortcut"
         axis.plot(depth[aside], values[moment, aside], color=colour, marker="x", ls="none", ms=5)
+    if len(ordinary) > 1:
+        for place, style in zip(ordinary, ("-", "--", ":", "-."), strict=False):
+            axis.plot([], [], color="grey", ls=style, label=place)
     finite = values[moments][np.isfinite(values[moments])]
     if key in LOGARITHMIC and len(finite) and finite.min() > 0:
         axis.set_yscale("log")
@@ -129,3 +142,11 @@ def _draw_profile(axis, iterations, values, moments, key, kind, names):
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)
     axis.legend(fontsize="small")
+
+
+def _place(name):
+    """Where in a block a site stands: blocks.3.conv1 → conv1, blocks.3.shortcut.0 → shortcut, blocks.3 → block."""
+    if "shortcut" in name:
+        return "shortcut"
+    last = name.rpartition(".")[2].removeprefix("final_")
+    return "block" if last.isdigit() else last

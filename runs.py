@@ -15,8 +15,9 @@ from pathlib import Path
 import filelock
 import torch
 
-from config import Config, RunError, UsageError, resolve
-from files import read_json, read_torch, write_csv, write_json, write_torch
+from config import Config, resolve
+from errors import RunError, UsageError
+from files import read_json, read_torch, write_csv, write_torch
 
 METRICS_COLUMNS = (
     "epoch",
@@ -167,7 +168,7 @@ def open_run(config):
 
 
 def stored_config(run):
-    """The Config in a run directory's config.json. Raises RunError where it does not hold exactly one run's settings."""
+    """The Config in a run directory's config.json. Raises RunError where its settings are not those of one run."""
     settings = read_json(run.config)
     names = {f.name for f in dataclasses.fields(Config)}
     missing = sorted(names - settings.keys())
@@ -203,8 +204,8 @@ def describe(config, dataset, fingerprint):
 
 def versions():
     """{package: version} of what the numbers depend on."""
-    packages = ("torch", "torchvision", "numpy")
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+    others = {name: importlib.metadata.version(name) for name in ("torchvision", "numpy")}
+    return {"python": platform.python_version(), "torch": str(torch.__version__)} | others
 
 
 def git_commit():
@@ -226,7 +227,10 @@ def reads_same_folder(run, config):
 
 def check_same_data(run, fingerprint):
     """Raises RunError where the run was trained on other images than these."""
-    stored = read_json(run.config).get("data", {}).get("fingerprint")
+    try:
+        stored = read_json(run.config).get("data", {}).get("fingerprint")
+    except RunError as error:
+        raise RunError(f"{error}; --overwrite=True starts the run over") from None
     if stored != fingerprint:
         raise RunError(
             f"{run.path} was trained on other images (fingerprint {stored}, here {fingerprint}): "
@@ -234,8 +238,8 @@ def check_same_data(run, fingerprint):
         )
 
 
-def save_state(run, *, config, model, optimizer, epoch, rows, seconds, recorder):
-    """Writes last.pt: everything that the run needs to continue after `epoch`."""
+def save_state(run, config, model, optimizer, recorder, progress):
+    """Writes last.pt: everything that the run needs to continue. progress: {"epoch", "rows", "seconds"} so far."""
     random_states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         random_states["cuda"] = torch.cuda.get_rng_state_all()
@@ -243,25 +247,24 @@ def save_state(run, *, config, model, optimizer, epoch, rows, seconds, recorder)
         "identity": config.identity(),
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
-        "epoch": epoch,
-        "rows": rows,
-        "seconds": seconds,
         "probes": None if recorder is None else recorder.state_dict(),
         "random_states": random_states,
     }
-    write_torch(run.last, state)
+    write_torch(run.last, state | progress)
 
 
-def load_state(run, *, config, model, optimizer, recorder):
-    """Takes last.pt back into model, optimizer and recorder: (epoch, rows, seconds). Raises RunError."""
+def load_state(run, config, model, optimizer, recorder):
+    """Takes last.pt back into model, optimizer and recorder, and returns the progress. Raises RunError.
+
+    Where there is no last.pt: the progress of a run that has not begun.
+    """
+    if not run.last.exists():
+        return {"epoch": 0, "rows": [], "seconds": 0.0}
     mend = "--overwrite=True starts the run over"
     try:
         state = read_torch(run.last)
-    except RunError as error:
-        raise RunError(f"{error}; {mend}") from None
-    try:
         if state["identity"] != config.identity():
-            raise RunError(f"{run.last} belongs to other settings than {run.config}; {mend}")
+            raise RunError(f"{run.last} belongs to other settings than {run.config}")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         if recorder is not None:
@@ -269,7 +272,9 @@ def load_state(run, *, config, model, optimizer, recorder):
         torch.set_rng_state(state["random_states"]["cpu"])
         if torch.cuda.is_available() and "cuda" in state["random_states"]:
             torch.cuda.set_rng_state_all(state["random_states"]["cuda"])
-        return state["epoch"], state["rows"], state["seconds"]
+        return {name: state[name] for name in ("epoch", "rows", "seconds")}
+    except RunError as error:
+        raise RunError(f"{error}; {mend}") from None
     except (KeyError, TypeError, RuntimeError, ValueError, AttributeError) as error:
         reason = str(error).splitlines()[0][:120]
         raise RunError(f"{run.last} does not fit this run ({reason}); {mend}") from None
@@ -295,6 +300,38 @@ def load_probes(run):
         if key != "sites":
             joined[key] = torch.cat([dump[key] for dump in dumps])
     return joined
+
+
+# What the terminal and the log say
+
+
+def epoch_line(config, row):
+    """One finished epoch, from its row of metrics.csv."""
+    epoch = f"epoch {row['epoch']:>{len(str(config.epochs))}}/{config.epochs}"
+    parts = [epoch, f"lr {row['learning_rate']:.3g}"]
+    for split in ("train", "validation", "test"):
+        if f"{split}_loss" in row:
+            parts.append(f"{split} loss {row[f'{split}_loss']:.4f} acc {100 * row[f'{split}_accuracy']:.2f} %")
+    minutes_left = row["seconds"] * (config.epochs - row["epoch"]) / 60
+    parts.append(f"{row['seconds']:.1f} s ({row['images_per_second']:,.0f} img/s, {minutes_left:.0f} min left)")
+    return " | ".join(parts)
+
+
+def outcome(run):
+    """How a run ended and where its files are, from its summary.json. Raises RunError where that is damaged."""
+    summary = read_json(run.summary)
+    try:
+        if summary["status"] == "diverged":
+            step, epochs = summary["diverged_at_step"], summary["epochs_done"]
+            return f"diverged at step {step}, after {epochs} whole epochs; what was recorded is in {run.path}"
+        test, train = 100 * summary["test_accuracy"], 100 * summary["train_accuracy"]
+        pictures = [str(path) for path in (run.curves, run.probes_picture) if path.exists()]
+        return (
+            f"done in {summary['seconds']:.0f} s: test accuracy {test:.2f} %, train accuracy {train:.2f} %\n"
+            f"look at {', '.join(pictures) or run.metrics}; everything is in {run.path}"
+        )
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{run.summary} is damaged ({error}); --overwrite=True starts the run over") from None
 
 
 # The table of all runs

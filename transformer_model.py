@@ -79,7 +79,7 @@ class VisionTransformer(nn.Module):
     """6 encoder blocks of width 384. Images (N, 3, image_size, image_size) to logits (N, num_classes).
 
     A weight-based norm (or a conv_type) transforms the weights of the patch embedding and of the blocks' linear
-    layers; the classifier stays plain, as in the convolutional networks. Raises UsageError where patch_size does
+    layers; the classifier stays plain, as in the convolutional networks. Raises ValueError where patch_size does
     not divide image_size.
     """
 
@@ -92,9 +92,7 @@ class VisionTransformer(nn.Module):
         self.patches = build_conv(conv_type, 3, width, patch_size, stride=patch_size, padding=0, bias=True)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Parameter(torch.empty(1, (image_size // patch_size) ** 2 + 1, width).normal_(std=0.02))
-        self.blocks = nn.Sequential(
-            *[EncoderBlock(norm_type, conv_type, num_groups) for _ in range(config.VIT_BLOCKS)]
-        )
+        self.blocks = nn.Sequential(*[EncoderBlock(norm_type, conv_type, num_groups) for _ in range(config.VIT_BLOCKS)])
         self.norm = build_token_norm(norm_type, width, num_groups)
         self.classifier = nn.Linear(width, num_classes)
         nn.init.trunc_normal_(self.patches.weight, std=math.sqrt(1 / (3 * patch_size**2)))

@@ -1,0 +1,242 @@
+"""Activation and gradient statistics against float64 textbook values."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import config
+from models import build_model
+from probes import ACTIVATION_KEYS, CONV_KEYS, KEYS, Recorder, activation_statistics, find_sites
+
+SMALL_VIT = {"image_size": 16, "patch_size": 8}
+
+
+def textbook(x):
+    """The four statistics in float64 by their definitions: loops over pairs, an SVD. x is (N, C, H, W)."""
+    x = x.double()
+    rows = [sample.flatten() for sample in x]
+    norms = [row.square().sum().sqrt() for row in rows]
+    cosines = [(a @ b) / (norms[i] * norms[j]) for i, a in enumerate(rows) for j, b in enumerate(rows) if i != j]
+    unit = torch.stack([row / norm for row, norm in zip(rows, norms, strict=True)])
+    variances = [((x[:, c] - x[:, c].mean()) ** 2).mean() for c in range(x.shape[1])]
+    singular_values = torch.linalg.svdvals(unit)
+    return {
+        "activation_norm": torch.stack(norms).mean(),
+        "activation_variance": torch.stack(variances).mean(),
+        "cosine_similarity": torch.stack(cosines).mean(),
+        "stable_rank": unit.square().sum() / singular_values[0] ** 2,
+    }
+
+
+def inputs():
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(12, 5, 4, 3, generator=generator)
+    return {
+        "normal": noise,
+        "rectified": noise.relu(),
+        "far from zero": noise + 30,
+        "tiny": noise * 1e-12,
+        "huge": noise * 1e12,
+        "two clusters": noise * 0.01 + torch.tensor([1.0, -1.0]).repeat(6)[:, None, None, None],
+        "orthogonal": torch.eye(12).view(12, 1, 4, 3),
+    }
+
+
+@pytest.mark.parametrize("name", inputs())
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("key", ACTIVATION_KEYS)
+def test_statistics_equal_their_definitions(name, memory_format, key):
+    x = inputs()[name]
+    expected = textbook(x)[key].float()
+    found = activation_statistics(x.contiguous(memory_format=memory_format))[key]
+    torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-7)
+
+
+@pytest.mark.parametrize("key", ACTIVATION_KEYS)
+def test_statistics_in_float64_are_exact(key):
+    x = inputs()["rectified"].double()
+    torch.testing.assert_close(activation_statistics(x)[key], textbook(x)[key], rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("key", ACTIVATION_KEYS)
+def test_statistics_of_half_precision_keep_two_digits(key):
+    x = inputs()["rectified"].bfloat16()
+    torch.testing.assert_close(activation_statistics(x)[key], textbook(x)[key].float(), rtol=1e-2, atol=1e-3)
+
+
+def test_stable_rank_of_a_nearly_degenerate_spectrum():
+    """256 random directions in 2048 dimensions: the largest singular values lie as close as they can."""
+    x = torch.randn(256, 512, 2, 2, generator=torch.Generator().manual_seed(0))
+    singular_values = torch.linalg.svdvals(F.normalize(x.double().flatten(1)))
+    expected = 256 / singular_values[0] ** 2
+    torch.testing.assert_close(activation_statistics(x)["stable_rank"], expected.float(), rtol=1e-3, atol=0)
+
+
+def test_tokens_are_samples_of_positions_and_channels():
+    tokens = torch.randn(6, 7, 4, generator=torch.Generator().manual_seed(0))
+    as_maps = activation_statistics(tokens.transpose(1, 2).unsqueeze(3).contiguous())
+    torch.testing.assert_close(activation_statistics(tokens), as_maps)
+
+
+def test_zero_samples_give_finite_numbers():
+    x = torch.zeros(4, 3, 2, 2)
+    x[1:3] = torch.randn(2, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    assert all(value.isfinite() for value in activation_statistics(x).values())
+    assert all(value.isfinite() for value in activation_statistics(torch.zeros(4, 3, 2, 2)).values())
+
+
+def test_a_zero_sample_counts_as_orthogonal_to_every_other():
+    x = torch.ones(3, 2, 1, 1)
+    x[2] = 0
+    found = activation_statistics(x)
+    assert found["cosine_similarity"].item() == pytest.approx(2 / 6)
+    assert found["stable_rank"].item() == pytest.approx(1)
+
+
+def test_statistics_are_zero_dimensional_and_off_the_graph():
+    x = torch.randn(4, 3, 2, 2, requires_grad=True)
+    assert all(value.dim() == 0 and not value.requires_grad for value in activation_statistics(x).values())
+
+
+@pytest.mark.parametrize(
+    ("arch", "options", "conv", "activation"),
+    [
+        ("vgg", {}, 10, 10),
+        ("vgg", {"cfg": "cfg_40"}, 40, 40),
+        ("resnet-56", {}, 57, 55),
+        ("resnet-56", {"preact": True}, 57, 55),
+        ("vit", SMALL_VIT, 12, 6),
+    ],
+)
+@pytest.mark.parametrize("norm_type", ["BatchNorm", "EvoNormSO", "FilterResponseNorm", "WeightNorm"])
+def test_every_convolution_and_activation_is_a_site(arch, options, conv, activation, norm_type):
+    sites = find_sites(build_model(arch, norm_type=norm_type, num_classes=10, **options))
+    assert (len(sites["conv"]), len(sites["activation"])) == (conv, activation)
+
+
+def train_steps(arch, recorder_of=None, steps=3, **options):
+    """The losses and the final weights of a few SGD steps."""
+    torch.manual_seed(0)
+    model = build_model(arch, num_classes=10, **options).to(memory_format=torch.channels_last)
+    keys_before = list(model.state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    recorder = recorder_of(model) if recorder_of else None
+    losses = []
+    for step in range(steps):
+        x, y = torch.randn(4, 3, 16, 16), torch.randint(10, (4,))
+        if recorder is None:
+            loss = F.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+        else:
+            with recorder.step(step):
+                loss = F.cross_entropy(model(x), y)
+                optimizer.zero_grad()
+                loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert list(model.state_dict()) == keys_before
+    return losses, model, recorder
+
+
+@pytest.mark.parametrize(
+    ("arch", "options"),
+    [
+        ("vgg", {"norm_type": "BatchNorm"}),
+        ("resnet-56", {"norm_type": "GroupNorm"}),
+        ("resnet-56", {"norm_type": "EvoNormBO", "preact": True, "skipinit": True}),
+        ("vit", {"norm_type": "LayerNorm", **SMALL_VIT}),
+    ],
+)
+def test_probing_changes_neither_losses_nor_weights(arch, options):
+    plain_losses, plain, _ = train_steps(arch, **options)
+    losses, probed, recorder = train_steps(arch, Recorder, **options)
+    assert losses == plain_losses
+    assert all(
+        torch.equal(a, b) for a, b in zip(plain.state_dict().values(), probed.state_dict().values(), strict=True)
+    )
+    dump = recorder.dump()
+    assert all(dump[key].isfinite().all() for key in KEYS)
+
+
+@pytest.mark.parametrize("arch", config.ARCHS)
+def test_recorded_values_are_those_of_the_sites(arch):
+    """Against outputs and gradients that plain hooks of the test's own collect."""
+    torch.manual_seed(0)
+    options = SMALL_VIT if arch == "vit" else {}
+    model = build_model(arch, norm_type="BatchNorm", num_classes=10, **options)
+    x, y = torch.randn(5, 3, 16, 16), torch.randint(10, (5,))
+    if arch == "vit":  # a classifier from 0 sends no gradient back
+        torch.nn.init.normal_(model.classifier.weight)
+    reference = copy.deepcopy(model)
+    outputs = {}
+
+    def keep(name):
+        def hook(module, inputs, output):
+            output.retain_grad()
+            outputs[name] = output
+
+        return hook
+
+    for kind, sites in find_sites(reference).items():
+        for name, module in sites:
+            module.register_forward_hook(keep((kind, name)))
+    F.cross_entropy(reference(x), y).backward()
+    recorder = Recorder(model)
+    with recorder.step(0):
+        F.cross_entropy(model(x), y).backward()
+    dump = recorder.dump()
+    for kind, names in dump["sites"].items():
+        for index, name in enumerate(names):
+            output = outputs[kind, name].detach()
+            maps = output.transpose(1, 2).unsqueeze(3) if output.dim() == 3 else output
+            if kind == "conv":
+                deviation = maps.double().var((0, 2, 3), correction=0).sqrt().mean()
+                gradient = outputs[kind, name].grad.double().square().sum().sqrt()
+                expected = {"std": deviation, "grad_norm": gradient}
+            else:
+                expected = textbook(maps)
+            for key, value in expected.items():
+                torch.testing.assert_close(dump[key][0, index], value.float(), rtol=1e-4, atol=1e-7)
+
+
+def test_a_dump_holds_the_iterations_since_the_last_one():
+    _, model, recorder = train_steps("vgg", Recorder, norm_type="BatchNorm", steps=3)
+    first = recorder.dump()
+    with recorder.step(7):
+        model(torch.randn(2, 3, 16, 16)).sum().backward()
+    second = recorder.dump()
+    assert first["iteration"].tolist() == [0, 1, 2]
+    assert second["iteration"].tolist() == [7]
+    assert {key: tuple(first[key].shape) for key in KEYS} == dict.fromkeys(KEYS, (3, 10))
+    assert all(first[key].dtype == torch.float32 for key in KEYS)
+
+
+def test_a_step_that_fails_is_not_kept():
+    _, model, recorder = train_steps("vgg", Recorder, norm_type="BatchNorm", steps=1)
+    with pytest.raises(RuntimeError, match="channels"), recorder.step(1):
+        model(torch.randn(2, 1, 16, 16))
+    assert recorder.dump()["iteration"].tolist() == [0]
+
+
+def test_state_survives_saving_and_drop_after_forgets():
+    _, model, recorder = train_steps("vgg", Recorder, norm_type="BatchNorm", steps=3)
+    copy_of_state = recorder.state_dict()
+    other = Recorder(model)
+    other.load_state_dict(copy_of_state)
+    other.drop_after(1)
+    dump = other.dump()
+    assert dump["iteration"].tolist() == [0, 1]
+    assert torch.equal(dump["stable_rank"], copy_of_state["stable_rank"][:2])
+
+
+def test_close_takes_every_hook_off():
+    model = build_model("vgg", norm_type="BatchNorm", num_classes=10)
+    Recorder(model).close()
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_keys_are_split_between_the_sites():
+    assert KEYS == CONV_KEYS + ACTIVATION_KEYS

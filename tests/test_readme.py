@@ -1,0 +1,67 @@
+"""README.md stays true: its flags are the parser's, its commands are accepted, the files it names exist."""
+
+import dataclasses
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from config import Config, parse_args
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def flags_table():
+    """The table of flags as the parser's fields give it."""
+    lines = ["| flag | values | default | meaning |", "|---|---|---|---|"]
+    for option in dataclasses.fields(Config):
+        kind = option.metadata["type"].__name__
+        values = {"_boolean": "True, False", "str": "text", "parse": "number"}[kind]
+        if option.metadata["choices"]:
+            values = ", ".join(f"`{choice}`" for choice in option.metadata["choices"])
+        names = ", ".join(f"`{name}`" for name in (f"--{option.name}", *option.metadata["flags"]))
+        default = "" if option.default is None else f"`{option.default}`"
+        lines.append(f"| {names} | {values} | {default} | {option.metadata['help']} |")
+    return "\n".join(lines)
+
+
+def commands():
+    """Every `python main.py …` line of the README."""
+    return [line.partition("#")[0].strip() for line in README.splitlines() if line.startswith("python main.py")]
+
+
+def test_the_table_of_flags_is_the_parsers():
+    assert flags_table() in README, f"the README's table should read\n{flags_table()}"
+
+
+def test_there_are_commands():
+    assert len(commands()) >= 5
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_is_accepted(command):
+    words = shlex.split(command)[2:]
+    assert words == ["--help"] or parse_args(words)
+
+
+def test_the_make_commands_exist():
+    targets = re.findall(r"^make (\w+)", README, re.MULTILINE)
+    makefile = (ROOT / "Makefile").read_text()
+    assert targets == ["demo", "test"]
+    assert all(f"\n{target}:" in makefile for target in targets)
+
+
+def test_every_file_in_the_map_exists():
+    section = README.partition("\n## Files\n")[2].partition("\n## ")[0]
+    names = re.findall(r"`([\w./]+)`", section)
+    assert all((ROOT / name).exists() for name in names)
+    flat = {path.name for path in ROOT.glob("*.py")}
+    assert flat <= set(names)
+
+
+def test_every_picture_exists():
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
+    assert pictures
+    assert all((ROOT / picture).exists() for picture in pictures)
