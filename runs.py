@@ -74,7 +74,6 @@ OWN_COLUMNS = (
     "data",
     "run",
 )
-MODEL_NAMES = {"vgg": "VGG", "resnet-56": "ResNet-56", "vit": "ViT"}  # as the original table spells them
 
 
 class RunDirectory:
@@ -346,7 +345,7 @@ def table_row(run):
             if path.exists():
                 measured |= read_json(path)
         values = {
-            "Model": MODEL_NAMES[settings["arch"]],
+            "Model": settings["arch"],
             "Norm": settings["norm_type"],
             "Dataset": settings["dataset"],
             "Batch Size": settings["batch_size"],
