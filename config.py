@@ -379,6 +379,8 @@ def num_groups(p_grouping, width, layer):
     p > 1: p groups. p ≤ 1: groups of 1/p channels, one group where 1/p is the width or more.
     Raises ValueError, naming layer, width and groups, where the groups do not divide the width.
     """
+    if p_grouping <= 0:
+        raise ValueError(f"{layer} cannot have {p_grouping:g} as its grouping")
     size_or_count = p_grouping if p_grouping > 1 else 1 / p_grouping
     if abs(size_or_count - round(size_or_count)) > 1e-6 * size_or_count:
         raise ValueError(f"{p_grouping:g} is neither a whole number of groups nor 1 over a whole group size")

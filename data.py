@@ -164,7 +164,7 @@ def evaluation_batches(split, image_size=None, batch_size=EVALUATION_BATCH):
 
 
 def synthetic(seed):
-    """Ten classes of smooth random patterns, shifted, recoloured and drowned in noise: learnable, never trivial.
+    """Ten classes of smooth random patterns, shifted, recoloured and noisy: learnable from a few hundred images.
 
     5,000 training and 1,000 test images of 32×32, made from the seed within a second.
     """
@@ -196,12 +196,12 @@ def cifar(name, data_dir, download):
     reader = {"CIFAR-10": datasets.CIFAR10, "CIFAR-100": datasets.CIFAR100}[name]
     try:
         parts = [reader(str(data_dir), train=train, download=download) for train in (True, False)]
-    except OSError as error:
-        raise RunError(f"{name} could not be fetched into {data_dir}: {error}") from None
-    except RuntimeError:
+    except (OSError, RuntimeError) as error:
+        found = f"{name} is not in {data_dir} or is damaged there: add --download=True, or"
+        if download:
+            found = f"{name} could not be fetched into {data_dir} ({str(error).splitlines()[0]}):"
         raise RunError(
-            f"{name} is not in {data_dir} or is damaged there: add --download=True, "
-            f"or unpack its archive so that {data_dir / reader.base_folder} exists (--data_dir names another folder)"
+            f"{found} unpack its archive so that {data_dir / reader.base_folder} exists (--data_dir names the folder)"
         ) from None
     train, test = (
         Split(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
@@ -218,7 +218,7 @@ def image_folder(data_dir, image_size=None):
     Raises RunError for missing folders, unreadable files (by name), and sizes that differ.
     """
     classes, files = _list_images(data_dir)
-    listing = _listing_digest(files)
+    listing = _listing_digest(classes, files)
     cache = data_dir / CACHE_NAME
     stored = _read_cache(cache, listing, image_size)
     if stored is None:
@@ -242,7 +242,8 @@ def _list_images(data_dir):
         folder = data_dir / split
         if not folder.is_dir():
             raise RunError(f"{folder} is not a folder: --data_dir needs train/<class>/ and test/<class>/ in it")
-        names[split] = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+        folders = [entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
+        names[split] = sorted(folders)
         files[split] = [
             (entry, label)
             for label, name in enumerate(names[split])
@@ -257,13 +258,15 @@ def _list_images(data_dir):
     return tuple(names["train"]), files
 
 
-def _listing_digest(files):
-    """A hash of every file's path, size and modification time, and of its label."""
+def _listing_digest(classes, files):
+    """A hash of every file's path, size, modification time and inode (which tells folders that swapped names)."""
     lines = []
     for split, entries in files.items():
         for entry, label in entries:
             status = entry.stat()
-            lines.append(f"{split}/{label}/{entry.name}\0{status.st_size}\0{status.st_mtime_ns}")
+            lines.append(
+                f"{split}/{classes[label]}/{entry.name}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ino}"
+            )
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -300,7 +303,7 @@ def _decode(files, image_size):
     from PIL import Image
 
     total = sum(len(entries) for entries in files.values())
-    sizes, unreadable = set(), []
+    sizes, unreadable = set(), {}
     for entries in files.values():
         for entry, _ in entries:
             sizes.add(_open(entry, lambda image: image.size, unreadable))
@@ -310,12 +313,14 @@ def _decode(files, image_size):
         raise RunError(f"the images differ in size ({shapes}): give --image_size to resize them")
 
     def pixels(image):
-        image = image.convert("RGB")
-        return np.asarray(image if has_one_size else image.resize((image_size, image_size), Image.Resampling.BILINEAR))
+        image = _to_rgb(image)
+        if has_one_size or image_size is None:
+            return np.asarray(image)
+        return np.asarray(image.resize((image_size, image_size), Image.Resampling.BILINEAR))
 
     stored = {"resized_to": None if has_one_size else image_size}
     with progress_bar(total, "decoding images") as bar:
-        for split, entries in files.items() if not unreadable else ():
+        for split, entries in files.items():
             arrays = []
             for entry, _ in entries:
                 arrays.append(_open(entry, pixels, unreadable))
@@ -324,12 +329,25 @@ def _decode(files, image_size):
                 stored[f"{split}_images"] = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
             stored[f"{split}_labels"] = torch.tensor([label for _, label in entries])
     if unreadable:
-        raise RunError(f"{len(unreadable)} of {total} files cannot be read as images: {_few(unreadable)}")
+        raise RunError(f"{len(unreadable)} of {total} files cannot be read as images: {_few(unreadable.values())}")
     return stored
 
 
+def _to_rgb(image):
+    """A PIL image in 8-bit RGB; 16 bits are scaled, alpha is dropped. Raises ValueError for floating-point pixels."""
+    from PIL import Image
+
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range")
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
 def _open(entry, use, unreadable):
-    """use(the opened image); where PIL cannot, None, and the file's name and why are added to `unreadable`."""
+    """use(the opened image); where PIL cannot, None, and `unreadable` gets the file's name and why."""
     from PIL import Image
 
     try:
@@ -337,7 +355,7 @@ def _open(entry, use, unreadable):
             return use(image)
     except Exception as error:  # PIL raises many types for what files can hold; each is reported by name
         reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else error
-        unreadable.append(f"{entry.path} ({reason})")
+        unreadable[entry.path] = f"{entry.path} ({reason})"
         return None
 
 

@@ -1,5 +1,6 @@
 """Files that are whole or not there: every write goes to a temporary file first and replaces the old one at once."""
 
+import contextlib
 import csv
 import io
 import json
@@ -23,7 +24,8 @@ def write_bytes(path, content):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         if isinstance(error, OSError):
             raise OSError(error.errno, f"cannot write: {error.strerror}", str(path)) from None
         raise
@@ -46,13 +48,15 @@ def read_torch(path):
         raise RunError(f"{path} cannot be read: {error.strerror}") from None
     except Exception as error:  # torch.load has no common base for what a damaged file raises
         reason = (str(error).splitlines() or [""])[0][:120] or type(error).__name__
+        if reason.startswith("Weights only"):
+            reason = "it is not a file of plain tensors"
         raise RunError(f"{path} is damaged ({reason})") from None
 
 
 def write_json(path, content):
     """Indented JSON; non-finite numbers become null. Atomic; raises OSError."""
     text = json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
-    write_bytes(path, f"{text}\n".encode())
+    write_bytes(path, f"{text}\n".encode(errors="backslashreplace"))
 
 
 def _finite(value):
@@ -71,7 +75,7 @@ def read_json(path):
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RunError(f"{path} is missing") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise RunError(f"{path} holds no settings")

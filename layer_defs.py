@@ -302,6 +302,7 @@ class NormType:
     """What a norm_type puts into the three slots: its own convolution if it has one, the norm, the activation.
 
     norm(num_channels, num_groups) and activation(num_channels) build fresh modules.
+    is_bounded: whether the norm keeps the size of what it gives in training independent of the size of x.
     token_norm(num_channels): for (N, tokens, C), where it is not `norm` on the tokens seen as (N, C, tokens, 1).
     """
 
@@ -310,6 +311,7 @@ class NormType:
     conv_type: str | None = None
     activation_on_tokens: bool = False
     token_norm: Callable[[int], nn.Module] | None = None
+    is_bounded: bool = True
 
 
 def _identity(num_channels, num_groups=None):
@@ -329,7 +331,7 @@ CONVS = {
 }
 
 NORMS = {
-    "Plain": NormType(_identity),
+    "Plain": NormType(_identity, is_bounded=False),
     "BatchNorm": NormType(_of_channels(BatchNorm)),
     "LayerNorm": NormType(
         lambda num_channels, num_groups: GroupNorm(num_channels, 1),
@@ -338,12 +340,16 @@ NORMS = {
     "InstanceNorm": NormType(lambda num_channels, num_groups: GroupNorm(num_channels, num_channels)),
     "GroupNorm": NormType(GroupNorm),
     "FilterResponseNorm": NormType(_of_channels(FilterResponseNorm), ThresholdedLinearUnit, activation_on_tokens=True),
-    "WeightNorm": NormType(_identity, lambda num_channels: ScaledReLU(), conv_type=config.CONV_OF_NORM["WeightNorm"]),
-    "ScaledWeightStandardization": NormType(_identity, conv_type=config.CONV_OF_NORM["ScaledWeightStandardization"]),
+    "WeightNorm": NormType(
+        _identity, lambda num_channels: ScaledReLU(), conv_type=config.CONV_OF_NORM["WeightNorm"], is_bounded=False
+    ),
+    "ScaledWeightStandardization": NormType(
+        _identity, conv_type=config.CONV_OF_NORM["ScaledWeightStandardization"], is_bounded=False
+    ),
     "EvoNormSO": NormType(EvoNormSO, _identity),
     "EvoNormBO": NormType(_of_channels(EvoNormBO), _identity),
     "VarianceNorm": NormType(_of_channels(VarianceNorm)),
-    "MeanCentering": NormType(_of_channels(MeanCentering)),
+    "MeanCentering": NormType(_of_channels(MeanCentering), is_bounded=False),
     "RMSNorm": NormType(_of_channels(RMSNorm), token_norm=lambda num_channels: nn.RMSNorm(num_channels, eps=EPS)),
     "DynamicTanh": NormType(_of_channels(DynamicTanh)),
 }

@@ -180,12 +180,23 @@ def build_model(
     p_grouping for GroupNorm. Raises ValueError for an unknown name, for a choice that the network or norm cannot
     honour, and where groups do not divide a width (naming layer, width and groups).
     """
-    names = {"arch": config.ARCHS, "norm_type": config.NORM_TYPES, "conv_type": config.CONV_TYPES}
-    for (name, choices), value in zip(names.items(), (arch, norm_type, conv_type), strict=True):
+    for name, value, choices in (
+        ("arch", arch, config.ARCHS),
+        ("norm_type", norm_type, config.NORM_TYPES),
+        ("conv_type", conv_type, config.CONV_TYPES),
+        ("cfg", cfg, config.VGG_LAYERS),
+    ):
         if value not in choices:
             raise ValueError(f"{name} {value!r} is none of {', '.join(choices)}")
-    if (skipinit or preact) and arch != "resnet-56":
-        raise ValueError(f"skipinit and preact are resnet-56's; {arch} cannot honour them")
+    for name, is_asked, owner, chosen in (
+        ("skipinit", skipinit, "resnet-56", arch),
+        ("preact", preact, "resnet-56", arch),
+        ("cfg", cfg != "cfg_10", "vgg", arch),
+        ("patch_size", patch_size != 16, "vit", arch),
+        ("p_grouping", p_grouping != 32, "GroupNorm", norm_type),
+    ):
+        if is_asked and chosen != owner:
+            raise ValueError(f"{name} is {owner}'s; {chosen} cannot honour it")
     if arch == "vit":
         groups = config.num_groups(p_grouping, config.VIT_WIDTH, "vit") if norm_type == "GroupNorm" else 32
         image_size = image_size or config.VIT_IMAGE_SIZE

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import config
-from layer_defs import build_conv, build_linear, build_token_norm, conv_of
+from layer_defs import NORMS, build_conv, build_linear, build_token_norm, conv_of
 
 
 class Attention(nn.Module):
@@ -65,8 +65,7 @@ class EncoderBlock(nn.Module):
         super().__init__()
         width = config.VIT_WIDTH
         self.norm1 = build_token_norm(norm_type, width, num_groups)
-        is_bounded = not isinstance(self.norm1, nn.Identity)
-        self.attention = Attention(conv_type, width, config.VIT_HEADS, fused=is_bounded)
+        self.attention = Attention(conv_type, width, config.VIT_HEADS, fused=NORMS[norm_type].is_bounded)
         self.norm2 = build_token_norm(norm_type, width, num_groups)
         self.mlp = MLP(conv_type, width, config.VIT_MLP_WIDTH)
 

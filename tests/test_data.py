@@ -25,7 +25,6 @@ import data
 from config import parse_args
 from data import Dataset, Split, balanced_subset, evaluation_batches, image_folder, prepare, training_batches
 from errors import RunError, UsageError
-from errors import RunError, UsageError
 
 
 def complaint(call):
@@ -907,7 +906,7 @@ def test_prepare_mirrors_left_and_right_of_the_chosen_images():
     assert torch.equal(prepare(images, torch.tensor([True, False, False, True])), prepare(mirrored))
 
 
-@pytest.mark.parametrize("image_size", [5, 12, 16])
+@pytest.mark.parametrize("image_size", [5, 6, 12])
 @pytest.mark.parametrize("shape", [(8, 8), (6, 8)])
 def test_prepare_resizes_bilinearly_with_antialiasing_where_it_shrinks(shape, image_size):
     images = random_images(4, *shape)

@@ -510,5 +510,5 @@ def test_a_choice_that_network_or_norm_cannot_honour_is_an_error(settings, words
 
 
 def test_patches_that_do_not_tile_the_image_are_an_error():
-    with pytest.raises(ValueError, match=r"patch_size=5.*image_size=16"):
+    with pytest.raises(ValueError, match=r"patches of 5 .*image_size of 16"):
         build("vit", patch_size=5)
