@@ -1,6 +1,6 @@
 PYTHON ?= python3
 VENV := .venv
-DEMO := main.py --arch=vgg --norm_type=BatchNorm --dataset=Synthetic --epochs=5
+DEMO := main.py --arch=vgg --norm_type=BatchNorm --dataset=Synthetic --train_samples=1500 --test_samples=500 --batch_size=64 --epochs=5
 
 .PHONY: demo test lint clean
 
