@@ -33,20 +33,14 @@ def main(argv=None):
     """Runs one command line and returns its run directory."""
     config, run = runs.open_run(parse_args(argv))
     device = runs.pick_device(config.device)
-    with run.lock():
-        is_finished = run.summary.exists() and not config.overwrite
-        if not (is_finished and runs.reads_same_folder(run, config)):
-            dataset = load(config)
-            fingerprint = dataset.fingerprint()
-            if config.overwrite:
-                run.clear()
-            if run.config.exists():
-                runs.check_same_data(run, fingerprint)
-            else:
-                write_json(run.config, runs.describe(config, dataset, fingerprint))
-        if not is_finished:
+    is_finished = run.summary.exists() and not config.overwrite
+    if not (is_finished and runs.reads_same_folder(run, config)):
+        dataset = load(config)
+        with run.lock():
+            runs.begin(run, config, dataset)
             try:
-                train(config, run, dataset.to(device), device)
+                if not is_finished:
+                    train(config, run, dataset.to(device), device)
             except torch.OutOfMemoryError:
                 raise RunError(f"{device} has too little memory: lower --batch_size or --image_size") from None
     print(runs.outcome(run))

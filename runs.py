@@ -17,7 +17,7 @@ import torch
 
 from config import Config, resolve
 from errors import RunError, UsageError
-from files import read_json, read_torch, write_csv, write_torch
+from files import read_json, read_torch, write_csv, write_json, write_torch
 
 METRICS_COLUMNS = (
     "epoch",
@@ -224,8 +224,17 @@ def reads_same_folder(run, config):
     return config.dataset == "Synthetic" or Path(stored).resolve() == Path(config.data_dir).resolve()
 
 
-def check_same_data(run, fingerprint):
-    """Raises RunError where the run was trained on other images than these."""
+def begin(run, config, dataset):
+    """Makes the directory ready for a run on these images: config.json written, or found to speak of the same images.
+
+    With overwrite, what the directory held goes. Raises RunError where it was trained on other images.
+    """
+    fingerprint = dataset.fingerprint()
+    if config.overwrite:
+        run.clear()
+    if not run.config.exists():
+        write_json(run.config, describe(config, dataset, fingerprint))
+        return
     try:
         stored = read_json(run.config).get("data", {}).get("fingerprint")
     except RunError as error:
