@@ -58,7 +58,7 @@ def train(config, run, dataset, device):
     progress = runs.load_state(run, config, model, optimizer, recorder)
     rows, diverged_at = progress["rows"], None
     what = f"{config.arch} with {config.norm_type} on {config.dataset} ({device})"
-    print(f"training {what} after epoch {progress['epoch']} of {config.epochs}: {run.path}", flush=True)
+    print(f"training {what}, {progress['epoch']} of {config.epochs} epochs done: {run.path}", flush=True)
     try:
         for epoch in range(progress["epoch"] + 1, config.epochs + 1):
             row, diverged_at = train_epoch(config, model, optimizer, dataset, epoch, recorder)
