@@ -112,7 +112,7 @@ def test_the_summary_is_what_the_checkpoint_gives(finished):
         split = getattr(dataset, name)
         with torch.no_grad():
             logits = model(data.prepare(split.images, image_size=settings.image_size))
-        assert found[f"{name}_accuracy"] == (logits.argmax(1) == split.labels).float().mean().item()
+        assert found[f"{name}_accuracy"] == (logits.argmax(1) == split.labels).double().mean().item()
         assert found[f"{name}_loss"] == pytest.approx(F.cross_entropy(logits, split.labels).item(), rel=1e-4)
     assert found["generalization_ratio"] == found["test_accuracy"] / found["train_accuracy"]
 
