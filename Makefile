@@ -8,7 +8,7 @@ demo: $(VENV)/installed
 	$(VENV)/bin/python $(DEMO)
 
 test: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist worksteal
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
