@@ -82,15 +82,27 @@ class _RunningNorm(_Norm):
         if variance is not None:
             self.running_var.lerp_(variance.detach(), RUNNING_UPDATE)
 
+    def eval_affine(self):
+        """(scale, shift), (C,) each: what the norm is in eval mode, scale · x + shift. None where it is more."""
+        return None
+
 
 class BatchNorm(_RunningNorm):
     """γ(x−μ)/√(σ²+ε)+β over N,H,W (Ioffe & Szegedy 2015, algorithm 1).
 
     The running variance averages population variances, as the layer uses them; torch.nn.BatchNorm2d's
-    averages sample variances, n/(n−1) as large.
+    averages sample variances, n/(n−1) as large. `elementary` computes a batch's moments and the map step by
+    step: the kernel's forward-mode derivative takes the moments for constants when it is differentiated again.
     """
 
+    elementary = False
+
     def forward(self, x):
+        if self.training and self.elementary:
+            variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+            self.update(mean, variance)
+            scale = self.weight * torch.rsqrt(variance + EPS)
+            return torch.addcmul(_maps(self.bias - scale * mean), x, _maps(scale))
         cudnn = torch.backends.cudnn.enabled
         if not self.training:
             running = (self.running_mean, self.running_var)
@@ -102,6 +114,10 @@ class BatchNorm(_RunningNorm):
         batch_variance = batch_variance * ((count - 1) / count) if count > 1 else torch.zeros_like(batch_variance)
         self.update(batch_mean, batch_variance)
         return out
+
+    def eval_affine(self):
+        scale = self.weight * torch.rsqrt(self.running_var + EPS)
+        return scale, self.bias - scale * self.running_mean
 
 
 class VarianceNorm(_RunningNorm):
@@ -117,6 +133,9 @@ class VarianceNorm(_RunningNorm):
             self.update(variance=variance)
         return self.affine(x, _maps(torch.rsqrt(variance + EPS)))
 
+    def eval_affine(self):
+        return self.weight * torch.rsqrt(self.running_var + EPS), self.bias
+
 
 class MeanCentering(_RunningNorm):
     """γ(x−μ)+β with μ over N,H,W: BatchNorm without scaling."""
@@ -131,6 +150,9 @@ class MeanCentering(_RunningNorm):
             self.update(mean=mean)
         shift = self.bias - self.weight * mean
         return torch.addcmul(_maps(shift).to(x.dtype), x, _maps(self.weight).to(x.dtype))
+
+    def eval_affine(self):
+        return self.weight, self.bias - self.weight * self.running_mean
 
 
 class GroupNorm(_Norm):
@@ -274,7 +296,30 @@ class TransformedConv2d(nn.Conv2d):
         self.register_parameter("gain", nn.Parameter(torch.ones(self.out_channels)) if has_gain else None)
 
     def forward(self, x):
-        return self._conv_forward(x, self.transform(self.weight, self.gain), self.bias)
+        return self._conv_forward(x, self.effective_weight(), self.bias)
+
+    def effective_weight(self):
+        return self.transform(self.weight, self.gain)
+
+
+class FoldedConv2d(nn.Module):
+    """A convolution and the norm after it as one convolution, for a norm that is affine in eval mode.
+
+    The same function of the same parameters, without the passes over the feature map that the norm would take.
+    """
+
+    def __init__(self, conv, norm):
+        super().__init__()
+        self.conv = conv
+        self.norm = norm
+
+    def forward(self, x):
+        conv = self.conv
+        weight = conv.effective_weight() if isinstance(conv, TransformedConv2d) else conv.weight
+        scale, bias = self.norm.eval_affine()
+        if conv.bias is not None:
+            bias = bias + scale * conv.bias
+        return F.conv2d(x, weight * scale.view(-1, 1, 1, 1), bias, conv.stride, conv.padding)
 
 
 class TransformedLinear(nn.Linear):
@@ -287,6 +332,29 @@ class TransformedLinear(nn.Linear):
 
     def forward(self, x):
         return F.linear(x, self.transform(self.weight, self.gain), self.bias)
+
+
+class TokenLayerNorm(nn.LayerNorm):
+    """LayerNorm over C of each token (N, tokens, C); `elementary` as BatchNorm's, for the same reason."""
+
+    elementary = False
+
+    def forward(self, x):
+        if not self.elementary:
+            return super().forward(x)
+        variance, mean = torch.var_mean(x, dim=-1, correction=0, keepdim=True)
+        return (x - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias
+
+
+class TokenRMSNorm(nn.RMSNorm):
+    """RMSNorm over C of each token (N, tokens, C); `elementary` as BatchNorm's."""
+
+    elementary = False
+
+    def forward(self, x):
+        if not self.elementary:
+            return super().forward(x)
+        return x * (torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight)
 
 
 @dataclass(frozen=True)
@@ -335,7 +403,7 @@ NORMS = {
     "BatchNorm": NormType(_of_channels(BatchNorm)),
     "LayerNorm": NormType(
         lambda num_channels, num_groups: GroupNorm(num_channels, 1),
-        token_norm=lambda num_channels: nn.LayerNorm(num_channels, eps=EPS),
+        token_norm=lambda num_channels: TokenLayerNorm(num_channels, eps=EPS),
     ),
     "InstanceNorm": NormType(lambda num_channels, num_groups: GroupNorm(num_channels, num_channels)),
     "GroupNorm": NormType(GroupNorm),
@@ -350,7 +418,7 @@ NORMS = {
     "EvoNormBO": NormType(_of_channels(EvoNormBO), _identity),
     "VarianceNorm": NormType(_of_channels(VarianceNorm)),
     "MeanCentering": NormType(_of_channels(MeanCentering), is_bounded=False),
-    "RMSNorm": NormType(_of_channels(RMSNorm), token_norm=lambda num_channels: nn.RMSNorm(num_channels, eps=EPS)),
+    "RMSNorm": NormType(_of_channels(RMSNorm), token_norm=lambda num_channels: TokenRMSNorm(num_channels, eps=EPS)),
     "DynamicTanh": NormType(_of_channels(DynamicTanh)),
 }
 

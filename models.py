@@ -1,13 +1,16 @@
 """VGG and ResNet-56 for small images, and `build_model` for all three networks.
 
-Every network has `features(x)`, what its classifier pools, and `forward(x)`, the logits.
+Every network has `features(x)`, what its classifier pools, `pool(features)`, and `forward(x)`, the logits.
+A block's NORM_OF_CONV says which norm takes a convolution's output and nothing else does.
 """
+
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 import config
-from layer_defs import build_conv, build_norm, conv_of
+from layer_defs import FoldedConv2d, build_conv, build_norm, conv_of
 from transformer_model import VisionTransformer
 
 
@@ -42,6 +45,8 @@ def _classifier(width, num_classes):
 class VGGBlock(nn.Module):
     """3×3 convolution → norm → activation."""
 
+    NORM_OF_CONV: ClassVar = {"conv": "norm"}
+
     def __init__(self, layers, in_channels, width, stride, name):
         super().__init__()
         self.conv = layers.conv(in_channels, width, stride)
@@ -68,8 +73,12 @@ class VGG(nn.Module):
         """The last feature map, (N, 512, h, w)."""
         return self.blocks(x)
 
+    def pool(self, features):
+        """(N, 512): what the classifier reads."""
+        return features.mean((2, 3))
+
     def forward(self, x):
-        return self.classifier(self.features(x).mean((2, 3)))
+        return self.classifier(self.pool(self.features(x)))
 
 
 class SkipInit(nn.Module):
@@ -83,11 +92,19 @@ class SkipInit(nn.Module):
         return self.scale.to(x.dtype) * x
 
 
+class Shortcut(nn.Sequential):
+    """Convolution → norm."""
+
+    NORM_OF_CONV: ClassVar = {"0": "1"}
+
+
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions and a shortcut, activation after the sum (He 2016a).
 
     Where width or resolution change, the shortcut is a 3×3 convolution with a norm.
     """
+
+    NORM_OF_CONV: ClassVar = {"conv1": "norm1", "conv2": "norm2"}
 
     def __init__(self, layers, in_channels, width, stride, name, skipinit):
         super().__init__()
@@ -98,7 +115,7 @@ class BasicBlock(nn.Module):
         self.skipinit = SkipInit() if skipinit else nn.Identity()
         self.shortcut = nn.Identity()
         if stride != 1 or in_channels != width:
-            self.shortcut = nn.Sequential(layers.conv(in_channels, width, stride), layers.norm(width, name)[0])
+            self.shortcut = Shortcut(layers.conv(in_channels, width, stride), layers.norm(width, name)[0])
 
     def forward(self, x):
         branch = self.activation1(self.norm1(self.conv1(x)))
@@ -111,6 +128,8 @@ class PreActivationBlock(nn.Module):
 
     Where width or resolution change, the shortcut is a 3×3 convolution of the first activation.
     """
+
+    NORM_OF_CONV: ClassVar = {"conv1": "norm2"}
 
     def __init__(self, layers, in_channels, width, stride, name, skipinit):
         super().__init__()
@@ -130,6 +149,8 @@ class PreActivationBlock(nn.Module):
 
 class ResNet(nn.Module):
     """ResNet-56 for small images: a convolution, 9+9+9 blocks of widths 32/64/128, mean over H,W, a classifier."""
+
+    NORM_OF_CONV: ClassVar = {"conv": "norm"}
 
     def __init__(self, layers, num_classes, skipinit, preact):
         super().__init__()
@@ -157,8 +178,12 @@ class ResNet(nn.Module):
             return self.final_activation(self.final_norm(self.blocks(x)))
         return self.blocks(self.activation(self.norm(x)))
 
+    def pool(self, features):
+        """(N, 128): what the classifier reads."""
+        return features.mean((2, 3))
+
     def forward(self, x):
-        return self.classifier(self.features(x).mean((2, 3)))
+        return self.classifier(self.pool(self.features(x)))
 
 
 def build_model(
@@ -211,3 +236,44 @@ def build_from_config(config, num_classes):
     """The network that a Config names. Raises as build_model does."""
     names = ("norm_type", "conv_type", "p_grouping", "cfg", "skipinit", "preact", "image_size", "patch_size")
     return build_model(config.arch, num_classes=num_classes, **{name: getattr(config, name) for name in names})
+
+
+def twin(model, bn_mode="eval"):
+    """The same function of the same parameters as `model`, made for derivatives; the model itself stays untouched.
+
+    The twin shares every parameter tensor, and has modules of its own: in eval mode, where running statistics stand
+    for the batch's and a convolution takes in the norm behind it; with bn_mode="train" the layers that keep running
+    statistics use the batch's, and update copies. What has a fused kernel without a second derivative computes step
+    by step. Raises ValueError for another bn_mode.
+    """
+    if bn_mode not in ("eval", "train"):
+        raise ValueError(f"bn_mode {bn_mode!r} is neither eval nor train")
+    twins = {}
+
+    def copy(module):
+        if id(module) in twins:
+            return twins[id(module)]
+        own = twins[id(module)] = module.__class__.__new__(module.__class__)
+        own.__dict__ |= {name: value.copy() if name.startswith("_") and hasattr(value, "copy") else value
+                         for name, value in module.__dict__.items()}
+        keeps_statistics = any(name.startswith("running_") for name, buffer in module.named_buffers(recurse=False))
+        if hasattr(module, "elementary"):
+            own.elementary = True
+        own.training = bn_mode == "train" and keeps_statistics
+        if own.training:
+            own._buffers = {name: None if buffer is None else buffer.clone() for name, buffer in own._buffers.items()}
+        for name, child in own._modules.items():
+            own._modules[name] = None if child is None else copy(child)
+        for conv, norm in getattr(module, "NORM_OF_CONV", {}).items():
+            _fold(own, conv, norm)
+        return own
+
+    return copy(model)
+
+
+def _fold(block, conv, norm):
+    """Replaces a block's convolution and norm by one module, where the norm is affine."""
+    follower = block._modules.get(norm)
+    if hasattr(follower, "eval_affine") and not follower.training and follower.eval_affine() is not None:
+        setattr(block, conv, FoldedConv2d(getattr(block, conv), follower))
+        setattr(block, norm, nn.Identity())

@@ -13,12 +13,24 @@ import config
 from layer_defs import NORMS, build_conv, build_linear, build_token_norm, conv_of
 
 
+def softmax(x):
+    """softmax over the last dimension, in elementary steps.
+
+    The forward-mode derivative of torch.softmax overwrites what a further derivative would need (torch 2.6 to 2.15).
+    """
+    powers = torch.exp(x - x.amax(-1, keepdim=True))
+    return powers / powers.sum(-1, keepdim=True)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention on tokens (N, tokens, width).
 
-    fused=False computes softmax(QKᵀ/√d)V step by step: it differentiates twice, and its gradient stays finite where
-    tokens that no norm bounds drive the logits past 1e7 (the fused kernels' backward overflows there).
+    fused=False computes softmax(QKᵀ/√d)V step by step: its gradient stays finite where tokens that no norm bounds
+    drive the logits past 1e7 (the fused kernels' backward overflows there). `elementary` takes softmax apart too,
+    for second derivatives.
     """
+
+    elementary = False
 
     def __init__(self, conv_type, width, num_heads, fused):
         super().__init__()
@@ -34,11 +46,12 @@ class Attention(nn.Module):
         samples, tokens, width = x.shape
         heads = self.qkv(x).view(samples, tokens, 3, self.num_heads, width // self.num_heads)
         query, key, value = heads.permute(2, 0, 3, 1, 4)
-        if self.fused:
+        if self.fused and not self.elementary:
             mixed = F.scaled_dot_product_attention(query, key, value)
         else:
             scale = 1 / math.sqrt(query.shape[-1])
-            mixed = torch.softmax((query * scale) @ key.transpose(-2, -1), dim=-1) @ value
+            logits = (query * scale) @ key.transpose(-2, -1)
+            mixed = (softmax(logits) if self.elementary else torch.softmax(logits, dim=-1)) @ value
         return self.out(mixed.transpose(1, 2).reshape(samples, tokens, width))
 
 
@@ -105,5 +118,9 @@ class VisionTransformer(nn.Module):
         tokens = torch.cat([self.class_token.expand(len(x), -1, -1).to(patches.dtype), patches], dim=1)
         return self.norm(self.blocks(tokens + self.positions))
 
+    def pool(self, features):
+        """(N, 384): the class token, which the classifier reads."""
+        return features[:, 0]
+
     def forward(self, x):
-        return self.classifier(self.features(x)[:, 0])
+        return self.classifier(self.pool(self.features(x)))

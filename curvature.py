@@ -1,0 +1,349 @@
+"""Hessian-vector products of a network's loss, and what Lanczos makes of any matrix-vector product.
+
+`hessian_matvec` turns a network into v ↦ Hv; everything after it takes a matvec and never sees a network.
+"""
+
+import contextlib
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.func import functional_call
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from models import twin
+
+CURVATURES = ("hessian", "ggn")
+# Modules whose forward-mode derivative is known to be right when it is differentiated once more. Some of PyTorch's
+# are not (layer norm, batch norm in training, softmax), without a word: see the tests.
+TWICE_DIFFERENTIABLE = (nn.Conv2d, nn.Linear, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.Identity, nn.Flatten, nn.Sequential)
+OWN_MODULES = ("layer_defs", "models", "transformer_model")
+
+
+@contextlib.contextmanager
+def full_float32():
+    """float32 products without TF32 or bf16 inside; the settings come back as they were."""
+    cudnn, matmul = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = cudnn
+        torch.set_float32_matmul_precision(matmul)
+
+
+class _Objective:
+    """The mean cross-entropy of a network over batches, as a function of its trainable parameters.
+
+    Batches are (images, labels); they may be any iterable that can be walked again and again.
+    """
+
+    def __init__(self, model, batches, loss, bn_mode):
+        if loss != "cross_entropy":
+            raise ValueError(f"loss {loss!r} is not cross_entropy")
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if not self.parameters:
+            raise ValueError("the model has no trainable parameters")
+        self.sizes = [parameter.numel() for parameter in self.parameters]
+        self.dimension = sum(self.sizes)
+        self.batches = list(batches) if iter(batches) is batches else batches
+        self.model = twin(model, bn_mode)
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        self.names = [names[id(parameter)] for parameter in self.parameters]
+        self.is_twice_differentiable = all(
+            type(module) in TWICE_DIFFERENTIABLE or type(module).__module__ in OWN_MODULES
+            for module in self.model.modules()
+        )
+
+    def logits(self, parameters, images):
+        with sdpa_kernel(SDPBackend.MATH):
+            return functional_call(self.model, dict(zip(self.names, parameters, strict=True)), (images,))
+
+    def sum_over_batches(self, function):
+        """function(images, labels), a list of tensors, summed over all batches and divided by the samples."""
+        total, samples = None, 0
+        reference = self.parameters[0]
+        with full_float32(), torch.enable_grad():
+            for images, labels in self.batches:
+                images = images.to(reference.device, reference.dtype)
+                values = function(images, labels.to(reference.device))
+                samples += len(labels)
+                total = values if total is None else torch._foreach_add(total, values)
+        if total is None:
+            raise ValueError("there are no batches")
+        return [value / samples for value in total]
+
+    def split(self, vector):
+        """A flat vector as one tensor for each parameter, laid out as that is."""
+        if vector.shape != (self.dimension,):
+            raise ValueError(f"the vector has shape {tuple(vector.shape)}, not ({self.dimension},)")
+        parts = vector.detach().to(self.parameters[0]).split(self.sizes)
+        return [
+            torch.empty_like(parameter).copy_(part.view(parameter.shape))
+            for parameter, part in zip(self.parameters, parts, strict=True)
+        ]
+
+
+def _flat(tensors):
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def hessian_matvec(model, batches, loss="cross_entropy", *, curvature="hessian", bn_mode="eval"):
+    """(matvec, dimension): v ↦ Hv on flat vectors (dimension,), H of the mean loss over all samples of the batches.
+
+    The vectors follow model.parameters(), trainable ones alone. The result comes in the type and on the device of
+    v; the arithmetic is the model's, float32 without TF32. The model is read at every product and never changed:
+    mode, buffers, gradients and hooks stay. batches: an iterable of (images, labels); a generator is kept as a list.
+    curvature="ggn": the generalized Gauss-Newton matrix Jᵀ H_out J (Schraudolph 2002) in place of the Hessian.
+    bn_mode="train": norms with running statistics use those of each batch instead.
+    Raises ValueError for other names, for no batches, and for a vector of another length.
+
+    A product is one forward pass with tangents and one backward pass through both (Pearlmutter 1994): H v is the
+    gradient of the directional derivative ⟨∇L, v⟩, which forward mode gives. The convolutions of a product cost
+    8/3 of those of a gradient. A network with modules that are not known here is differentiated backwards twice.
+    """
+    if curvature not in CURVATURES:
+        raise ValueError(f"curvature {curvature!r} is none of {', '.join(CURVATURES)}")
+    objective = _Objective(model, batches, loss, bn_mode)
+
+    def matvec(vector):
+        tangents = objective.split(vector)
+
+        def forward_product(images, labels):
+            with forward_ad.dual_level():
+                duals = [forward_ad.make_dual(p, t) for p, t in zip(objective.parameters, tangents, strict=True)]
+                logits, slopes = forward_ad.unpack_dual(objective.logits(duals, images))
+                slopes = torch.zeros_like(logits) if slopes is None else slopes
+                probabilities = torch.softmax(logits, 1)
+                if curvature == "hessian":
+                    # ⟨∇L, v⟩ of the sum over samples: ⟨softmax(z) − y, ż⟩.
+                    output = ((probabilities - F.one_hot(labels, logits.shape[1])) * slopes).sum()
+                    weights = None
+                else:
+                    # H_out ż of each sample: p ⊙ ż − p ⟨p, ż⟩.
+                    weighted = (probabilities * slopes).detach()
+                    output, weights = logits, weighted - probabilities.detach() * weighted.sum(1, keepdim=True)
+            # Outside the level: inside, the backward pass would carry tangents of its own.
+            return _gradients(output, objective.parameters, weights)
+
+        def backward_product(images, labels):
+            loss = F.cross_entropy(objective.logits(objective.parameters, images), labels, reduction="sum")
+            gradients = torch.autograd.grad(loss, objective.parameters, create_graph=True, allow_unused=True)
+            used = [(g, t) for g, t in zip(gradients, tangents, strict=True) if g is not None and g.requires_grad]
+            return _gradients([g for g, _ in used], objective.parameters, [t for _, t in used])
+
+        needs_second = curvature == "hessian" and not objective.is_twice_differentiable
+        product = backward_product if needs_second else forward_product
+        return _flat(objective.sum_over_batches(product)).to(vector)
+
+    return matvec, objective.dimension
+
+
+def _gradients(output, parameters, weights=None):
+    """The gradient of output (weighted) in each parameter, zeros where it does not depend on one."""
+    gradients = torch.autograd.grad(output, parameters, weights, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
+
+
+def loss_and_gradient(model, batches, loss="cross_entropy", *, bn_mode="eval"):
+    """(mean loss over all samples, its flat gradient (dimension,)) of what hessian_matvec differentiates twice."""
+    objective = _Objective(model, batches, loss, bn_mode)
+
+    def both(images, labels):
+        total = F.cross_entropy(objective.logits(objective.parameters, images), labels, reduction="sum")
+        return [total.detach(), *_gradients(total, objective.parameters)]
+
+    mean, *gradient = objective.sum_over_batches(both)
+    return mean.item(), _flat(gradient)
+
+
+# Lanczos
+
+
+@dataclass(frozen=True)
+class Krylov:
+    """What Lanczos leaves: the tridiagonal matrix's diagonal (m,) and off-diagonal (m−1,), the norm of what was
+    left over, the basis (m, n), and the first product, matvec(start)."""
+
+    diagonal: torch.Tensor
+    off_diagonal: torch.Tensor
+    remainder: float
+    basis: torch.Tensor
+    first_product: torch.Tensor
+
+    def quadrature(self):
+        """(nodes, weights, residuals), (m,) each, ascending, float64 on the CPU: Gauss quadrature of the spectral
+        measure of the start (Golub & Welsch 1969); a node is an eigenvalue of the matrix to within its residual."""
+        matrix = torch.diag(self.diagonal) + torch.diag(self.off_diagonal, 1) + torch.diag(self.off_diagonal, -1)
+        nodes, vectors = torch.linalg.eigh(matrix)
+        return nodes, vectors[0].square(), self.remainder * vectors[-1].abs()
+
+
+def krylov(matvec, start, num_steps, basis_device=None):
+    """At most num_steps of Lanczos from `start` (n,), each product orthogonalized twice against the whole basis.
+
+    Stops early where the Krylov space is finished. The basis (num_steps, n) lies on basis_device (start's own by
+    default). Raises ValueError for a start that is zero or not finite, or no steps, ArithmeticError for a product
+    that is not finite.
+    """
+    length = torch.linalg.vector_norm(start).item()
+    if not (length > 0 and math.isfinite(length)) or num_steps < 1:
+        raise ValueError("Lanczos needs a finite start that is not zero, and at least one step")
+    num_steps = min(num_steps, len(start))
+    basis = torch.empty(num_steps, len(start), dtype=start.dtype, device=basis_device or start.device)
+    epsilon = torch.finfo(start.dtype).eps
+    finished = min(10 * math.sqrt(len(start)) * epsilon, max(1e-6, 10 * epsilon)) if epsilon < 1e-3 else epsilon
+    diagonal, off_diagonal, scale = [], [], 0.0
+    direction = start / length
+    for step in range(num_steps):
+        basis[step] = direction
+        product = matvec(direction)
+        if step == 0:
+            first_product = product * length
+        rest = product.to(basis)
+        known = basis[: step + 1]
+        diagonal_entry = 0.0
+        for _ in range(2):
+            coefficients = known @ rest
+            rest = rest - coefficients @ known
+            diagonal_entry += coefficients[step].item()
+        beta = torch.linalg.vector_norm(rest).item()
+        if not math.isfinite(diagonal_entry + beta):
+            raise ArithmeticError(f"the matrix-vector product of step {step + 1} is not finite")
+        diagonal.append(diagonal_entry)
+        scale = max(scale, abs(diagonal_entry), beta)
+        if beta <= finished * scale:
+            beta = 0.0
+            break
+        off_diagonal.append(beta)
+        direction = (rest / beta).to(start.device)
+    size = len(diagonal)
+    return Krylov(
+        torch.tensor(diagonal, dtype=torch.float64),
+        torch.tensor(off_diagonal[: size - 1], dtype=torch.float64),
+        beta,
+        basis[:size],
+        first_product,
+    )
+
+
+def lanczos(matvec, start, num_steps):
+    """(nodes, weights), (m,) each with m ≤ num_steps, float64: Gauss quadrature of the spectral measure of `start`.
+
+    Σ weights · f(nodes) = uᵀ f(A) u for u = start/‖start‖ and every polynomial f of degree up to 2m−1; the weights
+    sum to 1. The nodes are Ritz values of the symmetric matrix A behind matvec. Raises as `krylov` does.
+    """
+    nodes, weights, _ = krylov(matvec, start, num_steps).quadrature()
+    return nodes, weights
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Estimates of a symmetric matrix's spectrum, with standard errors over probes (NaN for a single one).
+
+    trace = Σλ, eigen_mean = Σλ/n, eigen_variance = Σλ²/n − (Σλ/n)². max_eigen and min_eigen are the outermost Ritz
+    values of all probes; an eigenvalue lies within their residual. nodes, weights (probes, steps) float64: the
+    quadrature of each probe that took all steps; a Krylov space that finished early is filled up with weight 0.
+    block_traces: {name: (trace, standard error)} of diagonal blocks, which add up to the trace. products: how many
+    matrix-vector products were taken.
+    """
+
+    trace: float
+    trace_standard_error: float
+    eigen_mean: float
+    eigen_mean_standard_error: float
+    eigen_variance: float
+    eigen_variance_standard_error: float
+    max_eigen: float
+    max_eigen_residual: float
+    min_eigen: float
+    min_eigen_residual: float
+    nodes: torch.Tensor
+    weights: torch.Tensor
+    block_traces: dict
+    products: int
+
+
+def rademacher(dimension, generator, dtype=torch.float64):
+    """A vector (dimension,) of independent signs, drawn on the generator's device."""
+    signs = torch.randint(0, 2, (dimension,), generator=generator, device=generator.device, dtype=torch.int8)
+    return signs.to(dtype).mul_(2).sub_(1)
+
+
+def _mean_and_error(samples):
+    """The mean over probes and its standard error, samples (probes,) float64."""
+    error = samples.std(correction=1) / math.sqrt(len(samples)) if len(samples) > 1 else math.nan
+    return samples.mean().item(), float(error)
+
+
+def spectrum(
+    matvec,
+    dimension,
+    num_probes,
+    num_steps,
+    generator,
+    *,
+    trace_probes=0,
+    blocks=None,
+    dtype=torch.float64,
+    device="cpu",
+    basis_device=None,
+):
+    """The Spectrum of a symmetric matrix (dimension, dimension) from Rademacher probes.
+
+    num_probes take num_steps of Lanczos each (Ubaru, Chen & Saad 2017); trace_probes more take one product each,
+    which is all that the trace (Hutchinson 1990) and the second moment need. blocks: {name: size} in the order of
+    the vector, sizes adding up to the dimension. dtype and device: of the vectors that matvec is given.
+    Raises ValueError for no probes and for blocks that do not fit, else as `krylov` does.
+    """
+    if num_probes < 1 or trace_probes < 0:
+        raise ValueError("at least one probe must take the steps of Lanczos")
+    blocks = {"all": dimension} if blocks is None else blocks
+    if sum(blocks.values()) != dimension:
+        raise ValueError(f"the blocks have {sum(blocks.values())} entries, the matrix {dimension}")
+    quadratures, products = [], 0
+    block_samples, squares = [], []
+    for index in range(num_probes + trace_probes):
+        probe = rademacher(dimension, generator, dtype).to(device)
+        found = krylov(matvec, probe, num_steps if index < num_probes else 1, basis_device)
+        if index < num_probes:
+            quadratures.append(found.quadrature())
+        products += len(found.diagonal)
+        image = found.first_product
+        del found  # the basis is large
+        parts = (probe * image).split(list(blocks.values()))
+        block_samples.append(torch.stack([part.sum(dtype=part.dtype) for part in parts]).double().cpu())
+        squares.append((torch.linalg.vector_norm(image).double() ** 2).cpu())
+    block_samples, squares = torch.stack(block_samples), torch.stack(squares)
+    traces = block_samples.sum(1)
+    trace, trace_error = _mean_and_error(traces)
+    mean, mean_error = trace / dimension, trace_error / dimension
+    # The square of an estimated mean is too large by its variance.
+    excess = 0.0 if math.isnan(mean_error) else mean_error**2
+    variance = (squares.mean() / dimension).item() - mean**2 + excess
+    _, variance_error = _mean_and_error(squares / dimension - 2 * mean * traces / dimension)
+    largest = max(((nodes[-1], residuals[-1]) for nodes, _, residuals in quadratures), key=lambda pair: pair[0])
+    smallest = min(((nodes[0], residuals[0]) for nodes, _, residuals in quadratures), key=lambda pair: pair[0])
+    steps = max(len(nodes) for nodes, _, _ in quadratures)
+    return Spectrum(
+        trace=trace,
+        trace_standard_error=trace_error,
+        eigen_mean=mean,
+        eigen_mean_standard_error=mean_error,
+        eigen_variance=max(variance, 0.0),
+        eigen_variance_standard_error=variance_error,
+        max_eigen=largest[0].item(),
+        max_eigen_residual=largest[1].item(),
+        min_eigen=smallest[0].item(),
+        min_eigen_residual=smallest[1].item(),
+        nodes=torch.stack([F.pad(nodes, (0, steps - len(nodes)), value=nodes[-1]) for nodes, _, _ in quadratures]),
+        weights=torch.stack([F.pad(weights, (0, steps - len(weights))) for _, weights, _ in quadratures]),
+        block_traces={
+            name: _mean_and_error(samples) for name, samples in zip(blocks, block_samples.T, strict=True)
+        },
+        products=products,
+    )
