@@ -5,15 +5,13 @@ Needs nothing but the standard library and tqdm, so that `--help` and flag error
 
 import argparse
 import dataclasses
-import difflib
-import math
-import re
 import sys
 from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
 from errors import UsageError
+from flags import Parser, argparse_type, boolean, count, device_name, number
 
 ARCHS = ("vgg", "resnet-56", "vit")
 NORM_TYPES = (
@@ -69,54 +67,6 @@ def _flag(default, help, *, group, type=str, choices=None, flags=(), runtime=Fal
     return field(default=default, metadata=metadata)
 
 
-def _name_key(name):
-    """`Instance Normalization`, `Instance_Normalization` and `instancenorm` share one key."""
-    key = re.sub(r"[\s_-]", "", name.lower()).replace("normalization", "norm").replace("evonormb0", "evonormbo")
-    return key.replace("evonorms0", "evonormso")
-
-
-def canonical_name(name, choices):
-    """The spelling of `name` in `choices`, whatever its case or older long form. Raises ValueError."""
-    by_key = {_name_key(choice): choice for choice in choices}
-    if _name_key(name) in by_key:
-        return by_key[_name_key(name)]
-    close = difflib.get_close_matches(_name_key(name), by_key, n=1)
-    hint = f"; did you mean {by_key[close[0]]}?" if close else ""
-    raise ValueError(f"{name!r} is none of {', '.join(choices)}{hint}")
-
-
-def _boolean(text):
-    if text.lower() not in ("true", "false"):
-        raise ValueError(f"{text!r} is neither True nor False")
-    return text.lower() == "true"
-
-
-def _number(kind, low=None, high=None, above=None, below=None):
-    """An argparse type: an int or a finite float within bounds (low, high inclusive; above, below exclusive)."""
-
-    def parse(text):
-        word = "a whole number" if kind is int else "a number"
-        try:
-            value = kind(text)
-        except ValueError:
-            raise ValueError(f"{text!r} is not {word}") from None
-        bounds = [
-            (low, "at least", lambda: value >= low),
-            (high, "at most", lambda: value <= high),
-            (above, "above", lambda: value > above),
-            (below, "below", lambda: value < below),
-        ]
-        wanted = [f"{words} {bound}" for bound, words, _ in bounds if bound is not None]
-        if not math.isfinite(value) or any(bound is not None and not holds() for bound, _, holds in bounds):
-            raise ValueError(f"{text} is not {word} {' and '.join(wanted)}".rstrip())
-        return value
-
-    return parse
-
-
-_count = _number(int, low=1)
-
-
 @dataclass(frozen=True)
 class Config:
     """One run. Fields marked `runtime` say where and how it runs; all others change its numbers."""
@@ -135,80 +85,78 @@ class Config:
         "GroupNorm's groups: above 1, the number of groups; up to 1, groups of 1/p channels "
         "(1: InstanceNorm, 0.5: pairs, 1e-7: one group)",
         group="network",
-        type=_number(float, low=1e-12, high=1e6),
+        type=number(float, low=1e-12, high=1e6),
     )
     cfg: str = _flag("cfg_10", "VGG's layer list", group="network", choices=tuple(VGG_LAYERS))
     skipinit: bool = _flag(
-        False, "ResNet: residual branches times a learned scalar from 0", group="network", type=_boolean
+        False, "ResNet: residual branches times a learned scalar from 0", group="network", type=boolean
     )
-    preact: bool = _flag(False, "ResNet: pre-activation blocks", group="network", type=_boolean)
-    patch_size: int = _flag(16, "ViT: side of a patch in pixels", group="network", type=_count)
+    preact: bool = _flag(False, "ResNet: pre-activation blocks", group="network", type=boolean)
+    patch_size: int = _flag(16, "ViT: side of a patch in pixels", group="network", type=count)
     image_size: int | None = _flag(
         None,
         "side in pixels that images are resized to (default: 224 for vit, else the data set's own)",
         group="network",
-        type=_count,
+        type=count,
     )
 
     init_lr: float = _flag(
         1.0,
         f"factor on the learning rate {LEARNING_RATE_PER_256} · batch_size/256",
         group="training",
-        type=_number(float, above=0),
+        type=number(float, above=0),
     )
     lr_warmup: bool = _flag(
         False,
         f"linear warmup over the first {WARMUP_EPOCHS} epochs (1 where the run has {SHORT_RUN_EPOCHS} or fewer)",
         group="training",
-        type=_boolean,
+        type=boolean,
     )
-    batch_size: int = _flag(256, "samples per step, over all processes", group="training", type=_count)
+    batch_size: int = _flag(256, "samples per step, over all processes", group="training", type=count)
     epochs: int | None = _flag(
         None,
         f"passes over the training set (default: {EPOCHS}; {SMALL_BATCH_EPOCHS} where batch_size is below "
         f"{SMALL_BATCH})",
         group="training",
-        type=_count,
+        type=count,
     )
-    momentum: float = _flag(0.9, "SGD's momentum", group="training", type=_number(float, low=0, below=1))
+    momentum: float = _flag(0.9, "SGD's momentum", group="training", type=number(float, low=0, below=1))
     weight_decay: float = _flag(
-        1e-4, "L2 penalty on every parameter, in SGD", group="training", type=_number(float, low=0)
+        1e-4, "L2 penalty on every parameter, in SGD", group="training", type=number(float, low=0)
     )
     precision: str = _flag(
         "fp32", "arithmetic of forward and backward (bf16: autocast)", group="training", choices=PRECISIONS
     )
     seed: int = _flag(
-        0, "of initialization, data order and flips", group="training", type=_number(int, low=0, high=2**32 - 1)
+        0, "of initialization, data order and flips", group="training", type=number(int, low=0, high=2**32 - 1)
     )
 
     dataset: str = _flag("CIFAR-100", "images to train and test on", group="data", choices=DATASETS)
     data_dir: str = _flag(
         "data", "where CIFAR lies, or ImageFolder's train/<class>/ and test/<class>/", group="data", runtime=True
     )
-    download: bool = _flag(
-        False, "fetch CIFAR-10 or CIFAR-100 into data_dir", group="data", type=_boolean, runtime=True
-    )
+    download: bool = _flag(False, "fetch CIFAR-10 or CIFAR-100 into data_dir", group="data", type=boolean, runtime=True)
     train_samples: int | None = _flag(
-        None, "a class-balanced subset of the training set (default: all)", group="data", type=_count
+        None, "a class-balanced subset of the training set (default: all)", group="data", type=count
     )
     test_samples: int | None = _flag(
-        None, "a class-balanced subset of the test set (default: all)", group="data", type=_count
+        None, "a class-balanced subset of the test set (default: all)", group="data", type=count
     )
     val_fraction: float = _flag(
-        0.0, "part of the training set held out for validation", group="data", type=_number(float, low=0, below=1)
+        0.0, "part of the training set held out for validation", group="data", type=number(float, low=0, below=1)
     )
 
     probe_layers: bool = _flag(
-        True, "record activation and gradient statistics of each layer", group="probes", type=_boolean
+        True, "record activation and gradient statistics of each layer", group="probes", type=boolean
     )
-    probe_every: int = _flag(1, "record at every k-th iteration", group="probes", type=_count)
+    probe_every: int = _flag(1, "record at every k-th iteration", group="probes", type=count)
 
     results_dir: str = _flag("results", "folder that holds the run directories", group="run", runtime=True)
-    device: str = _flag("auto", "auto, cpu, cuda, cuda:N or mps", group="run", runtime=True)
+    device: str = _flag("auto", "auto, cpu, cuda, cuda:N or mps", group="run", type=device_name, runtime=True)
     keep: str = _flag(
         "all", "epoch checkpoints to keep: each, or the newest alone", group="run", choices=KEEP, runtime=True
     )
-    overwrite: bool = _flag(False, "start over a run that exists", group="run", type=_boolean, runtime=True)
+    overwrite: bool = _flag(False, "start over a run that exists", group="run", type=boolean, runtime=True)
     c_dir: str | None = _flag(
         None, "continue the run in this directory; its other settings come from there", group="run", runtime=True
     )
@@ -233,32 +181,9 @@ EXAMPLES = """examples:
 The same command again continues an unfinished run and reports a finished one."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        """One line instead of argparse's usage block, with the same exit code 2."""
-        unknown = re.search(r"unrecognized arguments: (--?[\w-]+)", message)
-        if unknown:
-            close = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1)
-            message += f"; did you mean {close[0]}?" if close else ""
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
-
-
-def _argparse_type(metadata):
-    """The field's parser, with its ValueError turned into argparse's message."""
-    choices, parse = metadata["choices"], metadata["type"]
-
-    def convert(text):
-        try:
-            return canonical_name(text, choices) if choices else parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return convert
-
-
 def build_parser():
     """main.py's parser, made from the fields of Config. Flags that are not given stay out of the namespace."""
-    parser = _Parser(
+    parser = Parser(
         prog="main.py",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
@@ -270,7 +195,7 @@ def build_parser():
     groups = {name: parser.add_argument_group(title) for name, title in GROUP_TITLES.items()}
     for option in dataclasses.fields(Config):
         meta = option.metadata
-        is_boolean = meta["type"] is _boolean
+        is_boolean = meta["type"] is boolean
         help_text = meta["help"]
         if meta["choices"]:
             help_text += ": " + ", ".join(meta["choices"])
@@ -280,7 +205,7 @@ def build_parser():
             *meta["flags"],
             f"--{option.name}",
             dest=option.name,
-            type=_argparse_type(meta),
+            type=argparse_type(meta["type"], meta["choices"]),
             nargs="?" if is_boolean else None,
             const=True if is_boolean else None,
             metavar="True|False" if is_boolean else option.name.upper(),
@@ -342,8 +267,6 @@ def _check_applicable(config, given):
         raise UsageError("--data_dir has no meaning for Synthetic, which is made from the seed")
     if "probe_every" in given and not config.probe_layers:
         raise UsageError("--probe_every needs --probe_layers=True")
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", config.device):
-        raise UsageError(f"--device={config.device} is none of auto, cpu, cuda, cuda:N, mps")
 
 
 def _check_network(config):

@@ -19,7 +19,7 @@ from models import twin
 CURVATURES = ("hessian", "ggn")
 # Modules whose forward-mode derivative is known to be right when it is differentiated once more. Some of PyTorch's
 # are not (layer norm, batch norm in training, softmax), without a word: see the tests.
-TWICE_DIFFERENTIABLE = (nn.Conv2d, nn.Linear, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.Identity, nn.Flatten, nn.Sequential)
+TWICE_DIFFERENTIABLE = (nn.Conv2d, nn.Linear, nn.ReLU, nn.Tanh, nn.GELU, nn.Identity, nn.Flatten, nn.Sequential)
 OWN_MODULES = ("layer_defs", "models", "transformer_model")
 
 
@@ -342,8 +342,6 @@ def spectrum(
         min_eigen_residual=smallest[1].item(),
         nodes=torch.stack([F.pad(nodes, (0, steps - len(nodes)), value=nodes[-1]) for nodes, _, _ in quadratures]),
         weights=torch.stack([F.pad(weights, (0, steps - len(weights))) for _, weights, _ in quadratures]),
-        block_traces={
-            name: _mean_and_error(samples) for name, samples in zip(blocks, block_samples.T, strict=True)
-        },
+        block_traces={name: _mean_and_error(samples) for name, samples in zip(blocks, block_samples.T, strict=True)},
         products=products,
     )

@@ -97,7 +97,7 @@ def _subset(flag, split, count, classes):
         raise UsageError(f"--{flag} asks for {count} of {len(split)} images: {error}") from None
 
 
-def _generator(*key):
+def seeded_generator(*key):
     """A CPU generator seeded by the hash of `key`, so that neighbouring seeds and epochs share nothing."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
@@ -108,7 +108,7 @@ def balanced_subset(labels, count, num_classes, seed=SUBSET_SEED):
 
     labels (N,) int64. Raises ValueError where a class has too few samples.
     """
-    order = torch.randperm(len(labels), generator=_generator("subset", seed))
+    order = torch.randperm(len(labels), generator=seeded_generator("subset", seed))
     chosen = []
     for label in range(num_classes):
         wanted = count // num_classes + (label < count % num_classes)
@@ -142,7 +142,7 @@ def training_batches(split, batch_size, seed, epoch, image_size=None, first_step
 
     Order and flips depend on (seed, epoch) alone, not on the device. The last batch may be smaller.
     """
-    generator = _generator("epoch", seed, epoch)
+    generator = seeded_generator("epoch", seed, epoch)
     order = torch.randperm(len(split), generator=generator).to(split.labels.device)
     flips = (torch.rand(len(split), generator=generator) < 0.5).to(split.labels.device)
     for start in range(first_step * batch_size, len(split), batch_size):
@@ -168,7 +168,7 @@ def synthetic(seed):
 
     5,000 training and 1,000 test images of 32×32, made from the seed within a second.
     """
-    generator = _generator("synthetic", seed)
+    generator = seeded_generator("synthetic", seed)
     coarse = torch.randn(SYNTHETIC_CLASSES, 3, 6, 6, generator=generator)
     patterns = F.interpolate(coarse, (SYNTHETIC_SIZE + 8,) * 2, mode="bicubic", align_corners=False)
 

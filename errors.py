@@ -14,11 +14,11 @@ class RunError(Exception):
 def run_command(command):
     """Runs a script's main(): one line on stderr and the exit code for whatever a user can cause.
 
-    2 for flags, 1 for a failure, 130 on Ctrl-C, 0 otherwise.
+    2 for flags, 1 for a failure, 130 on Ctrl-C, what main() returns where that is a whole number, 0 otherwise.
     """
     script = sys.argv[0].rpartition("/")[2]
     try:
-        command()
+        code = command()
     except UsageError as error:
         code, message = 2, str(error)
     except RunError as error:
@@ -29,6 +29,6 @@ def run_command(command):
     except KeyboardInterrupt as interrupt:
         code, message = 130, f"interrupted{'; ' if str(interrupt) else ''}{interrupt}"
     else:
-        return
+        sys.exit(code if isinstance(code, int) else 0)
     print(f"{script}: error: {message}" if code != 130 else f"{script}: {message}", file=sys.stderr)
     sys.exit(code)

@@ -254,8 +254,10 @@ def twin(model, bn_mode="eval"):
         if id(module) in twins:
             return twins[id(module)]
         own = twins[id(module)] = module.__class__.__new__(module.__class__)
-        own.__dict__ |= {name: value.copy() if name.startswith("_") and hasattr(value, "copy") else value
-                         for name, value in module.__dict__.items()}
+        own.__dict__ |= {
+            name: value.copy() if name.startswith("_") and hasattr(value, "copy") else value
+            for name, value in module.__dict__.items()
+        }
         keeps_statistics = any(name.startswith("running_") for name, buffer in module.named_buffers(recurse=False))
         if hasattr(module, "elementary"):
             own.elementary = True

@@ -1,11 +1,11 @@
-"""The pictures of a run: curves.png and probes.png. Drawn from the saved files alone, so they can be redrawn."""
+"""The pictures of a run and of its measurements. Drawn from the saved files alone, so they can be redrawn."""
 
 import io
 import math
 
 import numpy as np
 
-from files import read_csv, write_bytes
+from files import read_csv, read_json, write_bytes
 from probes import CONV_KEYS, KEYS
 from runs import load_probes
 
@@ -19,6 +19,7 @@ TITLES = {
     "stable_rank": "stable rank",
 }
 LOGARITHMIC = ("std", "grad_norm", "activation_norm", "activation_variance", "stable_rank")
+SPECTRUM_WIDTH = 1 / 300  # of a Ritz value in the drawn density, as part of the whole range
 MOST_COLUMNS = 300  # of a heatmap: more iterations are averaged into bins
 
 
@@ -150,3 +151,182 @@ def _place(name):
         return "shortcut"
     last = name.rpartition(".")[2].removeprefix("final_")
     return "block" if last.isdigit() else last
+
+
+# Measurements
+
+
+def spectral_density(probes, points, width):
+    """The density of eigenvalues at `points` (P,), from each probe's nodes and weights: (probes, P).
+
+    Each node is spread to a Gaussian of standard deviation `width`; a probe's density integrates to 1.
+    """
+    curves = []
+    for probe in probes:
+        nodes, weights = np.array(probe["nodes"]), np.array(probe["weights"])
+        distances = (points[None] - nodes[:, None]) / width
+        curves.append(weights @ np.exp(-0.5 * distances**2) / (width * math.sqrt(2 * math.pi)))
+    return np.array(curves)
+
+
+def draw_hessian(path):
+    """hessian.png beside hessian.json, from it alone: the spectral density, and the trace of each layer."""
+    content = read_json(path)
+    figure, axes = _figure(1, 2, figsize=(14, 5.2))
+    figure.subplots_adjust(left=0.065, right=0.98, bottom=0.13, top=0.84, wspace=0.2)
+    _draw_density(axes[0, 0], content)
+    _draw_layer_traces(axes[0, 1], content)
+    settings = content["settings"]
+    matrix = {"hessian": "Hessian", "ggn": "Gauss-Newton matrix"}[settings["curvature"]]
+    mode = {"eval": "eval mode", "train": "batch statistics"}[settings["bn_mode"]]
+    trace = _with_error(content["trace"], content["trace_standard_error"])
+    figure.suptitle(
+        f"{content['run']}, epoch {content['epoch']}\n{matrix} of the training loss, "
+        f"{content['num_samples']:,} images, {mode}: trace {trace}, "
+        f"{len(content['probes'])} probes of Lanczos, {content['products']} products"
+    )
+    _save(figure, path.with_suffix(".png"))
+
+
+def _with_error(value, error):
+    return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g} (s.e.)"
+
+
+def _draw_density(axis, content):
+    low, high = content["min_eigen"], content["max_eigen"]
+    span = (high - low) or abs(high) or 1.0
+    width = span * SPECTRUM_WIDTH
+    points = np.linspace(low - 0.05 * span, high + 0.05 * span, 4000)
+    curves = spectral_density(content["probes"], points, width)
+    floor = 1e-3 / content["dimension"] / span  # a thousandth of one eigenvalue, spread over the whole range
+    mean = np.maximum(curves.mean(0), floor)
+    axis.fill_between(points, floor, mean, color=TRAIN, alpha=0.2, lw=0)
+    axis.plot(points, mean, color=TRAIN, lw=1.2, label=f"density (each node {width:.2g} wide)")
+    for index, probe in enumerate(content["probes"]):
+        label = "Ritz values" if index == 0 else None
+        axis.plot(probe["nodes"], np.full(len(probe["nodes"]), floor * 2), "|", color="black", ms=7, label=label)
+    for key, name, colour in (("max_eigen", "λ_max", TEST), ("min_eigen", "λ_min", VALIDATION)):
+        label = f"{name} = {content[key]:.4g} (residual {content[f'{key}_residual']:.1g})"
+        axis.axvline(content[key], color=colour, ls="--", lw=1.2, label=label)
+    axis.set(yscale="log", ylim=(floor, None), xlabel="eigenvalue λ", ylabel="density of eigenvalues (per unit of λ)")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="small")
+
+
+def _draw_layer_traces(axis, content):
+    names = list(content["layer_traces"])
+    kinds = np.array([_kind(name) for name in names])
+    traces = np.array([content["layer_traces"][name]["trace"] for name in names])
+    errors = np.array([content["layer_traces"][name]["standard_error"] or 0.0 for name in names])
+    depth = np.arange(1, len(names) + 1)
+    for kind, colour, marker in zip(dict.fromkeys(kinds), (TRAIN, TEST, VALIDATION, "#cc79a7"), "os^D", strict=False):
+        here = kinds == kind
+        axis.errorbar(depth[here], traces[here], errors[here], color=colour, marker=marker, ms=4, ls="none", label=kind)
+    positive = traces[traces > 0]
+    if len(positive):
+        axis.set_yscale("symlog", linthresh=max(positive.max() * 1e-4, 1e-30))
+    axis.set(xlabel="layer with parameters (1 = nearest the input)", ylabel="trace of the layer's block (± s.e.)")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="small")
+
+
+def _kind(name):
+    """What a layer with parameters is, from its name."""
+    for word, kind in (("norm", "normalization"), ("activation", "activation"), ("classifier", "classifier")):
+        if word in name:
+            return kind
+    return "normalization" if name.endswith("shortcut.1") else "convolution or linear"
+
+
+def draw_hessian_over_training(run):
+    """hessian_over_training.png: trace, outermost eigenvalues, loss and gradient norm of the measured epochs."""
+    contents = [read_json(path) for path in run.measurements("hessian")]
+    epochs = [content["epoch"] for content in contents]
+    figure, axes = _figure(1, 3, figsize=(15, 4.6))
+    figure.subplots_adjust(left=0.06, right=0.98, bottom=0.13, top=0.84)
+    errors = [content["trace_standard_error"] or 0.0 for content in contents]
+    traces = [content["trace"] for content in contents]
+    axes[0, 0].errorbar(epochs, traces, errors, color=TRAIN, marker="o", ms=4, label="trace ± s.e.")
+    for key, name, colour in (("max_eigen", "λ_max", TEST), ("min_eigen", "λ_min", VALIDATION)):
+        values = [content[key] for content in contents]
+        residuals = [content[f"{key}_residual"] for content in contents]
+        axes[0, 1].errorbar(epochs, values, residuals, color=colour, marker="o", ms=4, label=f"{name} ± residual")
+    for key, name, colour in (("loss", "loss (nats per image)", TRAIN), ("gradient_norm", "gradient norm", TEST)):
+        axes[0, 2].plot(epochs, [content[key] for content in contents], color=colour, marker="o", ms=4, label=name)
+    for axis, label in zip(axes[0], ("trace", "eigenvalue", "on the measured images"), strict=True):
+        axis.set(xlabel="epoch", ylabel=label)
+    axes[0, 2].set_yscale("log")
+    figure.suptitle(f"{run.path.name}\ncurvature over training, {contents[-1]['num_samples']:,} images")
+    _finish_over_training(figure, axes[0], run.path / "hessian_over_training.png")
+
+
+def _finish_over_training(figure, axes, path):
+    for axis in axes:
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
+    _save(figure, path)
+
+
+def draw_class_similarity(path):
+    """class_similarity.png beside its JSON, from it alone: the matrix of cosines, and how its pairs are spread."""
+    content = read_json(path)
+    matrix, classes = np.array(content["matrix"]), content["classes"]
+    figure, axes = _figure(1, 2, figsize=(14, 6.2))
+    figure.subplots_adjust(left=0.1, right=0.98, bottom=0.16, top=0.88, wspace=0.16)
+    heatmap, spread = axes[0]
+    mesh = heatmap.imshow(matrix, cmap="cividis", vmin=min(0.0, matrix.min()), vmax=1.0, interpolation="nearest")
+    figure.colorbar(mesh, ax=heatmap, label="cosine between class means")
+    every = max(1, math.ceil(len(classes) / 25))
+    ticks = range(0, len(classes), every)
+    labels = [_shorten(classes[index]) for index in ticks]
+    heatmap.set_xticks(ticks, labels, rotation=90)
+    heatmap.set_yticks(ticks, labels)
+    pairs = np.triu_indices(len(matrix), 1)
+    for key, name, colour in (
+        ("", "flattened features", TRAIN),
+        ("_pooled", "pooled features", VALIDATION),
+        ("_centred", "centred on the global mean", TEST),
+    ):
+        values = np.array(content[f"matrix{key}"])[pairs]
+        mean = content[f"class_similarity{key}"]
+        spread.hist(values, bins=np.linspace(-1, 1, 81), color=colour, alpha=0.45, label=f"{name}: mean {mean:.3f}")
+        spread.axvline(mean, color=colour, ls="--", lw=1.2)
+    spread.set(xlabel="cosine between the means of two classes", ylabel=f"pairs of classes (of {len(pairs[0])})")
+    spread.grid(alpha=0.3)
+    spread.legend(fontsize="small")
+    ratio = content["within_over_between"]
+    ratio = "undefined" if ratio is None else f"{ratio:.3g}"
+    figure.suptitle(
+        f"{content['run']}, epoch {content['epoch']}\n{content['num_samples']:,} {content['settings']['split']} images, "
+        f"within/between class variance {ratio}"
+    )
+    _save(figure, path.with_suffix(".png"))
+
+
+def _shorten(name):
+    return name if len(name) <= 16 else f"{name[:15]}…"
+
+
+def draw_class_similarity_over_training(run):
+    """class_similarity_over_training.png: the three means and the variance ratio of the measured epochs."""
+    contents = [read_json(path) for path in run.measurements("class_similarity")]
+    epochs = [content["epoch"] for content in contents]
+    figure, axes = _figure(1, 2, figsize=(11, 4.6))
+    figure.subplots_adjust(left=0.08, right=0.98, bottom=0.13, top=0.84)
+    for key, name, colour in (
+        ("", "flattened", TRAIN),
+        ("_pooled", "pooled", VALIDATION),
+        ("_centred", "centred", TEST),
+    ):
+        values = [content[f"class_similarity{key}"] for content in contents]
+        axes[0, 0].plot(epochs, values, color=colour, marker="o", ms=4, label=name)
+    ratios = [
+        math.nan if content["within_over_between"] is None else content["within_over_between"] for content in contents
+    ]
+    axes[0, 1].plot(epochs, ratios, color=TRAIN, marker="o", ms=4, label="within / between")
+    axes[0, 0].set(xlabel="epoch", ylabel="class similarity (mean cosine)")
+    axes[0, 1].set(xlabel="epoch", ylabel="class variance, within / between", yscale="log")
+    figure.suptitle(f"{run.path.name}\nclass similarity over training, {contents[-1]['num_samples']:,} images")
+    _finish_over_training(figure, axes[0], run.path / "class_similarity_over_training.png")

@@ -49,6 +49,19 @@ ORIGINAL_COLUMNS = (
     "P Grouping",
     "Gen. Ratio",
 )
+MEASURED_COLUMNS = (
+    "trace_standard_error",
+    "eigen_mean_standard_error",
+    "eigen_variance_standard_error",
+    "max_eigen_residual",
+    "min_eigen",
+    "min_eigen_residual",
+    "hessian_samples",
+    "class_similarity_pooled",
+    "class_similarity_centred",
+    "within_over_between",
+    "class_similarity_samples",
+)
 OWN_COLUMNS = (
     "seed",
     "epochs",
@@ -70,6 +83,7 @@ OWN_COLUMNS = (
     "train_loss",
     "validation_accuracy",
     "validation_loss",
+    *MEASURED_COLUMNS,
     "seconds",
     "data",
     "run",
@@ -87,8 +101,6 @@ class RunDirectory:
         self.last = self.path / "checkpoints" / "last.pt"
         self.curves = self.path / "curves.png"
         self.probes_picture = self.path / "probes.png"
-        self.hessian = self.path / "hessian.json"
-        self.class_similarity = self.path / "class_similarity.json"
 
     def checkpoint(self, epoch):
         return self.path / "checkpoints" / f"epoch_{epoch:04d}.pt"
@@ -101,6 +113,15 @@ class RunDirectory:
 
     def probe_dumps(self):
         return sorted(self.path.glob("probes/epoch_*.pt"))
+
+    def measurement(self, name, epoch=None):
+        """The JSON file of a measurement, "hessian" or "class_similarity", of the last checkpoint or an earlier one."""
+        return self.path / (f"{name}.json" if epoch is None else f"{name}_epoch_{epoch:04d}.json")
+
+    def measurements(self, name):
+        """The JSON files of a measurement, by epoch, the last checkpoint's last."""
+        last = [self.measurement(name)] if self.measurement(name).exists() else []
+        return [*sorted(self.path.glob(f"{name}_epoch_*.json")), *last]
 
     def lock(self):
         """A context that one process holds while it works on the run. Raises RunError where another does."""
@@ -123,7 +144,10 @@ def pick_device(name):
     """The torch.device that a --device flag names; auto: cuda, mps or cpu. Raises UsageError where it is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device={name} is none of auto, cpu, cuda, cuda:N, mps") from None
     there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[device.type]
     if (device.index or 0) >= there:
         raise UsageError(f"--device={name} is not on this machine (--device=cpu always is)")
@@ -349,10 +373,7 @@ def table_row(run):
     """One run's row of results.csv, or None where it has not ended or cannot be read."""
     try:
         settings, summary = read_json(run.config), read_json(run.summary)
-        measured = {}
-        for path in (run.hessian, run.class_similarity):
-            if path.exists():
-                measured |= read_json(path)
+        measured = _measured(run)
         values = {
             "Model": settings["arch"],
             "Norm": settings["norm_type"],
@@ -373,10 +394,23 @@ def table_row(run):
             "data": settings["data"]["fingerprint"],
             "run": run.path.name,
         }
+        values |= {name: measured.get(name) for name in MEASURED_COLUMNS}
         values |= {name: settings[name] for name in OWN_COLUMNS if name in settings and name not in values}
         return values | {name: summary[name] for name in OWN_COLUMNS if name in summary}
     except (RunError, KeyError, TypeError):
         return None
+
+
+def _measured(run):
+    """What a run's measurements of its last checkpoint say, those of the Hessian in eval mode alone."""
+    measured = {}
+    for name in ("hessian", "class_similarity"):
+        path = run.measurement(name)
+        content = read_json(path) if path.exists() else {}
+        settings = content.get("settings", {})
+        if settings.get("curvature", "hessian") == "hessian" and settings.get("bn_mode", "eval") == "eval":
+            measured |= content | {f"{name}_samples": content.get("num_samples")}
+    return measured
 
 
 def _percent(fraction):

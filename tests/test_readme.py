@@ -18,7 +18,7 @@ def flags_table():
     lines = ["| flag | values | default | meaning |", "|---|---|---|---|"]
     for option in dataclasses.fields(Config):
         kind = option.metadata["type"].__name__
-        values = {"_boolean": "True, False", "str": "text", "parse": "number"}[kind]
+        values = {"boolean": "True, False", "str": "text", "parse": "number"}[kind]
         if option.metadata["choices"]:
             values = ", ".join(f"`{choice}`" for choice in option.metadata["choices"])
         names = ", ".join(f"`{name}`" for name in (f"--{option.name}", *option.metadata["flags"]))

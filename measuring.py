@@ -1,0 +1,240 @@
+"""What the measuring commands share: which runs and checkpoints, their network and images, and one line for each
+run that is left out."""
+
+import contextlib
+import hashlib
+import math
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import runs
+from data import balanced_subset, load
+from errors import RunError, UsageError
+from files import read_json, read_torch, write_json
+from models import build_from_config
+
+PLACES = ("runs", "results_dir", "data_dir", "device", "overwrite", "checkpoint", "batch_size", "basis_device")
+
+
+class Checkpoint:
+    """A finished run's network at one epoch, and the images it was trained and tested on."""
+
+    def __init__(self, run, config, path, dataset, dtype, device):
+        self.run = run
+        self.config = config
+        self.epoch = epoch_of(path)
+        self.dataset = dataset
+        self.device = device
+        model = _load_model(config, path, len(dataset.classes)).eval()
+        self.model = model.to(device, dtype, memory_format=torch.channels_last)
+
+    def subset(self, split, samples, seed):
+        """A class-balanced subset of a Split and the SHA-256 of its indices; all of it where it has no more.
+
+        Raises RunError where the classes cannot give equally many.
+        """
+        indices = torch.arange(len(split))
+        if samples < len(split):
+            try:
+                indices = balanced_subset(split.labels.cpu(), samples, len(self.dataset.classes), seed)
+            except ValueError as error:
+                raise RunError(f"--samples={samples} of {len(split)} images: {error}; lower --samples") from None
+        chosen = split.take(indices.to(split.labels.device))
+        return chosen, hashlib.sha256(indices.numpy().astype("<i8").tobytes()).hexdigest()
+
+
+def free_memory(device):
+    """Bytes that are free on a torch.device; infinity where that cannot be known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = [math.inf]
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free.append(1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))))
+    with contextlib.suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        cache = re.search(r"^inactive_file (\d+)", (group / "memory.stat").read_text(), re.MULTILINE)
+        free.append(limit - used + (int(cache[1]) if cache else 0))
+    return min(free)
+
+
+def epoch_of(path):
+    return int(path.stem.removeprefix("epoch_"))
+
+
+def _load_model(config, path, num_classes):
+    state = read_torch(path)
+    try:
+        model = build_from_config(config, num_classes)
+        model.load_state_dict(state)
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[-1].strip()[:120]
+        raise RunError(f"{path} does not fit the network of {path.parents[1] / 'config.json'} ({reason})") from None
+    for name, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            raise RunError(f"{path} holds values in {name} that are not finite")
+    return model
+
+
+def find_runs(args, measurement):
+    """The run folders to measure: those named, or every one in results_dir that lacks this measurement."""
+    if args.runs:
+        return [runs.RunDirectory(path) for path in args.runs]
+    results_dir = Path(args.results_dir)
+    if not results_dir.is_dir():
+        raise UsageError(f"--results_dir={results_dir} is not a folder")
+    folders = sorted(path.parent for path in results_dir.glob("*/config.json"))
+    found = [runs.RunDirectory(folder) for folder in folders]
+    if not found:
+        raise UsageError(f"there are no runs in {results_dir}: main.py makes them, --results_dir says where they lie")
+    if args.overwrite or args.checkpoint != "last":
+        return found
+    lacking = [run for run in found if not run.measurement(measurement).exists()]
+    if len(lacking) < len(found):
+        print(
+            f"{len(found) - len(lacking)} of {len(found)} runs have their {measurement}.json (--overwrite=True redoes)"
+        )
+    return lacking
+
+
+def _finished_config(run):
+    """The Config of a run that is done. Raises RunError for one that is not."""
+    if not run.path.is_dir():
+        raise RunError(f"{run.path} is not a folder")
+    config = runs.stored_config(run)
+    if not run.summary.exists():
+        raise RunError(f"{run.path} is unfinished: python main.py --c_dir={run.path} continues it")
+    status = read_json(run.summary).get("status")
+    if status == "diverged":
+        raise RunError(f"{run.path} diverged, so it has no network to measure")
+    if status != "done":
+        raise RunError(f"{run.summary} is damaged: its status is {status!r}")
+    return config
+
+
+def _checkpoints(run, name):
+    """The paths of the checkpoints that --checkpoint names, the last one last."""
+    paths = run.checkpoints()
+    if not paths:
+        raise RunError(f"{run.path} has no checkpoints/epoch_….pt")
+    if name == "last":
+        return paths[-1:]
+    if name == "all":
+        return paths
+    chosen = [path for path in paths if path.stem == name]
+    if not chosen:
+        raise RunError(f"{run.path} has no checkpoint {name}; it has {', '.join(path.stem for path in paths)}")
+    return chosen
+
+
+class Datasets:
+    """Loads the images of runs, and keeps the last data set for the next run that shares it."""
+
+    def __init__(self, data_dir, device):
+        self.data_dir = data_dir
+        self.device = device
+        self.key = self.dataset = self.fingerprint = None
+
+    def of(self, run, config):
+        """The data set of a run, on the device. Raises RunError where the images are not those it was trained on."""
+        if self.data_dir is not None:
+            config = replace(config, data_dir=self.data_dir)
+        key = (config.dataset, config.data_dir, config.train_samples, config.test_samples, config.val_fraction)
+        key += (config.seed if config.dataset == "Synthetic" else None,)
+        key += (config.image_size if config.dataset == "ImageFolder" else None,)
+        if key != self.key:
+            dataset = load(replace(config, download=False))
+            self.fingerprint, self.dataset, self.key = dataset.fingerprint(), dataset.to(self.device), key
+        stored = read_json(run.config).get("data", {}).get("fingerprint")
+        if stored != self.fingerprint:
+            raise RunError(
+                f"{run.path} was trained on other images (fingerprint {stored}, here {self.fingerprint}): "
+                "--data_dir says where they lie"
+            )
+        return self.dataset
+
+
+def measure_runs(args, measurement, measure, draw, draw_over_training):
+    """Measures what the parsed flags name, and returns the exit code: 1 where something was left out, else 0.
+
+    measure(checkpoint, args) gives the content of the JSON file; draw(json_path) and draw_over_training(run) draw
+    its pictures from the files alone.
+    """
+    device = runs.pick_device(args.device)
+    datasets = Datasets(args.data_dir, device)
+    found = find_runs(args, measurement)
+    done, left_out, folders = 0, 0, set()
+    try:
+        for run in found:
+            try:
+                done += _measure_run(run, args, measurement, measure, draw, draw_over_training, datasets)
+                folders.add(run.path.resolve().parent)
+                continue
+            except (RunError, UsageError) as error:
+                reason = str(error)
+            except ArithmeticError as error:
+                reason = f"{run.path}: {error}"
+            except OSError as error:
+                reason = f"{run.path}: {error.strerror or error}"
+            except torch.OutOfMemoryError:
+                reason = f"{run.path}: {device} has too little memory, lower --batch_size"
+            left_out += 1
+            print(f"left out: {reason}", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{done} measured; the same command measures the rest") from None
+    finally:
+        for folder in folders:
+            runs.collect(folder)
+    print(f"{done} measured" + (f", {left_out} left out" if left_out else ""))
+    return 1 if left_out else 0
+
+
+def _measure_run(run, args, measurement, measure, draw, draw_over_training, datasets):
+    """How many checkpoints of one run were measured. Raises RunError where something hinders it."""
+    config = _finished_config(run)
+    settings = {name: value for name, value in vars(args).items() if name not in PLACES}
+    last = run.checkpoints()[-1:]
+    done = 0
+    with run.lock():
+        for path in _checkpoints(run, args.checkpoint):
+            target = run.measurement(measurement, None if [path] == last else epoch_of(path))
+            if args.overwrite or not _is_measured(target, settings):
+                dataset = datasets.of(run, config)
+                checkpoint = Checkpoint(run, config, path, dataset, getattr(torch, args.dtype), datasets.device)
+                result = measure(checkpoint, args)
+                provenance = {
+                    "epoch": checkpoint.epoch,
+                    "settings": settings,
+                    "device": str(datasets.device),
+                    "versions": runs.versions(),
+                    "git_commit": runs.git_commit(),
+                    "run": run.path.name,
+                }
+                write_json(target, result | provenance)
+                done += 1
+                draw(target)
+                print(f"{target.with_suffix('.png')} and .json are there", flush=True)
+            elif not target.with_suffix(".png").exists():
+                draw(target)
+        if args.checkpoint == "all" and len(run.measurements(measurement)) > 1:
+            draw_over_training(run)
+    return done
+
+
+def _is_measured(target, settings):
+    """Whether a measurement with these settings is there. Raises RunError for one with other settings."""
+    if not target.exists():
+        return False
+    stored = read_json(target).get("settings", {})
+    different = [
+        f"{name}={stored.get(name)}, here {value}" for name, value in settings.items() if stored.get(name) != value
+    ]
+    if different:
+        raise RunError(f"{target} was made with {'; '.join(different)}: --overwrite=True measures again")
+    print(f"{target} is there already")
+    return True

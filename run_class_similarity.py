@@ -1,0 +1,85 @@
+"""Measure how alike the features of different classes are, at the checkpoints of finished runs.
+
+    python run_class_similarity.py                     every run under results/ that was not measured yet
+    python run_class_similarity.py results/RUN --checkpoint=all
+
+Leaves class_similarity.json and class_similarity.png in each run directory.
+"""
+
+from flags import class_similarity_parser
+
+if __name__ == "__main__":
+    class_similarity_parser().parse_args()  # --help and wrong flags answer before torch takes its seconds to load
+
+import time
+
+import torch
+
+import plots
+from config import progress_bar
+from curvature import full_float32
+from data import evaluation_batches
+from errors import RunError, run_command
+from measuring import measure_runs
+from utils import ClassMoments, cosine_matrix, mean_pairwise_cosine
+
+
+def main(argv=None):
+    """Runs one command line and returns its exit code: 0, or 1 where a run was left out."""
+    args = class_similarity_parser().parse_args(argv)
+    return measure_runs(
+        args, "class_similarity", measure, plots.draw_class_similarity, plots.draw_class_similarity_over_training
+    )
+
+
+@torch.no_grad()
+def measure(checkpoint, args):
+    """The content of class_similarity.json for one checkpoint."""
+    model, dataset, start = checkpoint.model, checkpoint.dataset, time.perf_counter()
+    subset, indices_hash = checkpoint.subset(getattr(dataset, args.split), args.samples, args.seed)
+    flattened, pooled = ClassMoments(len(dataset.classes)), ClassMoments(len(dataset.classes))
+    batches = evaluation_batches(subset, checkpoint.config.image_size, args.batch_size)
+    with progress_bar(len(subset), "features") as bar, full_float32():
+        for images, labels in batches:
+            features = model.features(images.to(getattr(torch, args.dtype)))
+            flattened.update(features, labels)
+            pooled.update(model.pool(features), labels)
+            bar.update(len(labels))
+    try:
+        means = flattened.means()
+    except ValueError as error:
+        raise RunError(f"{checkpoint.run.path}: {error} among the {args.split} images") from None
+    if len(means) < 2:
+        raise RunError(f"{checkpoint.run.path}: class similarity needs two classes")
+    if not means.isfinite().all():
+        raise RunError(f"{checkpoint.run.path}: the features are not finite")
+    centred = means - flattened.global_mean()
+    within, between = flattened.variances()
+    result = {
+        "class_similarity": mean_pairwise_cosine(means),
+        "class_similarity_pooled": mean_pairwise_cosine(pooled.means()),
+        "class_similarity_centred": mean_pairwise_cosine(centred),
+        "within_class_variance": within,
+        "between_class_variance": between,
+        "within_over_between": within / between if between else None,
+        "classes": list(dataset.classes),
+        "matrix": cosine_matrix(means).tolist(),
+        "matrix_pooled": cosine_matrix(pooled.means()).tolist(),
+        "matrix_centred": cosine_matrix(centred).tolist(),
+        "feature_dimension": means.shape[1],
+        "num_samples": len(subset),
+        "sample_indices_sha256": indices_hash,
+        "seconds": time.perf_counter() - start,
+    }
+    print(
+        f"{checkpoint.run.path.name} epoch {checkpoint.epoch}: class similarity {result['class_similarity']:.4f}, "
+        f"pooled {result['class_similarity_pooled']:.4f}, centred {result['class_similarity_centred']:.4f}, "
+        f"within/between variance {within / between if between else float('nan'):.4g} "
+        f"({len(subset)} {args.split} images, {result['seconds']:.1f} s)",
+        flush=True,
+    )
+    return result
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,147 @@
+"""Measure the Hessian of the training loss at the checkpoints of finished runs.
+
+    python run_hessian.py                     every run under results/ that was not measured yet
+    python run_hessian.py results/RUN --checkpoint=all
+
+Leaves hessian.json and hessian.png in each run directory.
+"""
+
+from flags import hessian_parser
+
+if __name__ == "__main__":
+    hessian_parser().parse_args()  # --help and wrong flags answer before torch takes its seconds to load
+
+import math
+import time
+
+import torch
+
+import plots
+from config import progress_bar
+from curvature import hessian_matvec, loss_and_gradient, spectrum
+from data import evaluation_batches, seeded_generator
+from errors import RunError, run_command
+from measuring import free_memory, measure_runs
+
+
+def main(argv=None):
+    """Runs one command line and returns its exit code: 0, or 1 where a run was left out."""
+    args = hessian_parser().parse_args(argv)
+    return measure_runs(args, "hessian", measure, plots.draw_hessian, plots.draw_hessian_over_training)
+
+
+class CountedBatches:
+    """The batches of a subset, again and again; each walk through them moves a bar by one product."""
+
+    def __init__(self, split, image_size, batch_size):
+        self.split, self.image_size, self.batch_size = split, image_size, batch_size
+        self.bar = None
+
+    def __iter__(self):
+        for images, labels in evaluation_batches(self.split, self.image_size, self.batch_size):
+            yield images, labels
+            if self.bar is not None:
+                self.bar.update(len(labels) / len(self.split))
+
+
+def measure(checkpoint, args):
+    """The content of hessian.json for one checkpoint."""
+    model, start = checkpoint.model, time.perf_counter()
+    subset, indices_hash = checkpoint.subset(checkpoint.dataset.train, args.samples, args.seed)
+    batches = CountedBatches(subset, checkpoint.config.image_size, args.batch_size)
+    matvec, dimension = hessian_matvec(model, batches, curvature=args.curvature, bn_mode=args.bn_mode)
+    steps = min(args.lanczos_steps, dimension)
+    basis_device = place_basis(args, checkpoint.device, steps * dimension * model_bytes(model))
+    gradient_start = time.perf_counter()
+    loss, gradient = loss_and_gradient(model, batches, bn_mode=args.bn_mode)
+    if not math.isfinite(loss):
+        raise RunError(f"{checkpoint.run.path}: the loss is {loss} on these images")
+    gradient_norm = torch.linalg.vector_norm(gradient).item()
+    gradient_seconds = time.perf_counter() - gradient_start
+    products = args.num_probes * steps + args.trace_probes
+    print(
+        f"{checkpoint.run.path.name} epoch {checkpoint.epoch}: {products} products on {len(subset)} images, "
+        f"about {_duration(3 * gradient_seconds * products)} ({checkpoint.device}); {dimension:,} parameters, "
+        f"Lanczos vectors take {steps * dimension * model_bytes(model) / 1e9:.2f} GB ({basis_device})",
+        flush=True,
+    )
+    with progress_bar(products, "Hessian", unit=" HVP") as batches.bar:
+        found = spectrum(
+            matvec,
+            dimension,
+            args.num_probes,
+            steps,
+            seeded_generator("hessian", args.seed),
+            trace_probes=args.trace_probes,
+            blocks=layer_sizes(model),
+            dtype=getattr(torch, args.dtype),
+            device=checkpoint.device,
+            basis_device=basis_device,
+        )
+    names = ("trace", "eigen_mean", "eigen_variance")
+    result = {name: getattr(found, name) for key in names for name in (key, f"{key}_standard_error")}
+    for key in ("max_eigen", "min_eigen"):
+        result |= {name: getattr(found, name) for name in (key, f"{key}_residual")}
+    result |= {
+        "loss": loss,
+        "gradient_norm": gradient_norm,
+        "dimension": dimension,
+        "layer_traces": {
+            name: {"trace": trace, "standard_error": error} for name, (trace, error) in found.block_traces.items()
+        },
+        "probes": [
+            {"nodes": nodes[weights > 0].tolist(), "weights": weights[weights > 0].tolist()}
+            for nodes, weights in zip(found.nodes, found.weights, strict=True)
+        ],
+        "products": found.products,
+        "seconds": time.perf_counter() - start,
+        "num_samples": len(subset),
+        "sample_indices_sha256": indices_hash,
+    }
+    print(
+        f"trace {found.trace:.5g} ± {found.trace_standard_error:.2g}, largest eigenvalue {found.max_eigen:.5g} "
+        f"(± {found.max_eigen_residual:.1g}), smallest {found.min_eigen:.4g} (± {found.min_eigen_residual:.1g}), "
+        f"loss {loss:.4g}, {found.products} products in {_duration(result['seconds'])}",
+        flush=True,
+    )
+    return result
+
+
+def model_bytes(model):
+    """Bytes of one number in the model's arithmetic."""
+    return next(model.parameters()).element_size()
+
+
+def layer_sizes(model):
+    """{layer: trainable parameters}, in the order of model.parameters(); parameters of the model itself by name."""
+    sizes = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            layer = name.rpartition(".")[0] or name
+            sizes[layer] = sizes.get(layer, 0) + parameter.numel()
+    return sizes
+
+
+def place_basis(args, device, size):
+    """The device for `size` bytes of Lanczos vectors. Raises RunError where they do not fit."""
+    wanted = [args.basis_device] if args.basis_device != "auto" else dict.fromkeys([str(device), "cpu"])
+    for name in wanted:
+        if size < 0.8 * free_memory(torch.device(name)):
+            return name
+    free = free_memory(torch.device(name))
+    raise RunError(
+        f"{args.lanczos_steps} Lanczos vectors take {size / 1e9:.1f} GB, and {name} has {free / 1e9:.1f} GB free: "
+        f"lower --lanczos_steps to {int(args.lanczos_steps * 0.8 * free / size)} or less"
+    )
+
+
+def _duration(seconds):
+    """120 → 2.0 min."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+if __name__ == "__main__":
+    run_command(main)

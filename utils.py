@@ -1,0 +1,85 @@
+"""Helper functions of run_class_similarity.py: class means, how alike they are, and how far samples lie from them."""
+
+import torch
+from torch.nn import functional as F
+
+
+def class_means(features, labels, num_classes):
+    """(C, D) means of features (N, ...), flattened, over the samples of each class; labels (N,) int64.
+
+    Raises ValueError for a class without samples.
+    """
+    moments = ClassMoments(num_classes)
+    moments.update(features, labels)
+    return moments.means().to(features.dtype if features.is_floating_point() else torch.float32)
+
+
+def cosine_matrix(means):
+    """(C, C) cosines between the rows of means (C, D); 0 with a row that is all zeros."""
+    rows = F.normalize(means.flatten(1), dim=1, eps=torch.finfo(means.dtype).tiny)
+    return (rows @ rows.T).clamp(-1, 1)
+
+
+def pair_cosines(matrix):
+    """The entries i < j of a (C, C) matrix, (C(C−1)/2,)."""
+    row, column = torch.triu_indices(*matrix.shape, offset=1, device=matrix.device)
+    return matrix[row, column]
+
+
+def mean_pairwise_cosine(means):
+    """The mean over pairs i < j of the cosine between rows i and j of means (C, D), a float.
+
+    Raises ValueError for fewer than two classes.
+    """
+    if len(means) < 2:
+        raise ValueError("a pair needs two classes")
+    return pair_cosines(cosine_matrix(means)).mean().item()
+
+
+class ClassMoments:
+    """Means and variances of features by class, over batches: its memory does not grow with their number.
+
+    Sums are float64 (float32 where the device has no float64) of what is left after the first sample is taken off,
+    so that squares do not cancel.
+    """
+
+    def __init__(self, num_classes):
+        self.num_classes = num_classes
+        self.origin = None
+
+    @torch.no_grad()
+    def update(self, features, labels):
+        """Takes in a batch: features (N, ...), labels (N,) int64 from 0 to num_classes − 1."""
+        rows = features.flatten(1)
+        rows = rows if rows.device.type == "mps" else rows.double()
+        if self.origin is None:
+            self.origin = rows[0].clone()
+            self.sums = rows.new_zeros(self.num_classes, rows.shape[1])
+            self.squares = rows.new_zeros(self.num_classes)
+            self.counts = rows.new_zeros(self.num_classes)
+        rows = rows - self.origin
+        of_class = F.one_hot(labels, self.num_classes).to(rows.dtype).T
+        self.sums.addmm_(of_class, rows)
+        self.squares += of_class @ torch.linalg.vector_norm(rows, dim=1).square()
+        self.counts += of_class.sum(1)
+
+    def means(self):
+        """(C, D) class means. Raises ValueError for a class without samples."""
+        if self.origin is None or (self.counts == 0).any():
+            missing = "every class" if self.origin is None else f"class {int((self.counts == 0).nonzero()[0])}"
+            raise ValueError(f"{missing} is without samples")
+        return self.sums / self.counts[:, None] + self.origin
+
+    def global_mean(self):
+        """(D,): the mean over all samples."""
+        return self.sums.sum(0) / self.counts.sum() + self.origin
+
+    def variances(self):
+        """(within, between), floats: the mean squared distance of samples from their class mean, and of those from
+        the global mean. They add up to the total variance."""
+        means = self.means() - self.origin
+        samples = self.counts.sum()
+        within = (self.squares - self.counts * means.square().sum(1)).sum() / samples
+        centred = means - self.sums.sum(0) / samples
+        between = (self.counts * centred.square().sum(1)).sum() / samples
+        return max(within.item(), 0.0), between.item()
