@@ -5,6 +5,7 @@
 
 import contextlib
 import math
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -109,6 +110,9 @@ def hessian_matvec(model, batches, loss="cross_entropy", *, curvature="hessian",
     if curvature not in CURVATURES:
         raise ValueError(f"curvature {curvature!r} is none of {', '.join(CURVATURES)}")
     objective = _Objective(model, batches, loss, bn_mode)
+    with warnings.catch_warnings(), forward_ad.dual_level():
+        warnings.simplefilter("ignore", FutureWarning)  # of what PyTorch loads at the first dual tensor
+        forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
 
     def matvec(vector):
         tangents = objective.split(vector)

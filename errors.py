@@ -1,5 +1,7 @@
 """What a user can cause: said in one line on stderr, with an exit code, and without a traceback."""
 
+import contextlib
+import signal
 import sys
 
 
@@ -32,3 +34,31 @@ def run_command(command):
         sys.exit(code if isinstance(code, int) else 0)
     print(f"{script}: error: {message}" if code != 130 else f"{script}: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+@contextlib.contextmanager
+def interrupts_at_safe_points():
+    """Gives a function that raises KeyboardInterrupt where Ctrl-C was pressed; a second Ctrl-C does not wait for it.
+
+    An interrupt that strikes while PyTorch calls back into Python can be swallowed there, or end the process.
+    """
+    pending = []
+
+    def check():
+        if pending:
+            raise KeyboardInterrupt
+
+    def interrupt(number, frame):
+        check()
+        pending.append(number)
+
+    try:
+        previous = signal.signal(signal.SIGINT, interrupt)
+    except ValueError:  # not in the main thread, where no signal arrives
+        yield check
+        return
+    try:
+        yield check
+        check()
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -6,14 +6,15 @@ import hashlib
 import math
 import re
 import sys
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 import runs
-from data import balanced_subset, load
-from errors import RunError, UsageError
+from data import balanced_subset, evaluation_batches, load
+from errors import RunError, UsageError, interrupts_at_safe_points
 from files import read_json, read_torch, write_json
 from models import build_from_config
 
@@ -23,12 +24,13 @@ PLACES = ("runs", "results_dir", "data_dir", "device", "overwrite", "checkpoint"
 class Checkpoint:
     """A finished run's network at one epoch, and the images it was trained and tested on."""
 
-    def __init__(self, run, config, path, dataset, dtype, device):
+    def __init__(self, run, config, path, dataset, dtype, device, check_interrupt):
         self.run = run
         self.config = config
         self.epoch = epoch_of(path)
         self.dataset = dataset
         self.device = device
+        self.check_interrupt = check_interrupt
         model = _load_model(config, path, len(dataset.classes)).eval()
         self.model = model.to(device, dtype, memory_format=torch.channels_last)
 
@@ -45,6 +47,12 @@ class Checkpoint:
                 raise RunError(f"--samples={samples} of {len(split)} images: {error}; lower --samples") from None
         chosen = split.take(indices.to(split.labels.device))
         return chosen, hashlib.sha256(indices.numpy().astype("<i8").tobytes()).hexdigest()
+
+    def batches(self, split, batch_size):
+        """(images, labels) of a Split in order, prepared as for this network; Ctrl-C ends the walk between two."""
+        for batch in evaluation_batches(split, self.config.image_size, batch_size):
+            self.check_interrupt()
+            yield batch
 
 
 def free_memory(device):
@@ -159,20 +167,29 @@ class Datasets:
         return self.dataset
 
 
-def measure_runs(args, measurement, measure, draw, draw_over_training):
-    """Measures what the parsed flags name, and returns the exit code: 1 where something was left out, else 0.
+@dataclass(frozen=True)
+class Measurement:
+    """One kind of measurement: the name of its files; measure(checkpoint, args), which gives the content of the JSON
+    file; draw(json_path) and draw_over_training(run), which draw its pictures from the files alone."""
 
-    measure(checkpoint, args) gives the content of the JSON file; draw(json_path) and draw_over_training(run) draw
-    its pictures from the files alone.
-    """
+    name: str
+    measure: Callable
+    draw: Callable
+    draw_over_training: Callable
+
+
+def measure_runs(args, measurement):
+    """Measures what the parsed flags name, and returns the exit code: 1 where something was left out, else 0."""
     device = runs.pick_device(args.device)
     datasets = Datasets(args.data_dir, device)
-    found = find_runs(args, measurement)
+    found = find_runs(args, measurement.name)
     done, left_out, folders = 0, 0, set()
     try:
         for run in found:
             try:
-                done += _measure_run(run, args, measurement, measure, draw, draw_over_training, datasets)
+                with interrupts_at_safe_points() as check:
+                    for _ in _measure_run(run, args, measurement, datasets, check):
+                        done += 1
                 folders.add(run.path.resolve().parent)
                 continue
             except (RunError, UsageError) as error:
@@ -194,36 +211,34 @@ def measure_runs(args, measurement, measure, draw, draw_over_training):
     return 1 if left_out else 0
 
 
-def _measure_run(run, args, measurement, measure, draw, draw_over_training, datasets):
-    """How many checkpoints of one run were measured. Raises RunError where something hinders it."""
+def _measure_run(run, args, measurement, datasets, check_interrupt):
+    """Measures the checkpoints of one run, and yields after each. Raises RunError where something hinders it."""
     config = _finished_config(run)
     settings = {name: value for name, value in vars(args).items() if name not in PLACES}
     last = run.checkpoints()[-1:]
-    done = 0
     with run.lock():
         for path in _checkpoints(run, args.checkpoint):
-            target = run.measurement(measurement, None if [path] == last else epoch_of(path))
+            target = run.measurement(measurement.name, None if [path] == last else epoch_of(path))
             if args.overwrite or not _is_measured(target, settings):
-                dataset = datasets.of(run, config)
-                checkpoint = Checkpoint(run, config, path, dataset, getattr(torch, args.dtype), datasets.device)
-                result = measure(checkpoint, args)
+                dataset, dtype = datasets.of(run, config), getattr(torch, args.dtype)
+                checkpoint = Checkpoint(run, config, path, dataset, dtype, datasets.device, check_interrupt)
+                result = measurement.measure(checkpoint, args)
                 provenance = {
+                    "run": run.path.name,
                     "epoch": checkpoint.epoch,
                     "settings": settings,
                     "device": str(datasets.device),
                     "versions": runs.versions(),
                     "git_commit": runs.git_commit(),
-                    "run": run.path.name,
                 }
                 write_json(target, result | provenance)
-                done += 1
-                draw(target)
-                print(f"{target.with_suffix('.png')} and .json are there", flush=True)
+                measurement.draw(target)
+                print(f"{target} and {target.with_suffix('.png').name} are there", flush=True)
+                yield
             elif not target.with_suffix(".png").exists():
-                draw(target)
-        if args.checkpoint == "all" and len(run.measurements(measurement)) > 1:
-            draw_over_training(run)
-    return done
+                measurement.draw(target)
+        if args.checkpoint == "all" and len(run.measurements(measurement.name)) > 1:
+            measurement.draw_over_training(run)
 
 
 def _is_measured(target, settings):

@@ -189,7 +189,7 @@ def draw_hessian(path):
 
 
 def _with_error(value, error):
-    return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g} (s.e.)"
+    return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.3g} (s.e.)"
 
 
 def _draw_density(axis, content):
@@ -222,9 +222,6 @@ def _draw_layer_traces(axis, content):
     for kind, colour, marker in zip(dict.fromkeys(kinds), (TRAIN, TEST, VALIDATION, "#cc79a7"), "os^D", strict=False):
         here = kinds == kind
         axis.errorbar(depth[here], traces[here], errors[here], color=colour, marker=marker, ms=4, ls="none", label=kind)
-    positive = traces[traces > 0]
-    if len(positive):
-        axis.set_yscale("symlog", linthresh=max(positive.max() * 1e-4, 1e-30))
     axis.set(xlabel="layer with parameters (1 = nearest the input)", ylabel="trace of the layer's block (± s.e.)")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)
@@ -276,7 +273,7 @@ def draw_class_similarity(path):
     figure, axes = _figure(1, 2, figsize=(14, 6.2))
     figure.subplots_adjust(left=0.1, right=0.98, bottom=0.16, top=0.88, wspace=0.16)
     heatmap, spread = axes[0]
-    mesh = heatmap.imshow(matrix, cmap="cividis", vmin=min(0.0, matrix.min()), vmax=1.0, interpolation="nearest")
+    mesh = heatmap.imshow(matrix, cmap="cividis", vmin=matrix.min(), vmax=1.0, interpolation="nearest")
     figure.colorbar(mesh, ax=heatmap, label="cosine between class means")
     every = max(1, math.ceil(len(classes) / 25))
     ticks = range(0, len(classes), every)
@@ -298,10 +295,8 @@ def draw_class_similarity(path):
     spread.legend(fontsize="small")
     ratio = content["within_over_between"]
     ratio = "undefined" if ratio is None else f"{ratio:.3g}"
-    figure.suptitle(
-        f"{content['run']}, epoch {content['epoch']}\n{content['num_samples']:,} {content['settings']['split']} images, "
-        f"within/between class variance {ratio}"
-    )
+    images = f"{content['num_samples']:,} {content['settings']['split']} images"
+    figure.suptitle(f"{content['run']}, epoch {content['epoch']}\n{images}, within/between class variance {ratio}")
     _save(figure, path.with_suffix(".png"))
 
 

@@ -18,18 +18,16 @@ import torch
 import plots
 from config import progress_bar
 from curvature import full_float32
-from data import evaluation_batches
 from errors import RunError, run_command
-from measuring import measure_runs
+from measuring import Measurement, measure_runs
 from utils import ClassMoments, cosine_matrix, mean_pairwise_cosine
 
 
 def main(argv=None):
     """Runs one command line and returns its exit code: 0, or 1 where a run was left out."""
     args = class_similarity_parser().parse_args(argv)
-    return measure_runs(
-        args, "class_similarity", measure, plots.draw_class_similarity, plots.draw_class_similarity_over_training
-    )
+    draw = (plots.draw_class_similarity, plots.draw_class_similarity_over_training)
+    return measure_runs(args, Measurement("class_similarity", measure, *draw))
 
 
 @torch.no_grad()
@@ -38,9 +36,8 @@ def measure(checkpoint, args):
     model, dataset, start = checkpoint.model, checkpoint.dataset, time.perf_counter()
     subset, indices_hash = checkpoint.subset(getattr(dataset, args.split), args.samples, args.seed)
     flattened, pooled = ClassMoments(len(dataset.classes)), ClassMoments(len(dataset.classes))
-    batches = evaluation_batches(subset, checkpoint.config.image_size, args.batch_size)
     with progress_bar(len(subset), "features") as bar, full_float32():
-        for images, labels in batches:
+        for images, labels in checkpoint.batches(subset, args.batch_size):
             features = model.features(images.to(getattr(torch, args.dtype)))
             flattened.update(features, labels)
             pooled.update(model.pool(features), labels)

@@ -19,26 +19,26 @@ import torch
 import plots
 from config import progress_bar
 from curvature import hessian_matvec, loss_and_gradient, spectrum
-from data import evaluation_batches, seeded_generator
+from data import seeded_generator
 from errors import RunError, run_command
-from measuring import free_memory, measure_runs
+from measuring import Measurement, free_memory, measure_runs
 
 
 def main(argv=None):
     """Runs one command line and returns its exit code: 0, or 1 where a run was left out."""
     args = hessian_parser().parse_args(argv)
-    return measure_runs(args, "hessian", measure, plots.draw_hessian, plots.draw_hessian_over_training)
+    return measure_runs(args, Measurement("hessian", measure, plots.draw_hessian, plots.draw_hessian_over_training))
 
 
 class CountedBatches:
     """The batches of a subset, again and again; each walk through them moves a bar by one product."""
 
-    def __init__(self, split, image_size, batch_size):
-        self.split, self.image_size, self.batch_size = split, image_size, batch_size
+    def __init__(self, checkpoint, split, batch_size):
+        self.checkpoint, self.split, self.batch_size = checkpoint, split, batch_size
         self.bar = None
 
     def __iter__(self):
-        for images, labels in evaluation_batches(self.split, self.image_size, self.batch_size):
+        for images, labels in self.checkpoint.batches(self.split, self.batch_size):
             yield images, labels
             if self.bar is not None:
                 self.bar.update(len(labels) / len(self.split))
@@ -48,7 +48,7 @@ def measure(checkpoint, args):
     """The content of hessian.json for one checkpoint."""
     model, start = checkpoint.model, time.perf_counter()
     subset, indices_hash = checkpoint.subset(checkpoint.dataset.train, args.samples, args.seed)
-    batches = CountedBatches(subset, checkpoint.config.image_size, args.batch_size)
+    batches = CountedBatches(checkpoint, subset, args.batch_size)
     matvec, dimension = hessian_matvec(model, batches, curvature=args.curvature, bn_mode=args.bn_mode)
     steps = min(args.lanczos_steps, dimension)
     basis_device = place_basis(args, checkpoint.device, steps * dimension * model_bytes(model))
@@ -99,7 +99,7 @@ def measure(checkpoint, args):
         "sample_indices_sha256": indices_hash,
     }
     print(
-        f"trace {found.trace:.5g} ± {found.trace_standard_error:.2g}, largest eigenvalue {found.max_eigen:.5g} "
+        f"trace {found.trace:.5g} ± {found.trace_standard_error:.3g}, largest eigenvalue {found.max_eigen:.5g} "
         f"(± {found.max_eigen_residual:.1g}), smallest {found.min_eigen:.4g} (± {found.min_eigen_residual:.1g}), "
         f"loss {loss:.4g}, {found.products} products in {_duration(result['seconds'])}",
         flush=True,
