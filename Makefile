@@ -1,11 +1,13 @@
 PYTHON ?= python3
 VENV := .venv
-DEMO := main.py --arch=vgg --norm_type=BatchNorm --dataset=Synthetic --train_samples=1500 --test_samples=500 --batch_size=64 --epochs=5
+DEMO := --arch=vgg --norm_type=BatchNorm --dataset=Synthetic --train_samples=1500 --test_samples=500 --batch_size=64 --epochs=5
 
 .PHONY: demo test lint clean
 
 demo: $(VENV)/installed
-	$(VENV)/bin/python $(DEMO)
+	$(VENV)/bin/python main.py $(DEMO) --results_dir=results/demo
+	$(VENV)/bin/python run_class_similarity.py --results_dir=results/demo
+	$(VENV)/bin/python run_hessian.py --results_dir=results/demo --samples=100 --lanczos_steps=10 --trace_probes=4
 
 test: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist worksteal

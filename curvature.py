@@ -165,6 +165,28 @@ def loss_and_gradient(model, batches, loss="cross_entropy", *, bn_mode="eval"):
     return mean.item(), _flat(gradient)
 
 
+def bytes_per_sample(model, batch, **options):
+    """About how many bytes a product holds at its peak for each sample of a batch (images, labels) of at least four.
+
+    options: of hessian_matvec. Counted: what the forward pass keeps for the backward pass.
+    """
+    images, labels = batch
+    kept = []
+    for samples in (2, 4):
+        storages = {}
+
+        def keep(tensor, storages=storages):
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+            return tensor.detach()
+
+        matvec, dimension = hessian_matvec(model, [(images[:samples], labels[:samples])], **options)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            matvec(torch.zeros(dimension))
+        kept.append(sum(storages.values()))
+    return (kept[1] - kept[0]) / 2
+
+
 # Lanczos
 
 
@@ -320,8 +342,8 @@ def spectrum(
         image = found.first_product
         del found  # the basis is large
         parts = (probe * image).split(list(blocks.values()))
-        block_samples.append(torch.stack([part.sum(dtype=part.dtype) for part in parts]).double().cpu())
-        squares.append((torch.linalg.vector_norm(image).double() ** 2).cpu())
+        block_samples.append(torch.stack([part.sum() for part in parts]).cpu().double())
+        squares.append(torch.linalg.vector_norm(image).cpu().double() ** 2)
     block_samples, squares = torch.stack(block_samples), torch.stack(squares)
     traces = block_samples.sum(1)
     trace, trace_error = _mean_and_error(traces)

@@ -145,9 +145,10 @@ def hessian_parser():
 A probe of Lanczos takes lanczos_steps Hessian-vector products (HVPs), a trace probe one; an HVP about 3 gradients.""",
     )
     add_flag(parser, "num_probes", 2, "random vectors that Lanczos starts from", count)
-    add_flag(parser, "lanczos_steps", 50, "of each of them; more resolve the edges of the spectrum", count)
-    add_flag(parser, "trace_probes", 30, "more random vectors, for trace, mean and variance alone", number(int, low=0))
-    add_flag(parser, "batch_size", 128, "images at once; changes memory and speed, and no result in eval mode", count)
+    add_flag(parser, "lanczos_steps", 30, "of each of them; more resolve the edges of the spectrum", count)
+    add_flag(parser, "trace_probes", 20, "more random vectors, for trace, mean and variance alone", number(int, low=0))
+    at_once = "images at once, fewer where memory asks for it; changes no result in eval mode"
+    add_flag(parser, "batch_size", 128, at_once, count)
     modes = ("eval", "train")
     add_flag(parser, "bn_mode", "eval", "norms with running statistics use those, or each batch's", choices=modes)
     matrices = ("hessian", "ggn")

@@ -18,7 +18,7 @@ from errors import RunError, UsageError, interrupts_at_safe_points
 from files import read_json, read_torch, write_json
 from models import build_from_config
 
-PLACES = ("runs", "results_dir", "data_dir", "device", "overwrite", "checkpoint", "batch_size", "basis_device")
+NOT_SETTINGS = ("runs", "results_dir", "data_dir", "device", "overwrite", "checkpoint")
 
 
 class Checkpoint:
@@ -214,7 +214,7 @@ def measure_runs(args, measurement):
 def _measure_run(run, args, measurement, datasets, check_interrupt):
     """Measures the checkpoints of one run, and yields after each. Raises RunError where something hinders it."""
     config = _finished_config(run)
-    settings = {name: value for name, value in vars(args).items() if name not in PLACES}
+    settings = {name: value for name, value in vars(args).items() if name not in NOT_SETTINGS}
     last = run.checkpoints()[-1:]
     with run.lock():
         for path in _checkpoints(run, args.checkpoint):
@@ -238,16 +238,27 @@ def _measure_run(run, args, measurement, datasets, check_interrupt):
             elif not target.with_suffix(".png").exists():
                 measurement.draw(target)
         if args.checkpoint == "all" and len(run.measurements(measurement.name)) > 1:
-            measurement.draw_over_training(run)
+            try:
+                measurement.draw_over_training(run)
+            except (KeyError, TypeError) as error:
+                name = f"{measurement.name}_epoch_….json"
+                raise RunError(
+                    f"{run.path}: one of {name} is damaged ({error!r}): --overwrite=True remakes it"
+                ) from None
 
 
 def _is_measured(target, settings):
     """Whether a measurement with these settings is there. Raises RunError for one with other settings."""
     if not target.exists():
         return False
-    stored = read_json(target).get("settings", {})
+    stored = read_json(target).get("settings")
+    if not isinstance(stored, dict):
+        raise RunError(f"{target} is damaged: --overwrite=True measures again")
+    harmless = {"basis_device"} if settings.get("bn_mode") == "train" else {"basis_device", "batch_size"}
     different = [
-        f"{name}={stored.get(name)}, here {value}" for name, value in settings.items() if stored.get(name) != value
+        f"{name}={stored.get(name)}, here {settings[name]}"
+        for name in sorted(settings.keys() - harmless)
+        if stored.get(name) != settings[name]
     ]
     if different:
         raise RunError(f"{target} was made with {'; '.join(different)}: --overwrite=True measures again")

@@ -18,7 +18,7 @@ import torch
 
 import plots
 from config import progress_bar
-from curvature import hessian_matvec, loss_and_gradient, spectrum
+from curvature import bytes_per_sample, hessian_matvec, loss_and_gradient, spectrum
 from data import seeded_generator
 from errors import RunError, run_command
 from measuring import Measurement, free_memory, measure_runs
@@ -48,21 +48,24 @@ def measure(checkpoint, args):
     """The content of hessian.json for one checkpoint."""
     model, start = checkpoint.model, time.perf_counter()
     subset, indices_hash = checkpoint.subset(checkpoint.dataset.train, args.samples, args.seed)
-    batches = CountedBatches(checkpoint, subset, args.batch_size)
-    matvec, dimension = hessian_matvec(model, batches, curvature=args.curvature, bn_mode=args.bn_mode)
+    options = {"curvature": args.curvature, "bn_mode": args.bn_mode}
+    batch_size, held = fit_batch(checkpoint, subset, args, options)
+    batches = CountedBatches(checkpoint, subset, batch_size)
+    matvec, dimension = hessian_matvec(model, batches, **options)
     steps = min(args.lanczos_steps, dimension)
-    basis_device = place_basis(args, checkpoint.device, steps * dimension * model_bytes(model))
+    basis_bytes = steps * dimension * next(model.parameters()).element_size()
+    basis_device = place_basis(args, checkpoint.device, basis_bytes)
     gradient_start = time.perf_counter()
     loss, gradient = loss_and_gradient(model, batches, bn_mode=args.bn_mode)
-    if not math.isfinite(loss):
-        raise RunError(f"{checkpoint.run.path}: the loss is {loss} on these images")
     gradient_norm = torch.linalg.vector_norm(gradient).item()
     gradient_seconds = time.perf_counter() - gradient_start
+    if not math.isfinite(loss):
+        raise RunError(f"{checkpoint.run.path}: the loss is {loss} on these images")
     products = args.num_probes * steps + args.trace_probes
     print(
-        f"{checkpoint.run.path.name} epoch {checkpoint.epoch}: {products} products on {len(subset)} images, "
-        f"about {_duration(3 * gradient_seconds * products)} ({checkpoint.device}); {dimension:,} parameters, "
-        f"Lanczos vectors take {steps * dimension * model_bytes(model) / 1e9:.2f} GB ({basis_device})",
+        f"{checkpoint.run.path.name} epoch {checkpoint.epoch}: {products} products of {dimension:,} parameters on "
+        f"{len(subset)} images, about {_duration(3 * gradient_seconds * products)} on {checkpoint.device}; a batch of "
+        f"{batch_size} holds {held / 1e9:.2g} GB, the Lanczos vectors {basis_bytes / 1e9:.2g} GB ({basis_device})",
         flush=True,
     )
     with progress_bar(products, "Hessian", unit=" HVP") as batches.bar:
@@ -107,9 +110,22 @@ def measure(checkpoint, args):
     return result
 
 
-def model_bytes(model):
-    """Bytes of one number in the model's arithmetic."""
-    return next(model.parameters()).element_size()
+def fit_batch(checkpoint, subset, args, options):
+    """(images at once, bytes that a product holds): --batch_size, or as many as half of the free memory takes.
+
+    Raises RunError where batch statistics forbid smaller batches.
+    """
+    batch_size = min(args.batch_size, len(subset))
+    sample = next(iter(checkpoint.batches(subset.take(slice(0, 4)), 4)))
+    each = bytes_per_sample(checkpoint.model, sample, **options) if len(subset) >= 4 else 0
+    free = free_memory(checkpoint.device)
+    fitting = max(1, int(min(batch_size, 0.5 * free / max(each, 1))))
+    if fitting < batch_size and args.bn_mode == "train":
+        raise RunError(
+            f"a batch of {batch_size} takes {each * batch_size / 1e9:.1f} GB, and {checkpoint.device} has "
+            f"{free / 1e9:.1f} GB free: lower --batch_size to {fitting} or less"
+        )
+    return fitting, each * fitting
 
 
 def layer_sizes(model):

@@ -13,6 +13,7 @@ import config
 from curvature import (
     Spectrum,
     _Objective,
+    bytes_per_sample,
     full_float32,
     hessian_matvec,
     krylov,
@@ -316,6 +317,18 @@ def test_low_precision_products_are_off_inside_and_back_after():
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("curvature", ["hessian", "ggn"])
+def test_the_memory_of_a_product_is_foretold(curvature):
+    batch = torch.randn(4, 50, dtype=torch.float64), torch.arange(4)
+    bytes_of_width = {}
+    for width in (100, 1000):
+        layers = nn.Linear(50, width), nn.Tanh(), nn.Linear(width, 4)
+        model = nn.Sequential(*layers).double()
+        bytes_of_width[width] = bytes_per_sample(model, batch, curvature=curvature)
+    # What tanh gave and its tangent must be kept, 8 bytes each; nothing needs ten copies of them.
+    assert 2 * 900 * 8 <= bytes_of_width[1000] - bytes_of_width[100] <= 10 * 900 * 8
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ import plots
 import run_class_similarity
 import run_hessian
 import runs
+from errors import interrupts_at_safe_points
 from models import build_from_config
 from utils import class_means, mean_pairwise_cosine
 
@@ -336,6 +338,26 @@ def test_too_little_memory_for_the_basis_names_the_flag(run, capsys, monkeypatch
     assert not (run.path / "hessian.json").exists()
 
 
+def test_a_batch_that_does_not_fit_is_made_smaller(run, monkeypatch, capsys):
+    run_hessian.main([str(run.path), *ONE_PRODUCT])
+    expected = read(run.path / "hessian.json")
+    assert "a batch of 30 holds" in capsys.readouterr().out
+    monkeypatch.setattr(run_hessian, "place_basis", lambda *_: "cpu")
+    monkeypatch.setattr(run_hessian, "free_memory", lambda device: 4e6)
+    assert run_hessian.main([str(run.path), *ONE_PRODUCT, "--overwrite"]) == 0
+    assert re.search(r"a batch of [1-9] holds", capsys.readouterr().out)
+    assert read(run.path / "hessian.json")["trace"] == pytest.approx(expected["trace"], rel=1e-2)
+    assert run_hessian.main([str(run.path), *ONE_PRODUCT, "--overwrite", "--bn_mode=train"]) == 1
+    assert "lower --batch_size to" in capsys.readouterr().err
+
+
+def test_batch_statistics_belong_to_their_batch_size(run, capsys):
+    flags = [str(run.path), *ONE_PRODUCT, "--bn_mode=train"]
+    assert run_hessian.main([*flags, "--batch_size=30"]) == 0
+    assert run_hessian.main([*flags, "--batch_size=10"]) == 1
+    assert "batch_size=30, here 10" in capsys.readouterr().err
+
+
 def test_free_memory_is_that_of_this_machine():
     free = measuring.free_memory(torch.device("cpu"))
     assert 1e7 < free <= 1e15 or free == math.inf
@@ -350,6 +372,27 @@ def test_a_run_that_another_process_works_on_is_left_out(run, capsys):
 def test_more_samples_than_there_are_means_all(run):
     assert run_hessian.main([str(run.path), "--lanczos_steps=1", "--trace_probes=0", "--num_probes=1"]) == 0
     assert read(run.path / "hessian.json")["num_samples"] == 50
+
+
+def interrupted(presses, checks):
+    """How many of the checks were passed before so many presses of Ctrl-C ended the work."""
+    passed = 0
+    try:
+        with interrupts_at_safe_points() as check:
+            for _ in range(presses):
+                signal.raise_signal(signal.SIGINT)
+            for _ in range(checks):
+                passed += 1
+                check()
+    except KeyboardInterrupt:
+        return passed
+    pytest.fail("the interrupt was lost")
+
+
+@pytest.mark.parametrize(("presses", "checks", "passed"), [(1, 3, 1), (1, 0, 0), (2, 3, 0)])
+def test_an_interrupt_waits_for_a_safe_point_and_a_second_does_not(presses, checks, passed):
+    assert interrupted(presses, checks) == passed
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 # The command line

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from config import Config, parse_args
+from flags import class_similarity_parser, hessian_parser
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -18,7 +19,7 @@ def flags_table():
     lines = ["| flag | values | default | meaning |", "|---|---|---|---|"]
     for option in dataclasses.fields(Config):
         kind = option.metadata["type"].__name__
-        values = {"boolean": "True, False", "str": "text", "parse": "number"}[kind]
+        values = {"boolean": "True, False", "str": "text", "device_name": "text", "parse": "number"}[kind]
         if option.metadata["choices"]:
             values = ", ".join(f"`{choice}`" for choice in option.metadata["choices"])
         names = ", ".join(f"`{name}`" for name in (f"--{option.name}", *option.metadata["flags"]))
@@ -27,23 +28,49 @@ def flags_table():
     return "\n".join(lines)
 
 
-def commands():
-    """Every `python main.py …` line of the README."""
-    return [line.partition("#")[0].strip() for line in README.splitlines() if line.startswith("python main.py")]
+def measurement_table(parser):
+    """The table of a measuring command's flags as its parser gives it."""
+    lines = ["| flag | default | meaning |", "|---|---|---|"]
+    for action in parser._actions:
+        if action.option_strings and action.dest != "help":
+            default = "" if action.default is None else f"`{action.default}`"
+            meaning = action.help.replace("%%", "%").partition(" (default")[0]
+            lines.append(f"| `{action.option_strings[0]}` | {default} | {meaning} |")
+    return "\n".join(lines)
+
+
+def commands(script):
+    """Every `python SCRIPT …` line of the README."""
+    lines = [line for line in README.splitlines() if line.startswith(f"python {script}")]
+    return [line.partition("#")[0].strip() for line in lines]
 
 
 def test_the_table_of_flags_is_the_parsers():
     assert flags_table() in README, f"the README's table should read\n{flags_table()}"
 
 
+@pytest.mark.parametrize("parser", [hessian_parser(), class_similarity_parser()], ids=lambda parser: parser.prog)
+def test_the_tables_of_measuring_flags_are_the_parsers(parser):
+    assert measurement_table(parser) in README, f"the README's table should read\n{measurement_table(parser)}"
+
+
 def test_there_are_commands():
-    assert len(commands()) >= 5
+    assert len(commands("main.py")) >= 5
+    assert len(commands("run_hessian.py")) >= 3
+    assert len(commands("run_class_similarity.py")) >= 2
 
 
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", commands("main.py"))
 def test_every_command_is_accepted(command):
     words = shlex.split(command)[2:]
     assert words == ["--help"] or parse_args(words)
+
+
+@pytest.mark.parametrize("command", [*commands("run_hessian.py"), *commands("run_class_similarity.py")])
+def test_every_measuring_command_is_accepted(command):
+    _, script, *flags = shlex.split(command)
+    parser = {"run_hessian.py": hessian_parser, "run_class_similarity.py": class_similarity_parser}[script]()
+    assert parser.parse_args(flags)
 
 
 def test_the_make_commands_exist():
