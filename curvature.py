@@ -166,9 +166,9 @@ def loss_and_gradient(model, batches, loss="cross_entropy", *, bn_mode="eval"):
 
 
 def bytes_per_sample(model, batch, **options):
-    """About how many bytes a product holds at its peak for each sample of a batch (images, labels) of at least four.
+    """Bytes that a product keeps for its backward pass, for each sample of a batch (images, labels) of four or more.
 
-    options: of hessian_matvec. Counted: what the forward pass keeps for the backward pass.
+    options: of hessian_matvec. Gradients and temporary tensors of the widest layers come on top.
     """
     images, labels = batch
     kept = []
@@ -176,8 +176,8 @@ def bytes_per_sample(model, batch, **options):
         storages = {}
 
         def keep(tensor, storages=storages):
-            storage = tensor.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
+            with contextlib.suppress(RuntimeError):  # a tangent known to be zero has no memory
+                storages[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor.detach()
 
         matvec, dimension = hessian_matvec(model, [(images[:samples], labels[:samples])], **options)

@@ -111,7 +111,8 @@ def measure(checkpoint, args):
 
 
 def fit_batch(checkpoint, subset, args, options):
-    """(images at once, bytes that a product holds): --batch_size, or as many as half of the free memory takes.
+    """(images at once, bytes that a product keeps): --batch_size, or as many as a quarter of the free memory takes,
+    for gradients and temporary tensors come on top.
 
     Raises RunError where batch statistics forbid smaller batches.
     """
@@ -119,7 +120,7 @@ def fit_batch(checkpoint, subset, args, options):
     sample = next(iter(checkpoint.batches(subset.take(slice(0, 4)), 4)))
     each = bytes_per_sample(checkpoint.model, sample, **options) if len(subset) >= 4 else 0
     free = free_memory(checkpoint.device)
-    fitting = max(1, int(min(batch_size, 0.5 * free / max(each, 1))))
+    fitting = max(1, int(min(batch_size, 0.25 * free / max(each, 1))))
     if fitting < batch_size and args.bn_mode == "train":
         raise RunError(
             f"a batch of {batch_size} takes {each * batch_size / 1e9:.1f} GB, and {checkpoint.device} has "

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import re
 import shutil
 import signal
@@ -40,6 +41,16 @@ QUICK = ["--lanczos_steps=4", "--trace_probes=3", "--samples=30"]
 ONE_PRODUCT = ["--lanczos_steps=1", "--num_probes=1", "--trace_probes=0", "--samples=30"]
 
 
+def copy(source, target):
+    """Copies a folder; checkpoints, which are large, are linked and may only be replaced."""
+    shutil.copytree(source, target, copy_function=lambda a, b: (os.link if a.endswith(".pt") else shutil.copy2)(a, b))
+
+
+def replace(path, content):
+    path.unlink()
+    path.write_bytes(content)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A finished run with checkpoints of epochs 5 and 6, and an unfinished, a diverged and a damaged one."""
@@ -47,19 +58,18 @@ def trained(tmp_path_factory):
     done = runs.RunDirectory(main.main([*SMALL, "--epochs=6", f"--results_dir={results}"]))
     unfinished, diverged, damaged = (results / name for name in ("unfinished", "diverged", "damaged"))
     for folder in (unfinished, diverged, damaged):
-        shutil.copytree(done.path, folder)
+        copy(done.path, folder)
     (unfinished / "summary.json").unlink()
     summary = json.loads((diverged / "summary.json").read_text())
     (diverged / "summary.json").write_text(json.dumps(summary | {"status": "diverged", "diverged_at_step": 3}))
-    checkpoint = damaged / "checkpoints" / "epoch_0006.pt"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    replace(damaged / "checkpoints" / "epoch_0006.pt", done.checkpoint(6).read_bytes()[:1000])
     return results
 
 
 @pytest.fixture
 def results(trained, tmp_path):
     """A copy of the results folder, and the name of the run that is done."""
-    shutil.copytree(trained, tmp_path / "results")
+    copy(trained, tmp_path / "results")
     return tmp_path / "results"
 
 
@@ -304,8 +314,8 @@ def damage_config(run, **changes):
         (lambda run: run.config.unlink(), "missing"),
         (lambda run: run.summary.write_text("{}"), "damaged"),
         (lambda run: shutil.rmtree(run.path / "checkpoints"), "no checkpoints"),
-        (lambda run: run.checkpoint(6).write_bytes(b""), "damaged"),
-        (lambda run: run.checkpoint(6).write_bytes(run.last.read_bytes()), "does not fit"),
+        (lambda run: replace(run.checkpoint(6), b""), "damaged"),
+        (lambda run: replace(run.checkpoint(6), run.last.read_bytes()), "does not fit"),
     ],
 )
 def test_a_run_that_is_not_sound_is_left_out_with_one_line(run, damage, words, capsys):
@@ -320,6 +330,7 @@ def test_a_run_that_is_not_sound_is_left_out_with_one_line(run, damage, words, c
 def test_a_network_that_is_not_finite_is_left_out(run, capsys):
     state = torch.load(run.checkpoint(6), weights_only=True)
     state["classifier.weight"][0, 0] = math.nan
+    run.checkpoint(6).unlink()
     torch.save(state, run.checkpoint(6))
     assert run_hessian.main([str(run.path), *QUICK]) == 1
     assert "classifier.weight that are not finite" in capsys.readouterr().err
