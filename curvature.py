@@ -203,10 +203,12 @@ class Krylov:
 
     def quadrature(self):
         """(nodes, weights, residuals), (m,) each, ascending, float64 on the CPU: Gauss quadrature of the spectral
-        measure of the start (Golub & Welsch 1969); a node is an eigenvalue of the matrix to within its residual."""
+        measure of the start (Golub & Welsch 1969); an eigenvalue lies within the residual of each node (rounding of
+        the basis' type included)."""
         matrix = torch.diag(self.diagonal) + torch.diag(self.off_diagonal, 1) + torch.diag(self.off_diagonal, -1)
         nodes, vectors = torch.linalg.eigh(matrix)
-        return nodes, vectors[0].square(), self.remainder * vectors[-1].abs()
+        rounding = torch.finfo(self.basis.dtype).eps * nodes.abs().max()
+        return nodes, vectors[0].square(), self.remainder * vectors[-1].abs() + rounding
 
 
 def krylov(matvec, start, num_steps, basis_device=None):
