@@ -19,7 +19,7 @@ from models import twin
 
 CURVATURES = ("hessian", "ggn")
 # Modules whose forward-mode derivative is known to be right when it is differentiated once more. Some of PyTorch's
-# are not (layer norm, batch norm in training, softmax), without a word: see the tests.
+# are not: layer norm's and training batch norm's are wrong without a word, softmax's refuses. See the tests.
 TWICE_DIFFERENTIABLE = (nn.Conv2d, nn.Linear, nn.ReLU, nn.Tanh, nn.GELU, nn.Identity, nn.Flatten, nn.Sequential)
 OWN_MODULES = ("layer_defs", "models", "transformer_model")
 
@@ -177,7 +177,8 @@ def bytes_per_sample(model, batch, **options):
 
         def keep(tensor, storages=storages):
             with contextlib.suppress(RuntimeError):  # a tangent known to be zero has no memory
-                storages[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+                storage = tensor.untyped_storage()
+                storages[storage.data_ptr()] = storage.nbytes()
             return tensor.detach()
 
         matvec, dimension = hessian_matvec(model, [(images[:samples], labels[:samples])], **options)
@@ -224,7 +225,7 @@ def krylov(matvec, start, num_steps, basis_device=None):
     num_steps = min(num_steps, len(start))
     basis = torch.empty(num_steps, len(start), dtype=start.dtype, device=basis_device or start.device)
     epsilon = torch.finfo(start.dtype).eps
-    finished = min(10 * math.sqrt(len(start)) * epsilon, max(1e-6, 10 * epsilon)) if epsilon < 1e-3 else epsilon
+    finished = min(10 * math.sqrt(len(start)) * epsilon, max(1e-6, 10 * epsilon))
     diagonal, off_diagonal, scale = [], [], 0.0
     direction = start / length
     for step in range(num_steps):

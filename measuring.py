@@ -96,7 +96,7 @@ def find_runs(args, measurement):
     results_dir = Path(args.results_dir)
     if not results_dir.is_dir():
         raise UsageError(f"--results_dir={results_dir} is not a folder")
-    folders = sorted(path.parent for path in results_dir.glob("*/config.json"))
+    folders = sorted({path.parent for name in ("config.json", "checkpoints") for path in results_dir.glob(f"*/{name}")})
     found = [runs.RunDirectory(folder) for folder in folders]
     if not found:
         raise UsageError(f"there are no runs in {results_dir}: main.py makes them, --results_dir says where they lie")

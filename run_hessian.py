@@ -22,6 +22,7 @@ from curvature import bytes_per_sample, hessian_matvec, loss_and_gradient, spect
 from data import seeded_generator
 from errors import RunError, run_command
 from measuring import Measurement, free_memory, measure_runs
+from runs import pick_device
 
 
 def main(argv=None):
@@ -140,12 +141,13 @@ def layer_sizes(model):
 
 
 def place_basis(args, device, size):
-    """The device for `size` bytes of Lanczos vectors. Raises RunError where they do not fit."""
+    """The device for `size` bytes of Lanczos vectors. Raises RunError where they do not fit, UsageError where it is
+    not there."""
     wanted = [args.basis_device] if args.basis_device != "auto" else dict.fromkeys([str(device), "cpu"])
     for name in wanted:
-        if size < 0.8 * free_memory(torch.device(name)):
+        free = free_memory(pick_device(name))
+        if size < 0.8 * free:
             return name
-    free = free_memory(torch.device(name))
     raise RunError(
         f"{args.lanczos_steps} Lanczos vectors take {size / 1e9:.1f} GB, and {name} has {free / 1e9:.1f} GB free: "
         f"lower --lanczos_steps to {int(args.lanczos_steps * 0.8 * free / size)} or less"

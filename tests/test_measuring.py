@@ -349,6 +349,18 @@ def test_too_little_memory_for_the_basis_names_the_flag(run, capsys, monkeypatch
     assert not (run.path / "hessian.json").exists()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")
+def test_a_basis_device_that_is_not_there_is_said(run, capsys):
+    assert run_hessian.main([str(run.path), *ONE_PRODUCT, "--basis_device=cuda"]) == 1
+    assert "cuda is not on this machine" in capsys.readouterr().err
+
+
+def test_a_run_without_its_settings_is_not_passed_over(run, results, capsys):
+    run.config.unlink()
+    assert run_class_similarity.main([f"--results_dir={results}"]) == 1
+    assert f"{run.config} is missing" in capsys.readouterr().err
+
+
 def test_a_batch_that_does_not_fit_is_made_smaller(run, monkeypatch, capsys):
     run_hessian.main([str(run.path), *ONE_PRODUCT])
     expected = read(run.path / "hessian.json")
