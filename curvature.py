@@ -21,7 +21,7 @@ CURVATURES = ("hessian", "ggn")
 # Modules whose forward-mode derivative is known to be right when it is differentiated once more. Some of PyTorch's
 # are not: layer norm's and training batch norm's are wrong without a word, softmax's refuses. See the tests.
 TWICE_DIFFERENTIABLE = (nn.Conv2d, nn.Linear, nn.ReLU, nn.Tanh, nn.GELU, nn.Identity, nn.Flatten, nn.Sequential)
-OWN_MODULES = ("layer_defs", "models", "transformer_model")
+OWN_MODULES = ("convolutions", "layer_defs", "models", "transformer_model")
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Normalization layers, their activations, and convolutions and linear layers with transformed weights.
+"""Normalization layers and their activations, and the registry of what each norm_type puts into a network.
 
 Notation: x is (N, C, H, W); γ (`weight`), β (`bias`) and v are per channel; μ and σ² are means and population
 variances; ε = 1e-5 unless a class says otherwise. Statistics are computed in float32 or better, running
@@ -14,10 +14,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import config
+from convolutions import CONVS as CONVS
+from convolutions import RELU_GAIN
+from convolutions import build_conv as build_conv
+from convolutions import build_linear as build_linear
 
 EPS = 1e-5
 RUNNING_UPDATE = 0.1  # new = 0.9 · old + 0.1 · batch
-RELU_GAIN = math.sqrt(2 * math.pi / (math.pi - 1))  # 1 / standard deviation of ReLU(z), z standard normal
 RELU_MEAN = 1 / math.sqrt(2 * math.pi)  # mean of ReLU(z)
 
 
@@ -264,76 +267,6 @@ class ScaledReLU(nn.Module):
         return (F.relu(x) - RELU_MEAN) * RELU_GAIN
 
 
-def normalized_weight(weight, gain):
-    """g · w/‖w‖ per output channel (Salimans & Kingma 2016). weight (out, ...), gain (out,)."""
-    rows = F.normalize(weight.flatten(1), dim=1) * gain[:, None]
-    return rows.view_as(weight)
-
-
-def standardized_weight(weight, gain):
-    """√(2π/(π−1)) · g · (w−μ_w)/(σ_w · √fan_in) per output channel (Brock 2021). weight (out, ...), gain (out,).
-
-    A channel of a single weight becomes 0.
-    """
-    rows = weight.flatten(1)
-    centred = rows - rows.mean(1, keepdim=True)
-    # ‖w − μ_w‖ is σ_w · √fan_in.
-    return (F.normalize(centred, dim=1) * (RELU_GAIN * gain)[:, None]).view_as(weight)
-
-
-def centred_weight(weight, gain=None):
-    """w − mean(w) per output channel. weight (out, ...)."""
-    rows = weight.flatten(1)
-    return (rows - rows.mean(1, keepdim=True)).view_as(weight)
-
-
-class TransformedConv2d(nn.Conv2d):
-    """A convolution that computes with `transform(weight, gain)`; gain (out,) from 1 where the transform has one."""
-
-    def __init__(self, *args, transform, has_gain, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.transform = transform
-        self.register_parameter("gain", nn.Parameter(torch.ones(self.out_channels)) if has_gain else None)
-
-    def forward(self, x):
-        return self._conv_forward(x, self.effective_weight(), self.bias)
-
-    def effective_weight(self):
-        return self.transform(self.weight, self.gain)
-
-
-class FoldedConv2d(nn.Module):
-    """A convolution and the norm after it as one convolution, for a norm that is affine in eval mode.
-
-    The same function of the same parameters, without the passes over the feature map that the norm would take.
-    """
-
-    def __init__(self, conv, norm):
-        super().__init__()
-        self.conv = conv
-        self.norm = norm
-
-    def forward(self, x):
-        conv = self.conv
-        weight = conv.effective_weight() if isinstance(conv, TransformedConv2d) else conv.weight
-        scale, bias = self.norm.eval_affine()
-        if conv.bias is not None:
-            bias = bias + scale * conv.bias
-        return F.conv2d(x, weight * scale.view(-1, 1, 1, 1), bias, conv.stride, conv.padding)
-
-
-class TransformedLinear(nn.Linear):
-    """A linear layer that computes with `transform(weight, gain)`, as TransformedConv2d does."""
-
-    def __init__(self, *args, transform, has_gain, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.transform = transform
-        self.register_parameter("gain", nn.Parameter(torch.ones(self.out_features)) if has_gain else None)
-
-    def forward(self, x):
-        return F.linear(x, self.transform(self.weight, self.gain), self.bias)
-
-
 class TokenLayerNorm(nn.LayerNorm):
     """LayerNorm over C of each token (N, tokens, C); `elementary` as BatchNorm's, for the same reason."""
 
@@ -355,14 +288,6 @@ class TokenRMSNorm(nn.RMSNorm):
         if not self.elementary:
             return super().forward(x)
         return x * (torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight)
-
-
-@dataclass(frozen=True)
-class WeightTransform:
-    """What a conv_type does to a weight (None: nothing), and whether it has a learned gain."""
-
-    transform: Callable | None = None
-    has_gain: bool = False
 
 
 @dataclass(frozen=True)
@@ -390,13 +315,6 @@ def _of_channels(norm):
     """A norm that has no groups, as a builder of (num_channels, num_groups)."""
     return lambda num_channels, num_groups: norm(num_channels)
 
-
-CONVS = {
-    "Plain": WeightTransform(),
-    "sWS": WeightTransform(standardized_weight, has_gain=True),
-    "WeightNormalized": WeightTransform(normalized_weight, has_gain=True),
-    "WeightCentered": WeightTransform(centred_weight),
-}
 
 NORMS = {
     "Plain": NormType(_identity, is_bounded=False),
@@ -453,23 +371,6 @@ def build_token_norm(norm_type, num_channels, num_groups=32):
     if isinstance(norm, nn.Identity):
         return norm
     return TokenNorm(nn.Sequential(norm, activation) if spec.activation_on_tokens else norm)
-
-
-def build_conv(conv_type, in_channels, out_channels, kernel_size=3, stride=1, padding=1, bias=False):
-    """A convolution whose weight is transformed as conv_type says. Raises KeyError for an unknown conv_type."""
-    spec = CONVS[conv_type]
-    shape = (in_channels, out_channels, kernel_size, stride, padding)
-    if spec.transform is None:
-        return nn.Conv2d(*shape, bias=bias)
-    return TransformedConv2d(*shape, bias=bias, transform=spec.transform, has_gain=spec.has_gain)
-
-
-def build_linear(conv_type, in_features, out_features):
-    """A linear layer with bias whose weight is transformed as conv_type says. Raises KeyError likewise."""
-    spec = CONVS[conv_type]
-    if spec.transform is None:
-        return nn.Linear(in_features, out_features)
-    return TransformedLinear(in_features, out_features, transform=spec.transform, has_gain=spec.has_gain)
 
 
 def conv_of(norm_type, conv_type="Plain"):

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 import config
-from layer_defs import FoldedConv2d, build_conv, build_norm, conv_of
+from convolutions import FoldedConv2d, build_conv
+from layer_defs import build_norm, conv_of
 from transformer_model import VisionTransformer
 
 

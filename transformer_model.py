@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import config
-from layer_defs import NORMS, build_conv, build_linear, build_token_norm, conv_of
+from convolutions import build_conv, build_linear
+from layer_defs import NORMS, build_token_norm, conv_of
 
 
 def softmax(x):

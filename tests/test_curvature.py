@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import config
+from convolutions import FoldedConv2d, build_conv
 from curvature import (
     Spectrum,
     _Objective,
@@ -22,7 +23,7 @@ from curvature import (
     rademacher,
     spectrum,
 )
-from layer_defs import FoldedConv2d, build_conv, build_norm, conv_of
+from layer_defs import build_norm, conv_of
 from models import build_model, twin
 from probes import Recorder
 
