@@ -20,6 +20,7 @@ from convolutions import build_conv as build_conv
 from convolutions import build_linear as build_linear
 
 EPS = 1e-5
+CACHED_ELEMENTS = 2**18  # handled at a time on a CPU: a megabyte of float32, which its second-level cache holds
 RUNNING_UPDATE = 0.1  # new = 0.9 · old + 0.1 · batch
 RELU_MEAN = 1 / math.sqrt(2 * math.pi)  # mean of ReLU(z)
 
@@ -29,19 +30,80 @@ def _maps(per_channel):
     return per_channel.view(1, -1, 1, 1)
 
 
+def _statistics_type(x):
+    """The type that statistics of x are computed in: float32 for half-precision input."""
+    return torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
+
+
 def _wide(x):
-    """x in a type that statistics may be computed in: float32 for half-precision input."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    """x in the type of its statistics."""
+    return x.to(_statistics_type(x))
+
+
+def position_moments(x):
+    """The variance and the mean over the positions of x (N, positions, C), (N, C) each, in _statistics_type(x).
+
+    On the CPU a few samples at a time, so that the second and third look find them in the cache.
+    """
+    samples = len(x)
+    if x.device.type == "cpu":
+        samples = max(1, CACHED_ELEMENTS // max(1, x[0].numel())) if len(x) else 1
+    parts = []
+    for part in x.split(samples):
+        mean = part.sum(1, dtype=_statistics_type(x)) / x.shape[1]
+        parts.append(((part - mean[:, None]).square_().sum(1) / x.shape[1], mean))
+    return parts[0] if len(parts) == 1 else tuple(torch.cat(moments) for moments in zip(*parts, strict=True))
+
+
+class _MapMoments(torch.autograd.Function):
+    """The variance and the mean over H,W of each sample and channel, (N, C) each, of x (N, C, H, W).
+
+    torch.var_mean gives the same, fifty times as slowly where maps are small and memory is channels_last.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return position_moments(x.permute(0, 2, 3, 1).flatten(1, 2))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        saved = (*inputs, output[1])
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
+
+    @staticmethod
+    def backward(ctx, variance_gradient, mean_gradient):
+        x, mean = ctx.saved_tensors
+        count = x.shape[2] * x.shape[3]
+        slope = variance_gradient * (2 / count)
+        shift = mean_gradient / count - slope * mean
+        return torch.addcmul(shift[..., None, None].to(x.dtype), x, slope[..., None, None].to(x.dtype))
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        x, mean = ctx.saved_tensors
+        centred = x - mean[..., None, None]
+        return 2 * (centred * tangent).mean((2, 3)), tangent.mean((2, 3), dtype=mean.dtype)
 
 
 def _map_moments(x):
     """The variance and the mean over H,W of each sample and channel, (N, C) each."""
-    return torch.var_mean(_wide(x), dim=(2, 3), correction=0)
+    return _MapMoments.apply(x)
 
 
 def _pooled_variance(variances, means, dim):
     """The variance of equally large parts taken together (law of total variance), over `dim` of the parts."""
     return variances.mean(dim) + means.var(dim, correction=0)
+
+
+def _group_moments(x, num_groups):
+    """The variance and the mean of each group of channels and sample, repeated for its channels: (N, C) each."""
+    variances, means = (moment.view(len(x), num_groups, -1) for moment in _map_moments(x))
+    each = x.shape[1] // num_groups
+    pooled = _pooled_variance(variances, means, dim=2), means.mean(2)
+    return tuple(moment.repeat_interleave(each, dim=1) for moment in pooled)
 
 
 def _check_groups(layer, num_channels, num_groups):
@@ -132,7 +194,7 @@ class VarianceNorm(_RunningNorm):
     def forward(self, x):
         variance = self.running_var
         if self.training:
-            variance = torch.var(_wide(x), dim=(0, 2, 3), correction=0)
+            variance = _pooled_variance(*_map_moments(x), dim=0)
             self.update(variance=variance)
         return self.affine(x, _maps(torch.rsqrt(variance + EPS)))
 
@@ -173,7 +235,14 @@ class GroupNorm(_Norm):
         return f"{self.num_channels}, num_groups={self.num_groups}"
 
     def forward(self, x):
-        return torch.group_norm(x, self.num_groups, self.weight, self.bias, EPS)
+        has_quick_kernel = self.num_groups == 1 or x.dtype == _statistics_type(x)
+        if x.device.type != "cpu" or has_quick_kernel:
+            return torch.group_norm(x, self.num_groups, self.weight, self.bias, EPS)
+        # PyTorch's kernel takes up to fifty times as long here as it does with one group or in float32.
+        variance, mean = _group_moments(x, self.num_groups)
+        scale = self.weight * torch.rsqrt(variance + EPS)
+        shift = self.bias - scale * mean
+        return torch.addcmul(shift[..., None, None].to(x.dtype), x, scale[..., None, None].to(x.dtype))
 
 
 class RMSNorm(_Norm):
@@ -183,8 +252,9 @@ class RMSNorm(_Norm):
         super().__init__(num_channels, bias=False)
 
     def forward(self, x):
-        mean_square = torch.mean(_wide(x).square(), dim=(1, 2, 3), keepdim=True)
-        return x * (_maps(self.weight) * torch.rsqrt(mean_square + EPS)).to(x.dtype)
+        variances, means = _map_moments(x)
+        inverse = torch.rsqrt((variances + means.square()).mean(1) + EPS)[:, None, None, None]
+        return x * (_maps(self.weight) * inverse).to(x.dtype)
 
 
 class FilterResponseNorm(_Norm):
@@ -197,8 +267,9 @@ class FilterResponseNorm(_Norm):
         self.eps_l = nn.Parameter(torch.tensor(EPS))
 
     def forward(self, x):
-        mean_square = torch.mean(_wide(x).square(), dim=(2, 3), keepdim=True)
-        return self.affine(x, torch.rsqrt(mean_square + self.MINIMUM + self.eps_l.abs()))
+        variance, mean = _map_moments(x)
+        inverse = torch.rsqrt(variance + mean.square() + self.MINIMUM + self.eps_l.abs())
+        return self.affine(x, inverse[..., None, None])
 
 
 class EvoNormSO(_Norm):
@@ -210,9 +281,8 @@ class EvoNormSO(_Norm):
         self.num_groups = _check_groups("EvoNormSO", num_channels, num_groups)
 
     def forward(self, x):
-        variances, means = (moment.view(len(x), self.num_groups, -1) for moment in _map_moments(x))
-        inverse = torch.rsqrt(_pooled_variance(variances, means, dim=2) + EPS)
-        inverse = inverse.repeat_interleave(self.num_channels // self.num_groups, dim=1)[..., None, None]
+        variance, _ = _group_moments(x, self.num_groups)
+        inverse = torch.rsqrt(variance + EPS)[..., None, None]
         return self.affine(x * torch.sigmoid(x * _maps(self.v).to(x.dtype)), inverse)
 
 
@@ -232,10 +302,11 @@ class EvoNormBO(_RunningNorm):
         if self.training:
             batch_variance = _pooled_variance(variances, means, dim=0)
             self.update(variance=batch_variance)
-        instance_deviation = torch.sqrt(variances + EPS)[..., None, None].to(x.dtype)
-        batch_deviation = _maps(torch.sqrt(batch_variance + EPS)).to(x.dtype)
-        grown = torch.addcmul(instance_deviation, x, _maps(self.v).to(x.dtype))
-        return self.affine(x / torch.maximum(grown, batch_deviation))
+        batch_deviation = torch.sqrt(batch_variance + EPS)
+        excess = (torch.sqrt(variances + EPS) - batch_deviation)[..., None, None].to(x.dtype)
+        # max(a, b) is b + ReLU(a − b), of which the gradient needs no masks.
+        beyond = F.relu(torch.addcmul(excess, x, _maps(self.v).to(x.dtype)))
+        return self.affine(x / (beyond + _maps(batch_deviation).to(x.dtype)))
 
 
 class DynamicTanh(_Norm):
@@ -257,7 +328,8 @@ class ThresholdedLinearUnit(nn.Module):
         self.tau = nn.Parameter(torch.zeros(num_channels))
 
     def forward(self, x):
-        return torch.maximum(x, _maps(self.tau).to(x.dtype))
+        tau = _maps(self.tau).to(x.dtype)
+        return F.relu(x - tau) + tau  # the gradient of torch.maximum goes through masks, at ten times the cost
 
 
 class ScaledReLU(nn.Module):
