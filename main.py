@@ -23,6 +23,7 @@ from config import DUMP_EVERY_EPOCHS
 from data import evaluation_batches, load, training_batches
 from errors import RunError, run_command
 from files import write_csv, write_json, write_torch
+from hardware import keep_freed_memory, pick_device
 from models import build_from_config
 from probes import Recorder
 
@@ -32,7 +33,8 @@ LOOK_SECONDS = 1.0  # between looks at the losses, each of which waits for the d
 def main(argv=None):
     """Runs one command line and returns its run directory."""
     config, run = runs.open_run(parse_args(argv))
-    device = runs.pick_device(config.device)
+    keep_freed_memory()
+    device = pick_device(config.device)
     is_finished = run.summary.exists() and not config.overwrite
     if not (is_finished and runs.reads_same_folder(run, config)):
         dataset = load(config)

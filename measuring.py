@@ -1,10 +1,7 @@
 """What the measuring commands share: which runs and checkpoints, their network and images, and one line for each
 run that is left out."""
 
-import contextlib
 import hashlib
-import math
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,6 +13,7 @@ import runs
 from data import balanced_subset, evaluation_batches, load
 from errors import RunError, UsageError, interrupts_at_safe_points
 from files import read_json, read_torch, write_json
+from hardware import keep_freed_memory, pick_device
 from models import build_from_config
 
 NOT_SETTINGS = ("runs", "results_dir", "data_dir", "device", "overwrite", "checkpoint")
@@ -53,22 +51,6 @@ class Checkpoint:
         for batch in evaluation_batches(split, self.config.image_size, batch_size):
             self.check_interrupt()
             yield batch
-
-
-def free_memory(device):
-    """Bytes that are free on a torch.device; infinity where that cannot be known."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = [math.inf]
-    with contextlib.suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free.append(1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))))
-    with contextlib.suppress(OSError, ValueError):
-        group = Path("/sys/fs/cgroup")
-        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        cache = re.search(r"^inactive_file (\d+)", (group / "memory.stat").read_text(), re.MULTILINE)
-        free.append(limit - used + (int(cache[1]) if cache else 0))
-    return min(free)
 
 
 def epoch_of(path):
@@ -180,7 +162,8 @@ class Measurement:
 
 def measure_runs(args, measurement):
     """Measures what the parsed flags name, and returns the exit code: 1 where something was left out, else 0."""
-    device = runs.pick_device(args.device)
+    keep_freed_memory()
+    device = pick_device(args.device)
     datasets = Datasets(args.data_dir, device)
     found = find_runs(args, measurement.name)
     done, left_out, folders = 0, 0, set()

@@ -8,12 +8,13 @@ import re
 import torch
 from torch import nn
 
+from layer_defs import position_moments
 from transformer_model import VisionTransformer
 
 ACTIVATION_KEYS = ("activation_norm", "activation_variance", "cosine_similarity", "stable_rank")
 CONV_KEYS = ("std", "grad_norm")
 KEYS = CONV_KEYS + ACTIVATION_KEYS
-SQUARINGS, PRODUCTS = 6, 64  # together the 4096th power of the matrix of cosines
+SQUARINGS, PRODUCTS = 8, 16  # together the 4096th power of the matrix of cosines
 
 
 def _channels_last(x):
@@ -31,14 +32,27 @@ def _statistics_type(x):
 def channel_variance(x):
     """Population variance over N,H,W of each channel: (C,). x is (N, C, H, W), tokens (N, T, C) or (N, C)."""
     x = x.detach()
-    if x.dtype not in (torch.bfloat16, torch.float16):
-        rows = _channels_last(x).flatten(0, 1)
-        return (rows - rows.mean(0)).square_().mean(0)
-    # The batch-normalization kernel reads half precision once and sums in float32: to about four digits.
+    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
+        variances, means = position_moments(_channels_last(x))
+        return variances.mean(0) + means.var(0, correction=0)
+    # The batch-normalization kernel reads once, and sums half precision in float32: to about four digits.
     x = x if x.dim() == 4 else _channels_last(x).flatten(0, 1)
-    ones = torch.ones(x.shape[1], device=x.device)
+    ones = torch.ones(x.shape[1], device=x.device, dtype=_statistics_type(x))
     _, _, inverse_deviation = torch.native_batch_norm(x, ones, ones, None, None, True, 0.0, 1e-30)
     return inverse_deviation.pow(-2)
+
+
+def frobenius_norm(x):
+    """The root of the sum of squares of x (N, ...), zero-dimensional.
+
+    On the CPU by products, which are quicker than torch.linalg.vector_norm, and in float32 also more exact.
+    """
+    rows = _channels_last(x.detach()).flatten(1)
+    if x.device.type != "cpu":
+        return torch.linalg.vector_norm(rows, dtype=_statistics_type(x))
+    if x.dtype in (torch.float32, torch.float64):
+        return torch.dot(rows.flatten(), rows.flatten()).sqrt()
+    return torch.bmm(rows[:, None], rows[..., None]).sum(dtype=_statistics_type(x)).sqrt()
 
 
 def activation_statistics(x):
@@ -51,42 +65,62 @@ def activation_statistics(x):
     nothing to U; where all are zero, the stable rank is 0. In half precision products are rounded to it, which
     leaves about three digits.
     """
+    statistics = {"activation_variance": channel_variance(x).mean()}
+    statistics |= {key: value[0] for key, value in gram_statistics(gram_matrix(x)[None]).items()}
+    return {key: statistics[key] for key in ACTIVATION_KEYS}
+
+
+def gram_matrix(x):
+    """The products of every two samples of x (N, ...), flattened: (N, N)."""
     samples = _channels_last(x.detach()).flatten(1)
-    gram = (samples @ samples.T).to(_statistics_type(x))
-    tiny = torch.finfo(gram.dtype).tiny
-    norms = gram.diagonal().clamp_min(0).sqrt()
+    return (samples @ samples.T).to(_statistics_type(x))
+
+
+def gram_statistics(grams):
+    """What activation_statistics takes from the products of samples, for the matrices (S, N, N) of S sites: (S,) each."""
+    tiny = torch.finfo(grams.dtype).tiny
+    norms = grams.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
     inverse = torch.where(norms > 0, 1 / norms.clamp_min(tiny), 0)
-    cosines = gram * inverse[:, None] * inverse
-    frobenius = cosines.diagonal().sum()
-    pairs = len(samples) * (len(samples) - 1)
-    mean_cosine = (cosines.sum() - frobenius) / pairs if pairs else torch.full_like(frobenius, torch.nan)
-    statistics = (
-        norms.mean(),
-        channel_variance(x).mean(),
-        mean_cosine,
-        frobenius / largest_eigenvalue(cosines).clamp_min(tiny),
-    )
-    return dict(zip(ACTIVATION_KEYS, statistics, strict=True))
+    cosines = grams * inverse[:, :, None] * inverse[:, None, :]
+    frobenius = _traces(cosines)
+    samples = grams.shape[1]
+    pairs = samples * (samples - 1)
+    mean_cosine = (cosines.sum((1, 2)) - frobenius) / pairs if pairs else torch.full_like(frobenius, torch.nan)
+    return {
+        "activation_norm": norms.mean(1),
+        "cosine_similarity": mean_cosine,
+        "stable_rank": frobenius / largest_eigenvalues(cosines).clamp_min(tiny),
+    }
 
 
-def largest_eigenvalue(gram):
-    """The largest eigenvalue of a matrix of cosines (N, N), without a decomposition or a device sync.
+def _traces(matrices):
+    return matrices.diagonal(dim1=1, dim2=2).sum(1)
 
-    Six squarings take its 64th power P; 64 products with P leave the leading direction, whose Rayleigh quotient is
-    short of the eigenvalue by less than 1e-3 of it even where the second one is as close as it can be.
+
+def largest_eigenvalues(matrices):
+    """The largest eigenvalue of each matrix of cosines (S, N, N), without a decomposition or a device sync: (S,).
+
+    Eight squarings take its 256th power P; 16 products with P leave the leading direction, whose Rayleigh quotient
+    is short of the eigenvalue by less than 1e-3 of it even where the second one is as close as it can be.
     """
-    tiny = torch.finfo(gram.dtype).tiny
-    power = gram
+    tiny = torch.finfo(matrices.dtype).tiny
+    power = matrices / _traces(matrices).clamp_min(tiny)[:, None, None]
     for _ in range(SQUARINGS):
-        power = power / power.diagonal().sum().clamp_min(tiny)
         power = power @ power
-    power = power / power.diagonal().sum().clamp_min(tiny)
+        power = power / _traces(power).clamp_min(tiny)[:, None, None]
     # The largest column lies nearest the leading direction and cannot be orthogonal to it.
-    direction = power.index_select(1, power.diagonal().argmax().view(1)).squeeze(1)
+    largest = power.diagonal(dim1=1, dim2=2).argmax(1)
+    direction = power.gather(2, largest[:, None, None].expand(-1, power.shape[1], 1))
     for _ in range(PRODUCTS):
-        direction = power @ (direction / torch.linalg.vector_norm(direction).clamp_min(tiny))
-    direction = direction / torch.linalg.vector_norm(direction).clamp_min(tiny)
-    return direction @ (gram @ direction)
+        direction = power @ _unit(direction)
+    direction = _unit(direction)
+    return (direction * (matrices @ direction)).sum((1, 2))
+
+
+def _unit(vectors):
+    """Vectors (S, N, 1) at length 1; zeros stay."""
+    length = vectors.square().sum(1, keepdim=True).sqrt()
+    return vectors / length.clamp_min(torch.finfo(vectors.dtype).tiny)
 
 
 def find_sites(model):
@@ -137,7 +171,7 @@ class Recorder:
         row["std"][index] = channel_variance(output).sqrt().mean()
 
         def keep_norm(gradient):
-            row["grad_norm"][index] = torch.linalg.vector_norm(gradient, dtype=_statistics_type(gradient))
+            row["grad_norm"][index] = frobenius_norm(gradient)
 
         if output.requires_grad:
             output.register_hook(keep_norm)
@@ -145,18 +179,21 @@ class Recorder:
     @torch.no_grad()
     def _observe_activation(self, row, index, output):
         with torch.autocast(output.device.type, enabled=False):
-            for key, value in activation_statistics(output).items():
-                row[key][index] = value
+            row["activation_variance"][index] = channel_variance(output).mean()
+            row["gram"][index] = gram_matrix(output)
 
     def step(self, iteration):
         """A context in which one training step is recorded as `iteration`; nothing is kept if it does not end."""
         return _Step(self, iteration)
 
+    @torch.no_grad()
     def finish(self, iteration, row):
-        """Keeps a finished step: one stacked tensor a key."""
+        """Keeps a finished step: one stacked tensor a key. What comes from the grams is computed for all sites at once."""
         self.iterations.append(iteration)
-        for key, sites in row.items():
-            self.rows[key].append(torch.stack(sites))
+        stacked = {key: torch.stack(sites) for key, sites in row.items()}
+        stacked |= gram_statistics(stacked.pop("gram"))
+        for key in KEYS:
+            self.rows[key].append(stacked[key])
 
     def state_dict(self):
         """The dict of section 6 for the iterations since the last dump, on the CPU.
@@ -198,8 +235,9 @@ class _Step:
         self.recorder, self.iteration = recorder, iteration
 
     def __enter__(self):
-        names = self.recorder.names
-        self.row = {key: [None] * len(names["conv" if key in CONV_KEYS else "activation"]) for key in KEYS}
+        conv, activation = (len(self.recorder.names[kind]) for kind in ("conv", "activation"))
+        self.row = {key: [None] * conv for key in CONV_KEYS}
+        self.row |= {key: [None] * activation for key in ("activation_variance", "gram")}
         self.recorder._row = self.row
 
     def __exit__(self, kind, error, traceback):

@@ -21,8 +21,8 @@ from config import progress_bar
 from curvature import bytes_per_sample, hessian_matvec, loss_and_gradient, spectrum
 from data import seeded_generator
 from errors import RunError, run_command
-from measuring import Measurement, free_memory, measure_runs
-from runs import pick_device
+from hardware import free_memory, pick_device
+from measuring import Measurement, measure_runs
 
 
 def main(argv=None):

@@ -140,20 +140,6 @@ class RunDirectory:
                 entry.unlink()
 
 
-def pick_device(name):
-    """The torch.device that a --device flag names; auto: cuda, mps or cpu. Raises UsageError where it is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"--device={name} is none of auto, cpu, cuda, cuda:N, mps") from None
-    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[device.type]
-    if (device.index or 0) >= there:
-        raise UsageError(f"--device={name} is not on this machine (--device=cpu always is)")
-    return device
-
-
 def identity_hash(config):
     """8 hex digits over the fields that change the numbers."""
     text = json.dumps(config.identity(), sort_keys=True)

@@ -31,7 +31,7 @@ import runs
 from curvature import hessian_matvec, loss_and_gradient, spectrum
 from data import balanced_subset, evaluation_batches, load, seeded_generator, synthetic
 from files import read_torch, write_json
-from measuring import free_memory
+from hardware import free_memory
 from models import build_from_config
 from utils import ClassMoments
 
