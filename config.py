@@ -153,6 +153,7 @@ class Config:
 
     results_dir: str = _flag("results", "folder that holds the run directories", group="run", runtime=True)
     device: str = _flag("auto", "auto, cpu, cuda, cuda:N or mps", group="run", type=device_name, runtime=True)
+    cuda_graph: bool = _flag(True, "on CUDA, launch each step as one graph", group="run", type=boolean, runtime=True)
     keep: str = _flag(
         "all", "epoch checkpoints to keep: each, or the newest alone", group="run", choices=KEEP, runtime=True
     )

@@ -137,18 +137,31 @@ def prepare(images, flips=None, image_size=None):
     return x
 
 
+def training_order(split, seed, epoch):
+    """(order, flips), (len(split),) each: the order of the samples in an epoch, and whether each is mirrored then.
+
+    They depend on (seed, epoch) alone; they lie on the split's device.
+    """
+    generator = seeded_generator("epoch", seed, epoch)
+    order = torch.randperm(len(split), generator=generator)
+    flips = torch.rand(len(split), generator=generator) < 0.5
+    return order.to(split.labels.device), flips.to(split.labels.device)
+
+
+def training_batch(split, indices, flips, image_size=None):
+    """(images, labels) of some samples of a split; flips goes with indices, (N,) each."""
+    return prepare(split.images[indices], flips, image_size), split.labels[indices]
+
+
 def training_batches(split, batch_size, seed, epoch, image_size=None, first_step=0):
     """Shuffled, randomly flipped (images, labels) of one epoch, from its step `first_step` on.
 
-    Order and flips depend on (seed, epoch) alone, not on the device. The last batch may be smaller.
+    The last batch may be smaller.
     """
-    generator = seeded_generator("epoch", seed, epoch)
-    order = torch.randperm(len(split), generator=generator).to(split.labels.device)
-    flips = (torch.rand(len(split), generator=generator) < 0.5).to(split.labels.device)
+    order, flips = training_order(split, seed, epoch)
     for start in range(first_step * batch_size, len(split), batch_size):
-        indices = order[start : start + batch_size]
-        images = prepare(split.images[indices], flips[start : start + batch_size], image_size)
-        yield images, split.labels[indices]
+        batch = slice(start, start + batch_size)
+        yield training_batch(split, order[batch], flips[batch], image_size)
 
 
 def evaluation_batches(split, image_size=None, batch_size=EVALUATION_BATCH):

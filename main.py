@@ -7,7 +7,6 @@ Leaves a run directory under results/; the same command continues an unfinished 
 
 import math
 import time
-from contextlib import nullcontext
 
 from config import learning_rate, parse_args, progress_bar
 
@@ -20,14 +19,13 @@ from torch.nn import functional as F
 import plots
 import runs
 from config import DUMP_EVERY_EPOCHS
-from data import evaluation_batches, load, training_batches
+from data import evaluation_batches, load, training_order
 from errors import RunError, run_command
 from files import write_csv, write_json, write_torch
 from hardware import keep_freed_memory, pick_device
 from models import build_from_config
 from probes import Recorder
-
-LOOK_SECONDS = 1.0  # between looks at the losses, each of which waits for the device
+from steps import Losses, build_step, forward, steps_in
 
 
 def main(argv=None):
@@ -58,12 +56,13 @@ def train(config, run, dataset, device):
     optimizer = torch.optim.SGD(model.parameters(), **rates, fused=device.type != "mps")
     recorder = Recorder(model) if config.probe_layers else None
     progress = runs.load_state(run, config, model, optimizer, recorder)
+    step = build_step(config, model, optimizer, dataset.train, recorder)
     rows, diverged_at = progress["rows"], None
     what = f"{config.arch} with {config.norm_type} on {config.dataset} ({device})"
     print(f"training {what}, {progress['epoch']} of {config.epochs} epochs done: {run.path}", flush=True)
     try:
         for epoch in range(progress["epoch"] + 1, config.epochs + 1):
-            row, diverged_at = train_epoch(config, model, optimizer, dataset, epoch, recorder)
+            row, diverged_at = train_epoch(config, step, dataset, epoch)
             has_diverged = diverged_at is not None
             if not has_diverged:
                 rows.append(row)
@@ -71,6 +70,8 @@ def train(config, run, dataset, device):
             write_csv(run.metrics, runs.METRICS_COLUMNS, rows)
             is_dump = has_diverged or epoch % DUMP_EVERY_EPOCHS == 0 or epoch == config.epochs
             if recorder is not None and is_dump:
+                if has_diverged:
+                    recorder.drop_after(diverged_at)
                 write_torch(run.probes(epoch), recorder.dump())
             if has_diverged:
                 break
@@ -89,74 +90,44 @@ def train(config, run, dataset, device):
     write_json(run.summary, summary)
 
 
-def forward(config, model, images):
-    """The logits (N, classes) in float32, computed in the run's precision."""
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-        logits = model(images)
-    return logits.float()
-
-
-def train_epoch(config, model, optimizer, dataset, epoch, recorder):
+def train_epoch(config, step, dataset, epoch):
     """One epoch of SGD and the evaluation after it: (row of metrics.csv, None), or (None, step) where it diverged.
 
-    Nothing in a step waits for the device; once a second the losses so far are looked at.
+    Nothing waits for the device before all steps are on their way; once a second the bar shows how far it has come.
     """
-    start = look = time.perf_counter()
+    start = time.perf_counter()
     split = dataset.train
-    steps = math.ceil(len(split) / config.batch_size)
-    first_step = (epoch - 1) * steps
-    losses = torch.zeros(steps, device=split.labels.device)
-    correct = torch.zeros((), dtype=torch.int64, device=split.labels.device)
-    seen = 0
-    model.train()
-    batches = training_batches(split, config.batch_size, config.seed, epoch, config.image_size)
+    steps = steps_in(len(split), config.batch_size)
+    first = (epoch - 1) * steps
+    losses = Losses(steps, split.labels.device)
+    order, flips = training_order(split, config.seed, epoch)
+    step.model.train()
     with progress_bar(len(split), f"epoch {epoch}/{config.epochs}") as bar:
-        for index, (images, labels) in enumerate(batches):
-            step = first_step + index
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, step, steps)
-            is_probed = recorder is not None and step % config.probe_every == 0
-            with recorder.step(step) if is_probed else nullcontext():
-                logits = forward(config, model, images)
-                loss = F.cross_entropy(logits, labels)
-                optimizer.zero_grad()
-                loss.backward()
-            optimizer.step()
-            losses[index] = loss.detach()
-            correct += (logits.argmax(1) == labels).sum()
-            seen += len(labels)
-            bar.update(len(labels))
-            if time.perf_counter() - look > LOOK_SECONDS or index == steps - 1:
-                so_far = losses[: index + 1].cpu()
-                diverged = (~so_far.isfinite()).nonzero()
-                if len(diverged):
-                    return None, diverged_step(first_step + int(diverged[0]), recorder)
-                bar.set_postfix_str(f"loss {so_far[-50:].mean():.4f}, acc {100 * correct.item() / seen:.1f} %")
-                look = time.perf_counter()
-    sizes = torch.full((steps,), config.batch_size, dtype=torch.float64)
-    sizes[-1] = len(split) - config.batch_size * (steps - 1)
+        for index in range(steps):
+            batch = slice(index * config.batch_size, (index + 1) * config.batch_size)
+            rate = learning_rate(config, first + index, steps)
+            samples = len(order[batch])
+            losses.record(*step(order[batch], flips[batch], rate, first + index), samples)
+            bar.update(samples)
+            seen = losses.look()
+            if seen is not None:
+                loss, accuracy, diverged = seen
+                bar.set_postfix_str(f"loss {loss:.4f}, acc {accuracy:.1%}")
+                if diverged is not None:
+                    return None, first + diverged
+    train_loss, train_accuracy, diverged = losses.result(config.batch_size)
+    if diverged is not None:
+        return None, first + diverged
     train_seconds = time.perf_counter() - start
-    row = {
-        "epoch": epoch,
-        "learning_rate": optimizer.param_groups[0]["lr"],
-        "train_loss": (losses.cpu().double() @ sizes / len(split)).item(),
-        "train_accuracy": correct.item() / len(split),
-    }
+    row = {"epoch": epoch, "learning_rate": rate, "train_loss": train_loss, "train_accuracy": train_accuracy}
     for name, held_out in (("validation", dataset.validation), ("test", dataset.test)):
         if held_out is not None:
-            row[f"{name}_loss"], row[f"{name}_accuracy"] = evaluate(config, model, held_out)
+            row[f"{name}_loss"], row[f"{name}_accuracy"] = evaluate(config, step.model, held_out)
     row["seconds"] = time.perf_counter() - start
     row["images_per_second"] = len(split) / train_seconds
     if not all(math.isfinite(value) for value in row.values()):
-        return None, diverged_step(first_step + steps - 1, recorder)
+        return None, first + steps - 1
     return row, None
-
-
-def diverged_step(step, recorder):
-    """The step, with the probes after it forgotten."""
-    if recorder is not None:
-        recorder.drop_after(step)
-    return step
 
 
 @torch.no_grad()

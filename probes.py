@@ -3,6 +3,7 @@
 Nothing here waits for the device: statistics stay there until they are saved.
 """
 
+import contextlib
 import re
 
 import torch
@@ -77,7 +78,7 @@ def gram_matrix(x):
 
 
 def gram_statistics(grams):
-    """What activation_statistics takes from the products of samples, for the matrices (S, N, N) of S sites: (S,) each."""
+    """What activation_statistics takes from the products of samples, (S, N, N) for S sites: (S,) each."""
     tiny = torch.finfo(grams.dtype).tiny
     norms = grams.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
     inverse = torch.where(norms > 0, 1 / norms.clamp_min(tiny), 0)
@@ -149,8 +150,9 @@ class Recorder:
         self.sites = find_sites(model)
         self.names = {kind: [name for name, _ in sites] for kind, sites in self.sites.items()}
         self.iterations = []
-        self.rows = {key: [] for key in KEYS}
-        self._row = None
+        self.rows = []
+        self.device = next(model.parameters()).device
+        self._values = None
         self._handles = [
             module.register_forward_hook(self._hook(kind, index))
             for kind, sites in self.sites.items()
@@ -161,67 +163,77 @@ class Recorder:
         observe = self._observe_conv if kind == "conv" else self._observe_activation
 
         def hook(module, inputs, output):
-            if self._row is not None:
-                observe(self._row, index, output)
+            if self._values is not None:
+                observe(self._values, index, output)
 
         return hook
 
     @torch.no_grad()
-    def _observe_conv(self, row, index, output):
-        row["std"][index] = channel_variance(output).sqrt().mean()
+    def _observe_conv(self, values, index, output):
+        values["std"][index] = channel_variance(output).sqrt().mean()
 
         def keep_norm(gradient):
-            row["grad_norm"][index] = frobenius_norm(gradient)
+            values["grad_norm"][index] = frobenius_norm(gradient)
 
         if output.requires_grad:
             output.register_hook(keep_norm)
 
     @torch.no_grad()
-    def _observe_activation(self, row, index, output):
+    def _observe_activation(self, values, index, output):
         with torch.autocast(output.device.type, enabled=False):
-            row["activation_variance"][index] = channel_variance(output).mean()
-            row["gram"][index] = gram_matrix(output)
+            values["activation_variance"][index] = channel_variance(output).mean()
+            values["gram"][index] = gram_matrix(output)
 
+    def observe(self):
+        """A context in which one forward and backward pass is observed; `row` of what it gives is then for keep()."""
+        return _Observation(self)
+
+    def keep(self, iteration, row):
+        """Keeps the row of an observed step as `iteration`."""
+        self.iterations.append(iteration)
+        self.rows.append(row)
+
+    @contextlib.contextmanager
     def step(self, iteration):
         """A context in which one training step is recorded as `iteration`; nothing is kept if it does not end."""
-        return _Step(self, iteration)
+        with self.observe() as observation:
+            yield
+        self.keep(iteration, observation.row)
 
-    @torch.no_grad()
-    def finish(self, iteration, row):
-        """Keeps a finished step: one stacked tensor a key. What comes from the grams is computed for all sites at once."""
-        self.iterations.append(iteration)
-        stacked = {key: torch.stack(sites) for key, sites in row.items()}
-        stacked |= gram_statistics(stacked.pop("gram"))
+    def _columns(self):
+        """{key: slice of a row}."""
+        columns, start = {}, 0
         for key in KEYS:
-            self.rows[key].append(stacked[key])
+            width = len(self.names["conv" if key in CONV_KEYS else "activation"])
+            columns[key] = slice(start, start + width)
+            start += width
+        return columns
 
     def state_dict(self):
         """The dict of section 6 for the iterations since the last dump, on the CPU.
 
         iteration (T,) int64, sites {"conv": names, "activation": names}, and one (T, sites) float32 tensor a key.
         """
+        columns = self._columns()
+        width = columns[KEYS[-1]].stop
+        rows = torch.stack(self.rows).float().cpu() if self.rows else torch.empty(0, width)
         state = {"iteration": torch.tensor(self.iterations, dtype=torch.int64), "sites": self.names}
-        for key, rows in self.rows.items():
-            width = len(self.names["conv" if key in CONV_KEYS else "activation"])
-            state[key] = torch.stack(rows).float().cpu() if rows else torch.empty(0, width)
-        return state
+        return state | {key: rows[:, part].clone() for key, part in columns.items()}
 
     def load_state_dict(self, state):
         """Takes back what state_dict() gave."""
         self.iterations = state["iteration"].tolist()
-        self.rows = {key: list(state[key]) for key in KEYS}
+        self.rows = list(torch.cat([state[key] for key in KEYS], dim=1).to(self.device))
 
     def drop_after(self, iteration):
         """Forgets what was recorded after `iteration`."""
         kept = sum(recorded <= iteration for recorded in self.iterations)
-        self.iterations = self.iterations[:kept]
-        self.rows = {key: rows[:kept] for key, rows in self.rows.items()}
+        self.iterations, self.rows = self.iterations[:kept], self.rows[:kept]
 
     def dump(self):
         """state_dict(), and forgets it."""
         state = self.state_dict()
-        self.iterations = []
-        self.rows = {key: [] for key in KEYS}
+        self.iterations, self.rows = [], []
         return state
 
     def close(self):
@@ -230,17 +242,25 @@ class Recorder:
             handle.remove()
 
 
-class _Step:
-    def __init__(self, recorder, iteration):
-        self.recorder, self.iteration = recorder, iteration
+class _Observation:
+    """What the hooks write into: {key: one value a site}. `row`, after a pass that ended well: all of KEYS, flat."""
+
+    def __init__(self, recorder):
+        self.recorder = recorder
+        self.row = None
 
     def __enter__(self):
         conv, activation = (len(self.recorder.names[kind]) for kind in ("conv", "activation"))
-        self.row = {key: [None] * conv for key in CONV_KEYS}
-        self.row |= {key: [None] * activation for key in ("activation_variance", "gram")}
-        self.recorder._row = self.row
+        self.values = {key: [None] * conv for key in CONV_KEYS}
+        self.values |= {key: [None] * activation for key in ("activation_variance", "gram")}
+        self.recorder._values = self.values
+        return self
 
+    @torch.no_grad()
     def __exit__(self, kind, error, traceback):
-        self.recorder._row = None
+        self.recorder._values = None
         if kind is None:
-            self.recorder.finish(self.iteration, self.row)
+            stacked = {key: torch.stack(values) for key, values in self.values.items()}
+            stacked |= gram_statistics(stacked.pop("gram"))
+            self.row = torch.cat([stacked[key] for key in KEYS])
+        del self.values

@@ -17,6 +17,7 @@ import config
 import data
 import main
 import runs
+import steps
 from config import parse_args
 from errors import RunError, UsageError
 from models import build_from_config
@@ -157,10 +158,10 @@ def interrupt_at(monkeypatch, stop_epoch):
     """Ctrl-C once, at the beginning of an epoch."""
     original = main.train_epoch
 
-    def train_epoch(settings, model, optimizer, dataset, epoch, recorder):
+    def train_epoch(settings, step, dataset, epoch):
         if epoch == stop_epoch:
             raise KeyboardInterrupt
-        return original(settings, model, optimizer, dataset, epoch, recorder)
+        return original(settings, step, dataset, epoch)
 
     monkeypatch.setattr(main, "train_epoch", train_epoch)
     return lambda: monkeypatch.setattr(main, "train_epoch", original)
@@ -234,7 +235,7 @@ def test_divergence_is_a_result(tmp_path, capsys):
 def test_divergence_does_not_depend_on_when_it_is_looked_for(tmp_path, monkeypatch):
     flags = ["--norm_type=Plain", "--init_lr=1e6"]
     late = train(tmp_path / "late", *flags)
-    monkeypatch.setattr(main, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(steps, "LOOK_SECONDS", 0.0)
     early = train(tmp_path / "early", *flags)
     dumps = [torch.load(run.probe_dumps()[-1], weights_only=True) for run in (late, early)]
     assert summary(late)["diverged_at_step"] == summary(early)["diverged_at_step"]

@@ -1,0 +1,195 @@
+"""Training steps, and the losses of an epoch. Nothing here waits for the device until an epoch is over."""
+
+import math
+import sys
+import time
+from contextlib import nullcontext
+
+import torch
+from torch.nn import functional as F
+
+from data import training_batch
+
+LOOK_SECONDS = 1.0  # between looks at the losses
+RECENT = 50  # steps whose mean loss is shown
+STEPS_BEFORE_CAPTURE = 3  # in which libraries choose their kernels and allocate what they keep
+
+
+def forward(config, model, images):
+    """The logits (N, classes) in float32, computed in the run's precision."""
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        logits = model(images)
+    return logits.float()
+
+
+class Step:
+    """One step of SGD on a batch of `split`, given by its indices and flips (N,), both on the split's device.
+
+    step(indices, flips, rate, iteration) gives the mean loss before the step and the number of right answers, both
+    zero-dimensional tensors that stay valid until the next step. Probes are kept under `iteration`, if recorded.
+    """
+
+    def __init__(self, config, model, optimizer, split, recorder=None):
+        self.config = config
+        self.model = model
+        self.optimizer = optimizer
+        self.split = split
+        self.recorder = recorder
+
+    def __call__(self, indices, flips, rate, iteration):
+        self.set_rate(rate)
+        loss, correct, row = self.compute(indices, flips, self.is_probed(iteration))
+        if row is not None:
+            self.recorder.keep(iteration, row)
+        return loss, correct
+
+    def set_rate(self, rate):
+        """The learning rate of the next steps, a number or a zero-dimensional tensor."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def is_probed(self, iteration):
+        return self.recorder is not None and iteration % self.config.probe_every == 0
+
+    def compute(self, indices, flips, is_probed):
+        """(loss, right answers, the recorder's row or None), the weights changed."""
+        images, labels = training_batch(self.split, indices, flips, self.config.image_size)
+        with self.recorder.observe() if is_probed else nullcontext() as observed:
+            logits = forward(self.config, self.model, images)
+            loss = F.cross_entropy(logits, labels)
+            self.optimizer.zero_grad()
+            loss.backward()
+        self.optimizer.step()
+        return loss.detach(), (logits.argmax(1) == labels).sum(), observed.row if is_probed else None
+
+
+class GraphedStep(Step):
+    """The same step on CUDA, launched as one graph: small batches are otherwise bound by the launches of kernels.
+
+    The first steps run as they are; then one graph is captured for steps with probes and one for steps without.
+    Batches of another size than batch_size (the last of an epoch) never go through a graph.
+    """
+
+    def __init__(self, config, model, optimizer, split, recorder=None):
+        super().__init__(config, model, optimizer, split, recorder)
+        device = split.labels.device
+        self.indices = torch.zeros(config.batch_size, dtype=torch.int64, device=device)
+        self.flips = torch.zeros(config.batch_size, dtype=torch.bool, device=device)
+        self.rate = torch.zeros((), device=device)
+        self.stream = torch.cuda.Stream(device)
+        self.graphs = {}
+        self.has_failed = False
+        self.steps = {True: 0, False: 0}
+
+    def __call__(self, indices, flips, rate, iteration):
+        is_probed = self.is_probed(iteration)
+        if self.has_failed or len(indices) != len(self.indices) or self.steps[is_probed] < STEPS_BEFORE_CAPTURE:
+            self.steps[is_probed] += 1
+            return self.beside(super().__call__, indices, flips, rate, iteration)
+        if is_probed not in self.graphs:
+            try:
+                self.graphs[is_probed] = self.capture(is_probed)
+            except RuntimeError as error:
+                self.has_failed = True
+                reason = str(error).partition("\n")[0]
+                print(f"--cuda_graph: could not be captured ({reason}); going on without", file=sys.stderr)
+                return self(indices, flips, rate, iteration)
+        self.indices.copy_(indices)
+        self.flips.copy_(flips)
+        self.rate.fill_(rate)
+        graph, (loss, correct, row) = self.graphs[is_probed]
+        graph.replay()
+        if is_probed:
+            self.recorder.keep(iteration, row.clone())
+        return loss, correct
+
+    def beside(self, function, *arguments):
+        """function(*arguments) on a stream of its own, as what is captured later needs it to have run."""
+        current = torch.cuda.current_stream(self.rate.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            result = function(*arguments)
+        current.wait_stream(self.stream)
+        return result
+
+    def capture(self, is_probed):
+        """(graph, what compute gave in it). Capturing computes nothing: the first replay does."""
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.set_rate(self.rate)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, stream=self.stream):
+                results = self.compute(self.indices, self.flips, is_probed)
+        finally:
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+        return graph, results
+
+
+def build_step(config, model, optimizer, split, recorder=None):
+    """The step that suits the device and the flags."""
+    kind = GraphedStep if config.cuda_graph and split.labels.device.type == "cuda" else Step
+    return kind(config, model, optimizer, split, recorder)
+
+
+class Losses:
+    """The losses and right answers of one epoch, kept on the device and looked at without waiting for it."""
+
+    def __init__(self, steps, device):
+        self.losses = torch.zeros(steps, device=device)
+        self.correct = torch.zeros((), dtype=torch.int64, device=device)
+        self.samples = self.recorded = 0
+        self.looked = time.perf_counter()
+        self._begun = None
+
+    def record(self, loss, correct, samples):
+        """Keeps what a step gave for a batch of `samples`."""
+        self.losses[self.recorded] = loss
+        self.correct += correct
+        self.recorded += 1
+        self.samples += samples
+
+    def look(self):
+        """(mean loss of the last steps, accuracy so far, first step that was not finite or None), or None: at most
+        once in LOOK_SECONDS, and of some steps ago on a device that is still at work."""
+        if self._begun is None and time.perf_counter() - self.looked >= LOOK_SECONDS:
+            self._begin()
+        if self._begun is None:
+            return None
+        values, samples, event = self._begun
+        if event is not None and not event.query():
+            return None
+        self._begun = None
+        self.looked = time.perf_counter()
+        loss, correct, bad, first_bad = values.tolist()
+        return loss, correct / samples, int(first_bad) if bad else None
+
+    def _begin(self):
+        """Starts to copy what look() tells, and notes when it will be there."""
+        so_far = self.losses[: self.recorded].double()
+        bad = (~so_far.isfinite()).to(torch.uint8)
+        values = torch.stack(
+            [so_far[-RECENT:].mean(), self.correct.double(), bad.max().double(), bad.argmax().double()]
+        )
+        event = None
+        if values.device.type == "cuda":
+            values = torch.empty(len(values), dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        elif values.device.type != "cpu":
+            values = values.cpu()
+        self._begun = values, self.samples, event
+
+    def result(self, batch_size):
+        """(mean loss over samples, accuracy, first step that was not finite or None) of the whole epoch."""
+        losses = self.losses[: self.recorded].cpu().double()
+        bad = (~losses.isfinite()).nonzero()
+        sizes = torch.full_like(losses, batch_size)
+        sizes[-1] = self.samples - batch_size * (self.recorded - 1)
+        mean = (losses @ sizes / self.samples).item()
+        return mean, self.correct.item() / self.samples, int(bad[0]) if len(bad) else None
+
+
+def steps_in(samples, batch_size):
+    """Steps in one epoch; the last batch may be smaller."""
+    return math.ceil(samples / batch_size)
