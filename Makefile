@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 DEMO := --arch=vgg --norm_type=BatchNorm --dataset=Synthetic --train_samples=1500 --test_samples=500 --batch_size=64 --epochs=5
 
-.PHONY: demo test lint clean
+.PHONY: demo test bench lint clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python main.py $(DEMO) --results_dir=results/demo
@@ -11,6 +11,10 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist worksteal
+
+bench: $(VENV)/installed-dev
+	$(VENV)/bin/python -m pip install --quiet pyhessian
+	$(VENV)/bin/python benchmarks/bench.py
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .

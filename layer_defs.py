@@ -51,7 +51,7 @@ def position_moments(x):
     parts = []
     for part in x.split(samples):
         mean = part.sum(1, dtype=_statistics_type(x)) / x.shape[1]
-        parts.append(((part - mean[:, None]).square_().sum(1) / x.shape[1], mean))
+        parts.append(((part - mean[:, None]).square().sum(1) / x.shape[1], mean))
     return parts[0] if len(parts) == 1 else tuple(torch.cat(moments) for moments in zip(*parts, strict=True))
 
 

@@ -8,16 +8,14 @@ the versions to benchmarks/results/hessian.json.
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
-import time
 import warnings
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from common import DEVICE, ROOT, alternated, machine, status
+
 warnings.simplefilter("ignore")
 
 import curvlinops
@@ -31,7 +29,6 @@ import runs
 from curvature import hessian_matvec, loss_and_gradient, spectrum
 from data import balanced_subset, evaluation_batches, load, seeded_generator, synthetic
 from files import read_torch, write_json
-from hardware import free_memory
 from models import build_from_config
 from utils import ClassMoments
 
@@ -52,7 +49,7 @@ def product_of(name, model, batches):
     if name == "ours":
         return hessian_matvec(model, batches)[0]
     if name == "pyhessian":
-        peer = pyhessian.hessian(model, nn.CrossEntropyLoss(), dataloader=batches, cuda=False)
+        peer = pyhessian.hessian(model, nn.CrossEntropyLoss(), dataloader=batches, cuda=DEVICE.type == "cuda")
         return lambda v: flat(peer.dataloader_hv_product(split_like(v, list(model.parameters())))[1])
     options = {"check_deterministic": False}
     return curvlinops.HessianLinearOperator(
@@ -69,24 +66,6 @@ def network_and_batches(args, dtype=torch.float32):
     model = build_from_config(config, len(dataset.classes)).eval()
     model.load_state_dict(read_torch(run.checkpoints()[-1]))
     return model.to(dtype=dtype, memory_format=torch.channels_last), batches, dataset, config
-
-
-def status(key):
-    """A figure of this process in bytes, from the kernel."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(key)))
-
-
-def alternated(functions, repeats):
-    """{name: seconds of each repeat}, taking turns after one unmeasured call each."""
-    seconds = {name: [] for name in functions}
-    for repeat in range(repeats + 1):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            if repeat:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
 
 
 def time_products(args):
@@ -254,13 +233,6 @@ def class_similarity_cost(args):
     seconds = alternated({"forward": lambda: forward(False), "measured": lambda: forward(True)}, 3)
     ratios = [measured / plain for plain, measured in zip(seconds["forward"], seconds["measured"], strict=True)]
     return {"median_ratio": statistics.median(ratios), "seconds": seconds}
-
-
-def machine():
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
-    threads, memory = torch.get_num_threads(), round(free_memory(torch.device("cpu")) / 2**30)
-    return {"processor": name, "threads": threads, "free_memory_gib": memory, "versions": runs.versions()}
 
 
 def main():

@@ -1,0 +1,78 @@
+"""What the benchmarks share: turns taken in one process, medians, memory from the kernel, the machine's name."""
+
+import platform
+import re
+import statistics
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch
+
+import runs
+from hardware import free_memory
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def synchronize():
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def alternated(functions, repeats, warm_up=1):
+    """{name: seconds of each repeat}, taking turns after unmeasured calls."""
+    seconds = {name: [] for name in functions}
+    for repeat in range(warm_up + repeats):
+        for name, function in functions.items():
+            synchronize()
+            start = time.perf_counter()
+            function()
+            synchronize()
+            if repeat >= warm_up:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def compared(seconds, reference):
+    """{name: median seconds and median ratio to the reference of the same turn, with the spread of the ratios}."""
+    table = {}
+    for name, values in seconds.items():
+        ratios = [value / other for value, other in zip(values, seconds[reference], strict=True)]
+        table[name] = {
+            "median_seconds": statistics.median(values),
+            "median_ratio": statistics.median(ratios),
+            "ratios": [round(ratio, 3) for ratio in sorted(ratios)],
+        }
+    return table
+
+
+def status(key):
+    """A figure of this process in bytes, from the kernel: VmRSS, VmHWM."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(key)))
+
+
+def processor():
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
+
+
+def machine():
+    """What the figures were measured on."""
+    gpu = {"gpu": torch.cuda.get_device_name()} if DEVICE.type == "cuda" else {}
+    return gpu | {
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "free_memory_gib": round(free_memory(torch.device("cpu")) / 2**30),
+        "versions": runs.versions(),
+    }
+
+
+def machine_name():
+    """A file name for the machine: its GPU, or its processor and threads."""
+    name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"{processor()} {torch.get_num_threads()} threads"
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\([^)]*\)", "", name).lower()).strip("-")
