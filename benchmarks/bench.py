@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import DEVICE, ROOT, alternated, compared, machine, machine_name, status
+from common import DEVICE, ROOT, alternated, compared, machine, machine_name, status, stolen_and_all
 from torch import nn
 
 import config
@@ -314,9 +314,14 @@ def main():
     report = read_json(path) if path.exists() else {}
     print(f"{'part':12}{'case':26}{'contender':30}    median       ratio  target")
     for name in args.parts or PARTS:
+        stolen, ticks = stolen_and_all()
         measured = PARTS[name](args.repeats)
-        report[name] = {"machine": machine(), "repeats": args.repeats, "measured": measured}
+        stolen, ticks = (after - before for after, before in zip(stolen_and_all(), (stolen, ticks), strict=True))
+        share = round(stolen / max(ticks, 1), 3)
+        report[name] = {"machine": machine(), "repeats": args.repeats, "stolen": share, "measured": measured}
         print_part(name, measured)
+        if share > 0.02:
+            print(f"{name}: other guests of this host took {share:.0%} of the processor meanwhile: measure again")
         write_json(path, report)
     print(path.relative_to(ROOT))
 

@@ -56,6 +56,13 @@ def status(key):
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith(key)))
 
 
+def stolen_and_all():
+    """Processor time that other guests of the same host took, and all of it, in ticks since the machine started."""
+    path = Path("/proc/stat")
+    ticks = [int(value) for value in path.read_text().split("\n", 1)[0].split()[1:9]] if path.exists() else [0] * 8
+    return ticks[7], sum(ticks)
+
+
 def processor():
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
