@@ -51,6 +51,7 @@ def main(argv=None):
 def train(config, run, dataset, device):
     """Trains from the last finished epoch on, and writes everything that the run leaves."""
     torch.manual_seed(config.seed)
+    torch.backends.cudnn.benchmark = True  # on CUDA, kernels are chosen by trial: shapes hardly change
     model = build_from_config(config, len(dataset.classes)).to(device, memory_format=torch.channels_last)
     rates = {"lr": 0.0, "momentum": config.momentum, "weight_decay": config.weight_decay}
     optimizer = torch.optim.SGD(model.parameters(), **rates, fused=device.type != "mps")

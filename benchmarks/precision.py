@@ -1,0 +1,60 @@
+"""Loss curves of float32 and bf16 runs of the same seeds, in one picture: benchmarks/results/precision.png.
+
+python benchmarks/precision.py DIR            DIR/train/<class>/ and DIR/test/<class>/; 15 minutes on two cores
+"""
+
+import argparse
+import csv
+import tempfile
+
+import matplotlib
+from common import ROOT
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+import config
+import main as training
+import runs
+
+COLORS = dict(zip(config.PRECISIONS, ("#1f77b4", "#d95f02"), strict=True))
+
+
+def curve(directory, precision, seed, args):
+    """(train losses, test accuracies) of every epoch of one run."""
+    flags = [f"--precision={precision}", f"--seed={seed}", f"--epochs={args.epochs}", "--batch_size=128"]
+    flags += ["--dataset=ImageFolder", f"--data_dir={args.data_dir}", f"--train_samples={args.samples}"]
+    run = runs.RunDirectory(training.main([*flags, "--test_samples=2000", f"--results_dir={directory}"]))
+    with open(run.metrics, newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [[float(row[key]) for row in rows] for key in ("train_loss", "test_accuracy")]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data_dir")
+    parser.add_argument("--samples", type=int, default=5000)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=2)
+    args = parser.parse_args()
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    with tempfile.TemporaryDirectory() as directory:
+        for seed in range(args.seeds):
+            for precision in config.PRECISIONS:
+                for axis, values in zip(axes, curve(directory, precision, seed, args), strict=True):
+                    label = precision if seed == 0 else None
+                    style = "-" if precision == "fp32" else "--"
+                    axis.plot(range(1, len(values) + 1), values, style, color=COLORS[precision], label=label)
+    axes[0].set(xlabel="epoch", ylabel="train loss (nats per image)")
+    axes[1].set(xlabel="epoch", ylabel="test accuracy")
+    axes[0].legend(frameon=False)
+    figure.suptitle(f"VGG cfg_10, BatchNorm, {args.samples} images, batch 128, {args.seeds} seeds")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    path = ROOT / "benchmarks" / "results" / "precision.png"
+    figure.savefig(path, dpi=120)
+    print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
