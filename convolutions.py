@@ -164,6 +164,9 @@ class Conv2d(nn.Conv2d):
     """torch.nn.Conv2d, with small maps as a matrix product where that is quicker."""
 
     def _conv_forward(self, x, weight, bias):
+        is_plain = self.groups == 1 and self.dilation == (1, 1) and self.padding_mode == "zeros"
+        if not is_plain or isinstance(self.padding, str) or x.dim() != 4:
+            return super()._conv_forward(x, weight, bias)
         return convolve(x, weight, bias, self.stride, self.padding)
 
     def effective_weight(self):

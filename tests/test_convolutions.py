@@ -103,3 +103,19 @@ def test_a_layer_takes_the_quick_form_by_itself(monkeypatch):
     monkeypatch.setattr(convolutions, "_product", lambda *arguments: called.append(1) or product(*arguments))
     assert_close(layer(x), expected)
     assert called
+
+
+@pytest.mark.parametrize(
+    "settings", [{"groups": 2}, {"dilation": 2}, {"padding_mode": "circular"}, {"padding": "same"}], ids=str
+)
+def test_settings_that_the_quick_form_does_not_know_are_torch_s(settings):
+    layer = convolutions.Conv2d(4, 4, 3, **{"padding": 1} | settings)
+    peer = torch.nn.Conv2d(4, 4, 3, **{"padding": 1} | settings)
+    peer.load_state_dict(layer.state_dict())
+    x = torch.randn(3, 4, 4, 4)
+    assert torch.equal(layer(x), peer(x))
+
+
+def test_a_single_image_without_a_batch_is_torch_s():
+    layer, x = build_conv("Plain", IN, OUT), torch.randn(IN, 4, 4)
+    assert_close(layer(x), layer(x[None])[0])
