@@ -54,8 +54,10 @@ def position_moments(x):
     """
     parts = []
     for part in x.split(_cached_samples(x)):
-        mean = part.sum(1, dtype=_statistics_type(x)) / x.shape[1]
-        parts.append(((part - mean[:, None]).square().sum(1) / x.shape[1], mean))
+        part = _wide(part)
+        mean = part.mean(1)
+        squares = F.mse_loss(part, mean[:, None].expand_as(part), reduction="none")
+        parts.append((squares.mean(1), mean))
     return parts[0] if len(parts) == 1 else tuple(torch.cat(moments) for moments in zip(*parts, strict=True))
 
 

@@ -30,6 +30,7 @@ from models import build_from_config
 from probes import Recorder
 from steps import STEPS_BEFORE_CAPTURE, build_step
 
+WARM_UP = 1 + STEPS_BEFORE_CAPTURE  # by then the heap has grown too, and no page is touched for the first time
 TARGETS = {  # of a step against Plain's
     **dict.fromkeys(config.NORM_TYPES, 1.35),
     **dict.fromkeys(("FilterResponseNorm", "RMSNorm", "DynamicTanh"), 1.6),
@@ -73,7 +74,7 @@ def norms(repeats):
         functions = {
             name: training_step([f"--norm_type={name}", f"--precision={precision}"]) for name in config.NORM_TYPES
         }
-        report[precision] = compared(alternated(functions, repeats, warm_up=1 + STEPS_BEFORE_CAPTURE), "Plain")
+        report[precision] = compared(alternated(functions, repeats, warm_up=WARM_UP), "Plain")
     for name, row in report["fp32"].items():
         row["target"] = None if name == "Plain" else TARGETS[name]
     return report
@@ -84,7 +85,7 @@ def precision(repeats):
     report = {}
     for arch, flags in (ARCHS | {"vit": SMALL_VIT}).items():
         functions = {name: training_step([*flags, f"--precision={name}"]) for name in ("bf16", "fp32")}
-        report[arch] = compared(alternated(functions, repeats, warm_up=1 + STEPS_BEFORE_CAPTURE), "bf16")
+        report[arch] = compared(alternated(functions, repeats, warm_up=WARM_UP), "bf16")
     return report
 
 
@@ -95,7 +96,7 @@ def probes(repeats):
         for name in config.PRECISIONS:
             flags = [*ARCHS[arch], f"--precision={name}"]
             functions = {"off": training_step(flags), "on": training_step(flags, has_probes=True)}
-            table = compared(alternated(functions, repeats, warm_up=1 + STEPS_BEFORE_CAPTURE), "off")
+            table = compared(alternated(functions, repeats, warm_up=WARM_UP), "off")
             report[f"{arch} {name}"] = table
             table["on"]["target"] = target
     return report
@@ -111,7 +112,7 @@ def input_pipeline(repeats):
         size = run.step.config.image_size
         batch = order[:batch_size], flips[:batch_size], size
         functions = {"step": run, "input": lambda split=split, batch=batch: training_batch(split, *batch)}
-        table = compared(alternated(functions, repeats, warm_up=1 + STEPS_BEFORE_CAPTURE), "step")
+        table = compared(alternated(functions, repeats, warm_up=WARM_UP), "step")
         table["input"]["target"] = 0.03
         report[f"{arch} at batch {batch_size}, bf16"] = table
     return report
@@ -173,7 +174,7 @@ def utilization(repeats):
         run = training_step([*flags, f"--batch_size={batch_size}"])
         images = prepare(random_split(batch_size).images, image_size=run.step.config.image_size)
         functions = {"products": products_of(run.step.model, images), "step": run}
-        table = compared(alternated(functions, repeats, warm_up=1 + STEPS_BEFORE_CAPTURE), "step")
+        table = compared(alternated(functions, repeats, warm_up=WARM_UP), "step")
         table["products"]["target"] = 0.8
         report[f"{arch} at batch {batch_size}"] = table
     return report
