@@ -3,6 +3,7 @@
 Images are (N, 3, H, W) uint8, labels (N,) int64. Data order and flips are functions of (seed, epoch) alone.
 """
 
+import contextlib
 import hashlib
 import os
 import warnings
@@ -22,6 +23,7 @@ SYNTHETIC_CLASSES = 10
 SYNTHETIC_SIZE = 32
 SYNTHETIC_TRAIN, SYNTHETIC_TEST = 5000, 1000
 CACHE_NAME = "decoded-images.pt"
+CIFAR_FOLDERS = {"CIFAR-10": "cifar-10-batches-py", "CIFAR-100": "cifar-100-python"}
 
 
 @dataclass(frozen=True)
@@ -201,14 +203,39 @@ def synthetic(seed):
 
 
 def cifar(name, data_dir, download):
-    """CIFAR-10 or CIFAR-100 through torchvision, which checks every file's md5 before it is read. Raises RunError."""
+    """CIFAR-10 or CIFAR-100 through torchvision, which checks every file's md5 before it is read. Raises RunError.
+
+    What was read is kept beside the archive's folder, for torchvision alone takes seconds to import; it is used only
+    while its checksum holds and every file of the folder is as it was.
+    """
+    cache = data_dir / f"{name}-{CACHE_NAME}"
+    folder = data_dir / CIFAR_FOLDERS[name]
+    stored = _read_cache(cache, _folder_digest(folder), None)
+    if stored is None:
+        stored = _read_cifar(name, data_dir, download)
+        _keep(stored, cache, _folder_digest(folder))
+    splits = [Split(stored[f"{split}_images"], stored[f"{split}_labels"]) for split in ("train", "test")]
+    return Dataset(*splits, tuple(stored["classes"]))
+
+
+def _folder_digest(folder):
+    """A hash of the name, size, modification time and inode of every file in a folder."""
+    with contextlib.suppress(OSError):
+        entries = sorted((entry.name, entry.stat()) for entry in os.scandir(folder))
+        lines = [f"{name}\0{found.st_size}\0{found.st_mtime_ns}\0{found.st_ino}" for name, found in entries]
+        return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+    return "no folder"
+
+
+def _read_cifar(name, data_dir, download):
+    """{train_images, train_labels, test_images, test_labels, classes, resized_to} as torchvision reads them."""
     try:
         from torchvision import datasets
     except (ImportError, RuntimeError) as error:
         raise RunError(f"torchvision does not work beside this torch ({error}); install the pair that fits") from None
     reader = {"CIFAR-10": datasets.CIFAR10, "CIFAR-100": datasets.CIFAR100}[name]
     try:
-        parts = [reader(str(data_dir), train=train, download=download) for train in (True, False)]
+        parts = {split: reader(str(data_dir), train=split == "train", download=download) for split in ("train", "test")}
     except (OSError, RuntimeError) as error:
         found = f"{name} is not in {data_dir} or is damaged there: add --download=True, or"
         if download:
@@ -216,11 +243,19 @@ def cifar(name, data_dir, download):
         raise RunError(
             f"{found} unpack its archive so that {data_dir / reader.base_folder} exists (--data_dir names the folder)"
         ) from None
-    train, test = (
-        Split(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
-        for part in parts
-    )
-    return Dataset(train, test, tuple(parts[0].classes))
+    stored = {"resized_to": None, "classes": list(parts["train"].classes)}
+    for split, part in parts.items():
+        stored[f"{split}_images"] = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
+        stored[f"{split}_labels"] = torch.tensor(part.targets)
+    return stored
+
+
+def _keep(stored, cache, listing):
+    """Writes what was read into the cache, with its checksum and the listing of what it was read from."""
+    try:
+        write_torch(cache, stored | {"listing": listing, "digest": _cache_digest(stored)})
+    except OSError as error:
+        warnings.warn(f"the decoded images could not be kept in {cache}: {error.strerror}", stacklevel=3)
 
 
 def image_folder(data_dir, image_size=None):
@@ -236,11 +271,7 @@ def image_folder(data_dir, image_size=None):
     stored = _read_cache(cache, listing, image_size)
     if stored is None:
         stored = _decode(files, image_size)
-        stored |= {"listing": listing, "digest": _cache_digest(stored)}
-        try:
-            write_torch(cache, stored)
-        except OSError as error:
-            warnings.warn(f"the decoded images could not be kept in {cache}: {error.strerror}", stacklevel=2)
+        _keep(stored, cache, listing)
     splits = [Split(stored[f"{name}_images"], stored[f"{name}_labels"]) for name in ("train", "test")]
     return Dataset(*splits, classes)
 
@@ -293,7 +324,8 @@ def _digest(*tensors):
 
 
 def _cache_digest(stored):
-    return _digest(*[stored[f"{split}_{part}"] for split in ("train", "test") for part in ("images", "labels")])
+    names = repr(stored["classes"]) if "classes" in stored else ""
+    return names + _digest(*[stored[f"{split}_{part}"] for split in ("train", "test") for part in ("images", "labels")])
 
 
 def _read_cache(cache, listing, image_size):

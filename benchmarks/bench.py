@@ -227,17 +227,16 @@ START_UP = """
 import hashlib, os, sys, time
 folder, began = sys.argv[1], float(sys.argv[2])
 import main, steps
-from torchvision.datasets import CIFAR10
 
 def with_checksum(name):
-    content = open(os.path.join(folder, CIFAR10.base_folder, name), "rb").read()
+    content = open(os.path.join(folder, "cifar-10-batches-py", name), "rb").read()
     return [name, hashlib.md5(content).hexdigest()]
 
-before = time.time()
-CIFAR10.train_list = [with_checksum(name) for name, _ in CIFAR10.train_list]
-CIFAR10.test_list = [with_checksum(name) for name, _ in CIFAR10.test_list]
-CIFAR10.meta = CIFAR10.meta | {"md5": with_checksum("batches.meta")[1]}
-began += time.time() - before
+if not os.path.exists(os.path.join(folder, "CIFAR-10-decoded-images.pt")):
+    from torchvision.datasets import CIFAR10
+    CIFAR10.train_list = [with_checksum(name) for name, _ in CIFAR10.train_list]
+    CIFAR10.test_list = [with_checksum(name) for name, _ in CIFAR10.test_list]
+    CIFAR10.meta = CIFAR10.meta | {"md5": with_checksum("batches.meta")[1]}
 
 def first_step(self, *arguments):
     print(time.time() - began, flush=True)
@@ -249,7 +248,7 @@ main.main(["--dataset=CIFAR-10", f"--data_dir={folder}", f"--results_dir={folder
 
 
 def start_up(repeats):
-    """Seconds from the command to the first step: imports, CIFAR-10 read and checked, network, optimizer."""
+    """Seconds from the command to the first step: imports, CIFAR-10 from its cache, network, optimizer."""
     seconds = []
     with tempfile.TemporaryDirectory() as folder:
         write_random_cifar(Path(folder))

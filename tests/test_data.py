@@ -155,6 +155,38 @@ def test_cifar_pixels_labels_and_class_names_arrive_as_they_are_on_disk(archive)
     assert same_dataset(load(dataset=archive.name, data_dir=archive.folder.parent), archive.expected)
 
 
+def test_cifar_is_read_once_and_then_from_its_cache(archive, monkeypatch):
+    settings = {"dataset": archive.name, "data_dir": archive.folder.parent}
+    load(**settings)
+    monkeypatch.setattr(data, "_read_cifar", None)
+    assert same_dataset(load(**settings), archive.expected)
+    assert data.CIFAR_FOLDERS[archive.name] == archive.reader.base_folder
+
+
+@pytest.mark.parametrize("damage", ["cache", "folder"])
+def test_a_cache_of_cifar_is_left_where_it_or_the_archive_is_not_as_it_was(archive, damage):
+    settings = {"dataset": archive.name, "data_dir": archive.folder.parent}
+    load(**settings)
+    cache = archive.folder.parent / f"{archive.name}-{data.CACHE_NAME}"
+    if damage == "cache":
+        content = cache.read_bytes()
+        cache.write_bytes(flip_byte(content, content.index(archive.expected.test.images.numpy().tobytes())))
+        assert same_dataset(load(**settings), archive.expected)
+    else:
+        (archive.folder / archive.reader.test_list[0][0]).write_bytes(b"something else")
+        assert "--download=True" in complaint(lambda: load(**settings))
+
+
+def test_a_cache_of_cifar_that_cannot_be_written_is_a_warning(archive, monkeypatch):
+    def refuse(path, value):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(data, "write_torch", refuse)
+    with pytest.warns(UserWarning, match="Read-only"):
+        found = load(dataset=archive.name, data_dir=archive.folder.parent)
+    assert same_dataset(found, archive.expected)
+
+
 @pytest.mark.parametrize("flip_or_remove", ["flip", "remove"])
 def test_a_cifar_batch_that_is_not_the_published_one_is_refused(archive, flip_or_remove):
     path = archive.folder / archive.reader.train_list[0][0]
