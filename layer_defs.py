@@ -18,9 +18,9 @@ from convolutions import CONVS as CONVS
 from convolutions import RELU_GAIN
 from convolutions import build_conv as build_conv
 from convolutions import build_linear as build_linear
+from moments import map_moments, scale_shift, wide
 
 EPS = 1e-5
-CACHED_ELEMENTS = 2**18  # handled at a time on a CPU: a megabyte of float32, which its second-level cache holds
 RUNNING_UPDATE = 0.1  # new = 0.9 · old + 0.1 · batch
 RELU_MEAN = 1 / math.sqrt(2 * math.pi)  # mean of ReLU(z)
 
@@ -28,136 +28,6 @@ RELU_MEAN = 1 / math.sqrt(2 * math.pi)  # mean of ReLU(z)
 def _maps(per_channel):
     """(C,) shaped to broadcast over (N, C, H, W)."""
     return per_channel.view(1, -1, 1, 1)
-
-
-def _statistics_type(x):
-    """The type that statistics of x are computed in: float32 for half-precision input."""
-    return torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
-
-
-def _wide(x):
-    """x in the type of its statistics."""
-    return x.to(_statistics_type(x))
-
-
-def _cached_samples(x):
-    """How many samples of x (N, ...) are handled at a time: on the CPU as many as its cache holds, else all."""
-    if x.device.type != "cpu":
-        return max(1, len(x))
-    return max(1, CACHED_ELEMENTS // max(1, math.prod(x.shape[1:])))
-
-
-def position_moments(x):
-    """The variance and the mean over the positions of x (N, positions, C), (N, C) each, in _statistics_type(x).
-
-    On the CPU a few samples at a time, so that the second and third look find them in the cache.
-    """
-    parts = []
-    for part in x.split(_cached_samples(x)):
-        part = _wide(part)
-        mean = part.mean(1)
-        squares = F.mse_loss(part, mean[:, None].expand_as(part), reduction="none")
-        parts.append((squares.mean(1), mean))
-    return parts[0] if len(parts) == 1 else tuple(torch.cat(moments) for moments in zip(*parts, strict=True))
-
-
-class _MapMoments(torch.autograd.Function):
-    """The variance and the mean over H,W of each sample and channel, (N, C) each, of x (N, C, H, W).
-
-    torch.var_mean gives the same, fifty times as slowly where maps are small and memory is channels_last.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x):
-        return position_moments(x.permute(0, 2, 3, 1).flatten(1, 2))
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        saved = (*inputs, output[1])
-        ctx.save_for_backward(*saved)
-        ctx.save_for_forward(*saved)
-
-    @staticmethod
-    def backward(ctx, variance_gradient, mean_gradient):
-        x, mean = ctx.saved_tensors
-        count = x.shape[2] * x.shape[3]
-        slope = variance_gradient * (2 / count)
-        shift = mean_gradient / count - slope * mean
-        return torch.addcmul(shift[..., None, None].to(x.dtype), x, slope[..., None, None].to(x.dtype))
-
-    @staticmethod
-    def jvp(ctx, tangent):
-        x, mean = ctx.saved_tensors
-        centred = x - mean[..., None, None]
-        return 2 * (centred * tangent).mean((2, 3)), tangent.mean((2, 3), dtype=mean.dtype)
-
-
-class _ScaleShift(torch.autograd.Function):
-    """x · scale + shift for x (N, C, H, W); scale and shift (N, C) or (1, C), in any type; the result in x's.
-
-    torch.addcmul gives the same; its backward pass walks the maps nine times, this one three times.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x, scale, shift):
-        return torch.addcmul(_spread(shift, x), x, _spread(scale, x))
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, scale, shift = inputs
-        ctx.has_one = tuple(coefficient.shape[0] == 1 for coefficient in (scale, shift))
-        ctx.save_for_backward(x, scale)
-        ctx.save_for_forward(x, scale)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        x, scale = ctx.saved_tensors
-        dtype = scale.dtype
-        if x.device.type != "cpu" or torch.is_grad_enabled():  # the latter: to be differentiated again
-            sums = (gradient * x).sum((2, 3), dtype=dtype), gradient.sum((2, 3), dtype=dtype)
-            x_gradient = gradient * _spread(scale, x)
-        else:
-            wide, g = (tensor.permute(0, 2, 3, 1).flatten(1, 2) for tensor in (x, gradient))
-            x_gradient = torch.empty_like(g)
-            samples = _cached_samples(wide)
-            each = scale.to(x.dtype).expand(len(x), -1)[:, None]
-            parts = []
-            for to, g_part, x_part, scale_part in zip(
-                *(tensor.split(samples) for tensor in (x_gradient, g, wide, each)), strict=True
-            ):
-                to.copy_(g_part * scale_part)
-                parts.append(((g_part * x_part).sum(1, dtype=dtype), g_part.sum(1, dtype=dtype)))
-            sums = tuple(torch.cat(sums) for sums in zip(*parts, strict=True))
-            x_gradient = x_gradient.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
-        return x_gradient, *(
-            sums.sum(0, keepdim=True) if has_one else sums for sums, has_one in zip(sums, ctx.has_one, strict=True)
-        )
-
-    @staticmethod
-    def jvp(ctx, x_tangent, scale_tangent, shift_tangent):
-        x, scale = ctx.saved_tensors
-        total = 0
-        if x_tangent is not None:
-            total = total + x_tangent * _spread(scale, x)
-        if scale_tangent is not None:
-            total = total + x * _spread(scale_tangent, x)
-        if shift_tangent is not None:
-            total = total + _spread(shift_tangent, x).expand_as(x)
-        return total
-
-
-def _spread(coefficients, x):
-    """(N, C) or (1, C) shaped to broadcast over x (N, C, H, W), in its type."""
-    return coefficients[..., None, None].to(x.dtype)
-
-
-def _map_moments(x):
-    """The variance and the mean over H,W of each sample and channel, (N, C) each."""
-    return _MapMoments.apply(x)
 
 
 def _pooled_variance(variances, means, dim):
@@ -168,8 +38,8 @@ def _pooled_variance(variances, means, dim):
 def _group_moments(x, num_groups):
     """The variance and the mean of each group of channels and sample, repeated for its channels: (N, C) each."""
     if num_groups == x.shape[1]:
-        return _map_moments(x)
-    variances, means = (moment.view(len(x), num_groups, -1) for moment in _map_moments(x))
+        return map_moments(x)
+    variances, means = (moment.view(len(x), num_groups, -1) for moment in map_moments(x))
     each = x.shape[1] // num_groups
     pooled = _pooled_variance(variances, means, dim=2), means.mean(2)
     return tuple(moment.repeat_interleave(each, dim=1) for moment in pooled)
@@ -198,7 +68,7 @@ class _Norm(nn.Module):
         """γ · scale · x + β, with γ · scale folded together before it meets x. scale: (N, C) or (1, C)."""
         weight = self.weight[None]
         shift = torch.zeros_like(weight) if self.bias is None else self.bias[None]
-        return _ScaleShift.apply(x, weight if scale is None else weight * scale, shift)
+        return scale_shift(x, weight if scale is None else weight * scale, shift)
 
 
 class _RunningNorm(_Norm):
@@ -264,7 +134,7 @@ class VarianceNorm(_RunningNorm):
     def forward(self, x):
         variance = self.running_var
         if self.training:
-            variance = _pooled_variance(*_map_moments(x), dim=0)
+            variance = _pooled_variance(*map_moments(x), dim=0)
             self.update(variance=variance)
         return self.affine(x, torch.rsqrt(variance + EPS)[None])
 
@@ -281,9 +151,9 @@ class MeanCentering(_RunningNorm):
     def forward(self, x):
         mean = self.running_mean
         if self.training:
-            mean = torch.mean(_wide(x), dim=(0, 2, 3))
+            mean = torch.mean(wide(x), dim=(0, 2, 3))
             self.update(mean=mean)
-        return _ScaleShift.apply(x, self.weight[None], (self.bias - self.weight * mean)[None])
+        return scale_shift(x, self.weight[None], (self.bias - self.weight * mean)[None])
 
     def eval_affine(self):
         return self.weight, self.bias - self.weight * self.running_mean
@@ -306,10 +176,10 @@ class GroupNorm(_Norm):
     def forward(self, x):
         if x.device.type != "cpu" or self.num_groups == 1:
             return torch.group_norm(x, self.num_groups, self.weight, self.bias, EPS)
-        # Here PyTorch's kernel takes up to three times as long, and in bfloat16 up to fifty times.
+        # Here PyTorch's kernel takes up to three times as long, and in bfloat16 up to thirty times.
         variance, mean = _group_moments(x, self.num_groups)
         scale = self.weight * torch.rsqrt(variance + EPS)
-        return _ScaleShift.apply(x, scale, self.bias - scale * mean)
+        return scale_shift(x, scale, self.bias - scale * mean)
 
 
 class RMSNorm(_Norm):
@@ -319,7 +189,7 @@ class RMSNorm(_Norm):
         super().__init__(num_channels, bias=False)
 
     def forward(self, x):
-        variances, means = _map_moments(x)
+        variances, means = map_moments(x)
         return self.affine(x, torch.rsqrt((variances + means.square()).mean(1, keepdim=True) + EPS))
 
 
@@ -333,7 +203,7 @@ class FilterResponseNorm(_Norm):
         self.eps_l = nn.Parameter(torch.tensor(EPS))
 
     def forward(self, x):
-        variance, mean = _map_moments(x)
+        variance, mean = map_moments(x)
         inverse = torch.rsqrt(variance + mean.square() + self.MINIMUM + self.eps_l.abs())
         return self.affine(x, inverse)
 
@@ -362,7 +232,7 @@ class EvoNormBO(_RunningNorm):
         self.v = nn.Parameter(torch.ones(num_channels))
 
     def forward(self, x):
-        variances, means = _map_moments(x)
+        variances, means = map_moments(x)
         batch_variance = self.running_var
         if self.training:
             batch_variance = _pooled_variance(variances, means, dim=0)
@@ -370,7 +240,7 @@ class EvoNormBO(_RunningNorm):
         batch_deviation = torch.sqrt(batch_variance + EPS)
         excess = torch.sqrt(variances + EPS) - batch_deviation
         # max(a, b) is b + ReLU(a − b), of which the gradient needs no masks.
-        beyond = F.relu(_ScaleShift.apply(x, self.v[None], excess))
+        beyond = F.relu(scale_shift(x, self.v[None], excess))
         return self.affine(x / (beyond + _maps(batch_deviation).to(x.dtype)))
 
 

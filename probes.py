@@ -9,7 +9,7 @@ import re
 import torch
 from torch import nn
 
-from layer_defs import position_moments
+from moments import position_moments, statistics_type
 from transformer_model import VisionTransformer
 
 ACTIVATION_KEYS = ("activation_norm", "activation_variance", "cosine_similarity", "stable_rank")
@@ -25,11 +25,6 @@ def _channels_last(x):
     return x if x.dim() == 3 else x.unsqueeze(1)
 
 
-def _statistics_type(x):
-    """float64 for float64, float32 for the rest."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def channel_variance(x):
     """Population variance over N,H,W of each channel: (C,). x is (N, C, H, W), tokens (N, T, C) or (N, C)."""
     x = x.detach()
@@ -38,7 +33,7 @@ def channel_variance(x):
         return variances.mean(0) + means.var(0, correction=0)
     # The batch-normalization kernel reads once, and sums half precision in float32: to about four digits.
     x = x if x.dim() == 4 else _channels_last(x).flatten(0, 1)
-    ones = torch.ones(x.shape[1], device=x.device, dtype=_statistics_type(x))
+    ones = torch.ones(x.shape[1], device=x.device, dtype=statistics_type(x))
     _, _, inverse_deviation = torch.native_batch_norm(x, ones, ones, None, None, True, 0.0, 1e-30)
     return inverse_deviation.pow(-2)
 
@@ -50,10 +45,10 @@ def frobenius_norm(x):
     """
     rows = _channels_last(x.detach()).flatten(1)
     if x.device.type != "cpu":
-        return torch.linalg.vector_norm(rows, dtype=_statistics_type(x))
+        return torch.linalg.vector_norm(rows, dtype=statistics_type(x))
     if x.dtype in (torch.float32, torch.float64):
         return torch.dot(rows.flatten(), rows.flatten()).sqrt()
-    return torch.bmm(rows[:, None], rows[..., None]).sum(dtype=_statistics_type(x)).sqrt()
+    return torch.bmm(rows[:, None], rows[..., None]).sum(dtype=statistics_type(x)).sqrt()
 
 
 def activation_statistics(x):
@@ -74,7 +69,7 @@ def activation_statistics(x):
 def gram_matrix(x):
     """The products of every two samples of x (N, ...), flattened: (N, N)."""
     samples = _channels_last(x.detach()).flatten(1)
-    return (samples @ samples.T).to(_statistics_type(x))
+    return (samples @ samples.T).to(statistics_type(x))
 
 
 def gram_statistics(grams):

@@ -166,11 +166,9 @@ class Losses:
 
     def _begin(self):
         """Starts to copy what look() tells, and notes when it will be there."""
-        so_far = self.losses[: self.recorded].double()
-        bad = (~so_far.isfinite()).to(torch.uint8)
-        values = torch.stack(
-            [so_far[-RECENT:].mean(), self.correct.double(), bad.max().double(), bad.argmax().double()]
-        )
+        so_far = self.losses[: self.recorded]
+        bad = (~so_far.isfinite()).float()  # float32 throughout: not every device has float64
+        values = torch.stack([so_far[-RECENT:].mean(), self.correct.float(), bad.max(), bad.argmax().float()])
         event = None
         if values.device.type == "cuda":
             values = torch.empty(len(values), dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)

@@ -29,6 +29,7 @@ import runs
 from curvature import hessian_matvec, loss_and_gradient, spectrum
 from data import balanced_subset, evaluation_batches, load, seeded_generator, synthetic
 from files import read_torch, write_json
+from hardware import keep_freed_memory
 from models import build_from_config
 from utils import ClassMoments
 
@@ -244,6 +245,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--memory_of", choices=CONTENDERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    keep_freed_memory()
     if args.memory_of:
         print_peak_memory(args)
         return

@@ -474,17 +474,6 @@ def test_one_sample_of_one_position_stays_finite(norm_type):
     assert all(torch.isfinite(tensor).all() for tensor in (out, x.grad, *pair.buffers()))
 
 
-@pytest.mark.parametrize("cached", [1, 40, 10**6], ids=["one_sample", "some_samples", "all_samples"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_moments_do_not_depend_on_how_many_samples_are_handled_at_a_time(monkeypatch, cached, dtype):
-    monkeypatch.setattr(layer_defs, "CACHED_ELEMENTS", cached)
-    x = images().permute(0, 2, 3, 1).flatten(1, 2).to(dtype)
-    found = layer_defs.position_moments(x)
-    expected = torch.var_mean(x.double(), 1, correction=0)
-    tolerance = EXACT if dtype == torch.float64 else FLOAT32
-    assert_close([moment.double() for moment in found], list(expected), **tolerance)
-
-
 @pytest.mark.parametrize("norm_type", config.NORM_TYPES)
 def test_forward_mode_and_torch_func_go_through_every_norm(norm_type):
     """Of evaluation: in training running statistics are written, which torch.func does not allow."""
