@@ -25,7 +25,7 @@ from files import write_csv, write_json, write_torch
 from hardware import keep_freed_memory, pick_device
 from models import build_from_config
 from probes import Recorder
-from steps import Losses, build_step, forward, steps_in
+from steps import SGD, Losses, build_step, forward, steps_in
 
 
 def main(argv=None):
@@ -53,8 +53,7 @@ def train(config, run, dataset, device):
     torch.manual_seed(config.seed)
     torch.backends.cudnn.benchmark = True  # on CUDA, kernels are chosen by trial: shapes hardly change
     model = build_from_config(config, len(dataset.classes)).to(device, memory_format=torch.channels_last)
-    rates = {"lr": 0.0, "momentum": config.momentum, "weight_decay": config.weight_decay}
-    optimizer = torch.optim.SGD(model.parameters(), **rates, fused=device.type != "mps")
+    optimizer = SGD(model.parameters(), config.momentum, config.weight_decay)
     recorder = Recorder(model) if config.probe_layers else None
     progress = runs.load_state(run, config, model, optimizer, recorder)
     step = build_step(config, model, optimizer, dataset.train, recorder)

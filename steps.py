@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 import torch
 from torch.nn import functional as F
+from torch.optim.sgd import sgd
 
 from data import training_batch
 
@@ -20,6 +21,44 @@ def forward(config, model, images):
     with torch.autocast(images.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         logits = model(images)
     return logits.float()
+
+
+class SGD:
+    """Stochastic gradient descent with momentum and an L2 penalty on every parameter, as torch.optim.SGD takes it.
+
+    v ← momentum · v + gradient + weight_decay · w, then w ← w − rate · v. The arithmetic is torch's; its class is
+    not used, because the first one that is made imports torch's compiler, which takes seconds.
+    """
+
+    def __init__(self, parameters, momentum, weight_decay):
+        self.parameters = list(parameters)
+        self.settings = {"momentum": momentum, "weight_decay": weight_decay}
+        self.velocities = [torch.zeros_like(parameter) if momentum else None for parameter in self.parameters]
+
+    @torch.no_grad()
+    def step(self, rate):
+        """Moves the parameters along their gradients; rate is a number or a zero-dimensional tensor beside them."""
+        gradients = [parameter.grad for parameter in self.parameters]
+        is_fused = self.parameters[0].device.type != "mps"
+        fixed = {"dampening": 0.0, "nesterov": False, "maximize": False, "fused": is_fused}
+        sgd(self.parameters, gradients, self.velocities, lr=rate, **self.settings, **fixed)
+
+    def zero_grad(self):
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def state_dict(self):
+        return {"velocities": self.velocities}
+
+    def load_state_dict(self, state):
+        """Takes back what state_dict() gave. Raises ValueError where it is of other parameters."""
+        velocities = state["velocities"]
+        shapes = [[None if v is None else v.shape for v in each] for each in (self.velocities, velocities)]
+        if shapes[0] != shapes[1]:
+            raise ValueError("the optimizer's state is of other parameters")
+        for own, loaded in zip(self.velocities, velocities, strict=True):
+            if own is not None:
+                own.copy_(loaded)
 
 
 class Step:
@@ -37,21 +76,15 @@ class Step:
         self.recorder = recorder
 
     def __call__(self, indices, flips, rate, iteration):
-        self.set_rate(rate)
-        loss, correct, row = self.compute(indices, flips, self.is_probed(iteration))
+        loss, correct, row = self.compute(indices, flips, rate, self.is_probed(iteration))
         if row is not None:
             self.recorder.keep(iteration, row)
         return loss, correct
 
-    def set_rate(self, rate):
-        """The learning rate of the next steps, a number or a zero-dimensional tensor."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-
     def is_probed(self, iteration):
         return self.recorder is not None and iteration % self.config.probe_every == 0
 
-    def compute(self, indices, flips, is_probed):
+    def compute(self, indices, flips, rate, is_probed):
         """(loss, right answers, the recorder's row or None), the weights changed."""
         images, labels = training_batch(self.split, indices, flips, self.config.image_size)
         with self.recorder.observe() if is_probed else nullcontext() as observed:
@@ -59,7 +92,7 @@ class Step:
             loss = F.cross_entropy(logits, labels)
             self.optimizer.zero_grad()
             loss.backward()
-        self.optimizer.step()
+        self.optimizer.step(rate)
         return loss.detach(), (logits.argmax(1) == labels).sum(), observed.row if is_probed else None
 
 
@@ -114,15 +147,9 @@ class GraphedStep(Step):
 
     def capture(self, is_probed):
         """(graph, what compute gave in it). Capturing computes nothing: the first replay does."""
-        rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.set_rate(self.rate)
         graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph, stream=self.stream):
-                results = self.compute(self.indices, self.flips, is_probed)
-        finally:
-            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate
+        with torch.cuda.graph(graph, stream=self.stream):
+            results = self.compute(self.indices, self.flips, self.rate, is_probed)
         return graph, results
 
 

@@ -28,7 +28,7 @@ from files import read_json, write_json
 from hardware import keep_freed_memory
 from models import build_from_config
 from probes import Recorder
-from steps import STEPS_BEFORE_CAPTURE, build_step
+from steps import SGD, STEPS_BEFORE_CAPTURE, build_step
 
 WARM_UP = 1 + STEPS_BEFORE_CAPTURE  # by then the heap has grown too, and no page is touched for the first time
 TARGETS = {  # of a step against Plain's
@@ -51,7 +51,7 @@ def training_step(flags, has_probes=False, split=None):
     settings = config.parse_args(["--dataset=Synthetic", "--init_lr=0.1", *flags])
     torch.manual_seed(0)
     model = build_from_config(settings, 10).to(DEVICE, memory_format=torch.channels_last).train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9, weight_decay=1e-4, fused=True)
+    optimizer = SGD(model.parameters(), momentum=0.9, weight_decay=1e-4)
     split = split or random_split()
     step = build_step(settings, model, optimizer, split, Recorder(model) if has_probes else None)
     order, flips = training_order(split, 0, 1)

@@ -1,6 +1,9 @@
 """One training step against the plain loop, the losses of an epoch, and on CUDA the graph against the step itself."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,7 +32,7 @@ def parts(flags, device="cpu", has_probes=False):
     split = Split(images, torch.randint(0, 10, (70,), generator=generator)).to(device)
     torch.manual_seed(settings.seed)
     model = build_from_config(settings, 10).to(device, memory_format=torch.channels_last).train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9, weight_decay=1e-4, fused=True)
+    optimizer = steps.SGD(model.parameters(), momentum=0.9, weight_decay=1e-4)
     return settings, model, optimizer, split, Recorder(model) if has_probes else None
 
 
@@ -44,6 +47,50 @@ def run_steps(step, epochs=2, rate=0.02):
             loss, correct = step(order[batch], flips[batch], rate / (1 + index), epoch * count + index)
             results.append(torch.stack([loss, correct.float()]).clone())
     return torch.stack(results)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("weight_decay", [0.0, 1e-2])
+def test_sgd_is_that_of_torch(momentum, weight_decay):
+    start = [torch.randn(3, 4), torch.randn(5), torch.zeros(())]
+    own, other = ([tensor.clone().requires_grad_() for tensor in start] for _ in range(2))
+    optimizer = steps.SGD(own, momentum, weight_decay)
+    expected = torch.optim.SGD(other, lr=1.0, momentum=momentum, weight_decay=weight_decay)
+    for index in range(5):
+        for parameters in (own, other):
+            loss = sum((parameter - 1).pow(4).sum() for parameter in parameters)
+            for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+                parameter.grad = gradient
+        expected.param_groups[0]["lr"] = 0.01 / (1 + index)
+        expected.step()
+        optimizer.step(0.01 / (1 + index))
+        if index == 2:  # continued from its state
+            state, optimizer = optimizer.state_dict(), steps.SGD(own, momentum, weight_decay)
+            optimizer.load_state_dict(state)
+    torch.testing.assert_close(own, other)
+    optimizer.zero_grad()
+    assert all(parameter.grad is None for parameter in own)
+
+
+def test_sgd_refuses_the_state_of_other_parameters():
+    with_momentum = steps.SGD([torch.zeros(3)], 0.9, 0.0)
+    for other in (steps.SGD([torch.zeros(4)], 0.9, 0.0), steps.SGD([torch.zeros(3)], 0.0, 0.0)):
+        with pytest.raises(ValueError, match="other parameters"):
+            with_momentum.load_state_dict(other.state_dict())
+
+
+def test_training_does_not_load_the_compiler(tmp_path):
+    """It would take seconds at the start of every run."""
+    flags = [*NETWORKS["vgg"], "--dataset=Synthetic", "--train_samples=20", "--test_samples=20", "--epochs=1"]
+    code = f"""
+import sys
+import main
+main.main({[*flags, f"--results_dir={tmp_path}"]!r})
+assert "torch._dynamo" not in sys.modules
+"""
+    root = Path(steps.__file__).parent
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("arch", NETWORKS)
