@@ -8,14 +8,16 @@ import re
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from moments import position_moments, statistics_type
+from moments import CACHED_ELEMENTS, statistics_type
 from transformer_model import VisionTransformer
 
 ACTIVATION_KEYS = ("activation_norm", "activation_variance", "cosine_similarity", "stable_rank")
 CONV_KEYS = ("std", "grad_norm")
 KEYS = CONV_KEYS + ACTIVATION_KEYS
 MOST_CANCELLED = 0.1  # the least share of the mean square that a variance may be: a digit is lost at most
+ONE_DIRECTION = 0.99  # the trace of a squared matrix of trace 1 whose other directions count no more
 SQUARINGS, PRODUCTS = 8, 16  # together the 4096th power of the matrix of cosines
 
 
@@ -26,16 +28,29 @@ def _channels_last(x):
     return x if x.dim() == 3 else x.unsqueeze(1)
 
 
+def channel_means(positions):
+    """The mean of each column of positions (P, C), as a row (1, C): a product, which takes a third of torch.mean."""
+    return positions.new_ones(1, len(positions)) @ positions / len(positions)
+
+
 def channel_variance(x):
     """Population variance over N,H,W of each channel: (C,). x is (N, C, H, W), tokens (N, T, C) or (N, C)."""
     x = x.detach()
     if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
-        variances, means = position_moments(_channels_last(x))
-        return variances.mean(0) + means.var(0, correction=0)
-    # The batch-normalization kernel reads once, and sums half precision in float32: to about four digits.
+        positions = _channels_last(x).flatten(0, 1)
+        means = channel_means(positions)
+        squares = []
+        for part in positions.split(max(1, CACHED_ELEMENTS // positions.shape[1])):
+            deviations = F.mse_loss(part, means.expand_as(part), reduction="none")
+            squares.append(deviations.new_ones(1, len(part)) @ deviations)
+        return torch.cat(squares).sum(0) / len(positions)
+    # The kernels of batch normalization read once, and sum half precision in float32: to three or four digits.
     x = x if x.dim() == 4 else _channels_last(x).flatten(0, 1)
-    ones = torch.ones(x.shape[1], device=x.device, dtype=statistics_type(x))
-    _, _, inverse_deviation = torch.native_batch_norm(x, ones, ones, None, None, True, 0.0, 1e-30)
+    zeros = torch.zeros(x.shape[1], device=x.device, dtype=statistics_type(x))
+    if x.device.type == "cpu":
+        return torch.batch_norm_update_stats(x, zeros, zeros.clone(), 0.0)[1]
+    ones = torch.ones_like(zeros)
+    _, _, inverse_deviation = torch.native_batch_norm(x, ones, zeros, None, None, True, 0.0, 1e-30)
     return inverse_deviation.pow(-2)
 
 
@@ -47,7 +62,7 @@ def mean_variance(x, gram):
     """
     if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
         positions = _channels_last(x.detach()).flatten(0, 1)
-        means = positions.new_ones(1, len(positions)) @ positions / len(positions)
+        means = channel_means(positions)
         square = gram.diagonal().sum() / x.numel()
         variance = square - means.square().mean()
         if variance > MOST_CANCELLED * square:
@@ -115,13 +130,17 @@ def largest_eigenvalues(matrices):
     """The largest eigenvalue of each matrix of cosines (S, N, N), without a decomposition or a device sync: (S,).
 
     Eight squarings take its 256th power P; 16 products with P leave the leading direction, whose Rayleigh quotient
-    is short of the eigenvalue by less than 1e-3 of it even where the second one is as close as it can be.
+    is short of the eigenvalue by less than 1e-3 of it even where the second one is as close as it can be. The CPU,
+    which may look, stops squaring where the leading directions are alone already.
     """
     tiny = torch.finfo(matrices.dtype).tiny
     power = matrices / _traces(matrices).clamp_min(tiny)[:, None, None]
     for _ in range(SQUARINGS):
         power = power @ power
-        power = power / _traces(power).clamp_min(tiny)[:, None, None]
+        traces = _traces(power)  # 1 where one direction is left
+        power = power / traces.clamp_min(tiny)[:, None, None]
+        if power.device.type == "cpu" and traces.min() > ONE_DIRECTION:
+            break
     # The largest column lies nearest the leading direction and cannot be orthogonal to it.
     largest = power.diagonal(dim1=1, dim2=2).argmax(1)
     direction = power.gather(2, largest[:, None, None].expand(-1, power.shape[1], 1))
