@@ -113,6 +113,8 @@ class BasicBlock(nn.Module):
         self.norm1, self.activation1 = layers.norm(width, name)
         self.conv2 = layers.conv(width, width)
         self.norm2, self.activation2 = layers.norm(width, name)
+        if isinstance(self.activation2, nn.ReLU):
+            self.activation2.inplace = True  # into the sum, which nothing else looks at
         self.skipinit = SkipInit() if skipinit else nn.Identity()
         self.shortcut = nn.Identity()
         if stride != 1 or in_channels != width:
