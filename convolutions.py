@@ -76,11 +76,11 @@ class _Windows(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         x, ctx.stride = inputs
-        ctx.sides = x.shape[1:3]
+        ctx.height, ctx.width = x.shape[1:3]
 
     @staticmethod
     def backward(ctx, gradient):
-        return _WindowSums.apply(gradient, ctx.sides, ctx.stride), None
+        return _WindowSums.apply(gradient, ctx.height, ctx.width, ctx.stride), None
 
     @staticmethod
     def jvp(ctx, tangent, _):
@@ -88,33 +88,33 @@ class _Windows(torch.autograd.Function):
 
 
 class _WindowSums(torch.autograd.Function):
-    """The adjoint of _Windows: (N, H', W', 3, 3, C) to (N, H, W, C) of given sides (H, W)."""
+    """The adjoint of _Windows: (N, H', W', 3, 3, C) to (N, H, W, C) of given height and width."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(windows, sides, stride):
-        x = windows.new_zeros(len(windows), *sides, windows.shape[-1])
+    def forward(windows, height, width, stride):
+        x = windows.new_zeros(len(windows), height, width, windows.shape[-1])
         for i in range(3):
             for j in range(3):
                 (to_rows, rows), (to_columns, columns) = (
                     _inside(tap, side, count, stride)
-                    for tap, side, count in zip((i, j), sides, windows.shape[1:3], strict=True)
+                    for tap, side, count in zip((i, j), (height, width), windows.shape[1:3], strict=True)
                 )
                 x[:, to_rows, to_columns] += windows[:, rows, columns, i, j]
         return x
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        _, ctx.sides, ctx.stride = inputs
+        _, ctx.height, ctx.width, ctx.stride = inputs
 
     @staticmethod
     def backward(ctx, gradient):
-        return _Windows.apply(gradient, ctx.stride), None, None
+        return _Windows.apply(gradient, ctx.stride), None, None, None
 
     @staticmethod
     def jvp(ctx, tangent, *_):
-        return _WindowSums.apply(tangent, ctx.sides, ctx.stride)
+        return _WindowSums.apply(tangent, ctx.height, ctx.width, ctx.stride)
 
 
 def _inside(tap, side, count, stride):

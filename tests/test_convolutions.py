@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
-from torch.func import jvp, vmap
+from torch.func import jacrev, jvp, vmap
 from torch.nn import functional as F
 from torch.testing import assert_close
 
@@ -68,6 +68,21 @@ def test_torch_func_goes_through(case):
     many = torch.stack([x, direction])
     found = vmap(lambda value: convolve(value, weight, bias, (stride, stride), (1, 1)))(many)
     assert_close(found, torch.stack([F.conv2d(each, weight, bias, stride, 1) for each in many]))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_batched_hessian_products_of_torch_func(case):
+    """A vmap of forward mode over a vmap of backward mode, which is how curvlinops takes them."""
+    *shape, stride = case
+    x, weight, bias = tensors(*shape)
+    directions = torch.randn(2, *weight.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
+
+    def products(function):
+        gradient = jacrev(lambda value: function(x, value, bias, stride).pow(3).sum())
+        return vmap(lambda direction: jvp(gradient, (weight,), (direction,))[1])(directions)
+
+    expected = products(lambda x, weight, bias, stride: F.conv2d(x, weight, bias, stride, 1))
+    assert_close(products(small), expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

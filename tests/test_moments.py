@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
+from torch.func import jacrev, jvp, vmap
 from torch.testing import assert_close
 
 import moments
@@ -50,3 +51,23 @@ def test_derivatives_of_both_modes_and_orders(function):
         inputs += [random(1, 2, seed=1).requires_grad_(), random(3, 2, seed=2).requires_grad_()]
     assert gradcheck(function, inputs, check_forward_ad=True)
     assert gradgradcheck(function, inputs, check_fwd_over_rev=True)
+
+
+@pytest.mark.parametrize("rows", [(1, 1), (3, 1), (1, 3), (3, 3)], ids=str)
+def test_batched_hessian_products_of_torch_func(rows):
+    """A vmap of forward mode over a vmap of backward mode, which is how curvlinops takes them."""
+    x = random(3, 4, 2, 3)
+    scale, shift = (random(count, 4, seed=seed) for seed, count in enumerate(rows, start=1))
+    directions = torch.stack([random(*x.shape, seed=seed) for seed in (3, 4)])
+
+    def products(map_moments, scale_shift):
+        def function(value):
+            variance, mean = map_moments(value)
+            return scale_shift(value, scale * variance.sum(0, keepdim=True), shift - mean).pow(3).sum()
+
+        return vmap(lambda direction: jvp(jacrev(function), (x,), (direction,))[1])(directions)
+
+    expected = products(
+        lambda x: torch.var_mean(x, (2, 3), correction=0), lambda x, a, b: x * a[..., None, None] + b[..., None, None]
+    )
+    assert_close(products(moments.map_moments, moments.scale_shift), expected, **EXACT)
