@@ -29,6 +29,7 @@ from hardware import keep_freed_memory
 from models import build_from_config
 from probes import Recorder
 from steps import SGD, STEPS_BEFORE_CAPTURE, build_step
+from transformer_model import Attention
 
 WARM_UP = 1 + STEPS_BEFORE_CAPTURE  # by then the heap has grown too, and no page is touched for the first time
 TARGETS = {  # of a step against Plain's
@@ -126,7 +127,7 @@ def products_of(model, images):
         calls.append((module, tuple(inputs[0].shape)))
 
     layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    attentions = [module for module in model.modules() if type(module).__name__ == "Attention"]
+    attentions = [module for module in model.modules() if isinstance(module, Attention)]
     handles = [module.register_forward_hook(keep) for module in layers + attentions]
     with torch.no_grad():
         model(images)
@@ -188,6 +189,9 @@ def hessian(repeats):
     for arch, flags in (ARCHS | {"vit": SMALL_VIT}).items():
         settings = config.parse_args(flags)
         model = build_from_config(settings, 10).eval().to(DEVICE, memory_format=torch.channels_last)
+        for module in model.modules():
+            if isinstance(module, Attention):
+                module.fused = False  # the fused kernel has no second derivative, which the peers need
         batches = list(evaluation_batches(random_split(128), settings.image_size, 128))
         vector = torch.randn(sum(p.numel() for p in model.parameters()), device=DEVICE)
         functions = {}
