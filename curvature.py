@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import itertools
 import math
 import warnings
 from dataclasses import dataclass
@@ -40,10 +41,11 @@ def full_float32():
 class _Objective:
     """The mean cross-entropy of a network over batches, as a function of its trainable parameters.
 
-    Batches are (images, labels); they may be any iterable that can be walked again and again.
+    Batches are (images, labels); they may be any iterable that can be walked again and again. forward_mode=False:
+    to be differentiated backwards alone.
     """
 
-    def __init__(self, model, batches, loss, bn_mode):
+    def __init__(self, model, batches, loss, bn_mode, forward_mode=True):
         if loss != "cross_entropy":
             raise ValueError(f"loss {loss!r} is not cross_entropy")
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -52,7 +54,7 @@ class _Objective:
         self.sizes = [parameter.numel() for parameter in self.parameters]
         self.dimension = sum(self.sizes)
         self.batches = list(batches) if iter(batches) is batches else batches
-        self.model = twin(model, bn_mode)
+        self.model = twin(model, bn_mode, forward_mode=forward_mode)
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         self.names = [names[id(parameter)] for parameter in self.parameters]
         self.is_twice_differentiable = all(
@@ -60,9 +62,18 @@ class _Objective:
             for module in self.model.modules()
         )
 
-    def logits(self, parameters, images):
+    def logits(self, images, parameters=None):
+        parameters = self.parameters if parameters is None else parameters
         with sdpa_kernel(SDPBackend.MATH):
             return functional_call(self.model, dict(zip(self.names, parameters, strict=True)), (images,))
+
+    def summed_loss(self, images, labels):
+        return F.cross_entropy(self.logits(images), labels, reduction="sum")
+
+    def gradient_graph(self, images, labels):
+        """The gradient of the summed loss in each parameter, differentiable; None where it does not depend on one."""
+        loss = self.summed_loss(images, labels)
+        return torch.autograd.grad(loss, self.parameters, create_graph=True, allow_unused=True)
 
     def sum_over_batches(self, function):
         """function(images, labels), a list of tensors, summed over all batches and divided by the samples."""
@@ -93,7 +104,7 @@ def _flat(tensors):
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
-def hessian_matvec(model, batches, loss="cross_entropy", *, curvature="hessian", bn_mode="eval"):
+def hessian_matvec(model, batches, loss="cross_entropy", *, curvature="hessian", bn_mode="eval", keep_graphs=False):
     """(matvec, dimension): v ↦ Hv on flat vectors (dimension,), H of the mean loss over all samples of the batches.
 
     The vectors follow model.parameters(), trainable ones alone. The result comes in the type and on the device of
@@ -101,26 +112,36 @@ def hessian_matvec(model, batches, loss="cross_entropy", *, curvature="hessian",
     mode, buffers, gradients and hooks stay. batches: an iterable of (images, labels); a generator is kept as a list.
     curvature="ggn": the generalized Gauss-Newton matrix Jᵀ H_out J (Schraudolph 2002) in place of the Hessian.
     bn_mode="train": norms with running statistics use those of each batch instead.
-    Raises ValueError for other names, for no batches, and for a vector of another length.
+    keep_graphs=True: the first product keeps the graph of each batch's gradient for the next ones, which take three
+    quarters of the arithmetic; bytes_per_sample tells what that holds. The model must then stay as it is
+    (RuntimeError), and the batches come in the same order. Of Hessians only.
+    Raises ValueError for other names, for graphs of a Gauss-Newton matrix, for no batches, and for a vector of
+    another length.
 
     A product is one forward pass with tangents and one backward pass through both (Pearlmutter 1994): H v is the
     gradient of the directional derivative ⟨∇L, v⟩, which forward mode gives. The convolutions of a product cost
-    8/3 of those of a gradient. A network with modules that are not known here is differentiated backwards twice.
+    8/3 of those of a gradient; of a kept graph of the gradient ⟨∇L, v⟩ is differentiated backwards, which costs 6/3.
+    A network with modules that are not known here is differentiated backwards twice.
     """
     if curvature not in CURVATURES:
         raise ValueError(f"curvature {curvature!r} is none of {', '.join(CURVATURES)}")
+    if curvature == "ggn" and keep_graphs:
+        raise ValueError("keep_graphs is for Hessians only")
     objective = _Objective(model, batches, loss, bn_mode)
+    backward = _Objective(model, (), loss, bn_mode, forward_mode=False)
     with warnings.catch_warnings(), forward_ad.dual_level():
         warnings.simplefilter("ignore", FutureWarning)  # of what PyTorch loads at the first dual tensor
         forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
+    kept = []
 
     def matvec(vector):
         tangents = objective.split(vector)
+        batch_numbers = itertools.count()
 
         def forward_product(images, labels):
             with forward_ad.dual_level():
                 duals = [forward_ad.make_dual(p, t) for p, t in zip(objective.parameters, tangents, strict=True)]
-                logits, slopes = forward_ad.unpack_dual(objective.logits(duals, images))
+                logits, slopes = forward_ad.unpack_dual(objective.logits(images, duals))
                 slopes = torch.zeros_like(logits) if slopes is None else slopes
                 probabilities = torch.softmax(logits, 1)
                 if curvature == "hessian":
@@ -134,22 +155,28 @@ def hessian_matvec(model, batches, loss="cross_entropy", *, curvature="hessian",
             # Outside the level: inside, the backward pass would carry tangents of its own.
             return _gradients(output, objective.parameters, weights)
 
-        def backward_product(images, labels):
-            loss = F.cross_entropy(objective.logits(objective.parameters, images), labels, reduction="sum")
-            gradients = torch.autograd.grad(loss, objective.parameters, create_graph=True, allow_unused=True)
+        def backward_product(gradients, keeps_graph):
             used = [(g, t) for g, t in zip(gradients, tangents, strict=True) if g is not None and g.requires_grad]
-            return _gradients([g for g, _ in used], objective.parameters, [t for _, t in used])
+            return _gradients([g for g, _ in used], backward.parameters, [t for _, t in used], keeps_graph)
 
-        needs_second = curvature == "hessian" and not objective.is_twice_differentiable
-        product = backward_product if needs_second else forward_product
+        def product(images, labels):
+            if keep_graphs:
+                number = next(batch_numbers)
+                if number == len(kept):
+                    kept.append(backward.gradient_graph(images, labels))
+                return backward_product(kept[number], keeps_graph=True)
+            if curvature == "hessian" and not objective.is_twice_differentiable:
+                return backward_product(backward.gradient_graph(images, labels), keeps_graph=False)
+            return forward_product(images, labels)
+
         return _flat(objective.sum_over_batches(product)).to(vector)
 
     return matvec, objective.dimension
 
 
-def _gradients(output, parameters, weights=None):
+def _gradients(output, parameters, weights=None, keeps_graph=False):
     """The gradient of output (weighted) in each parameter, zeros where it does not depend on one."""
-    gradients = torch.autograd.grad(output, parameters, weights, allow_unused=True)
+    gradients = torch.autograd.grad(output, parameters, weights, retain_graph=keeps_graph, allow_unused=True)
     return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
 
 
@@ -158,7 +185,7 @@ def loss_and_gradient(model, batches, loss="cross_entropy", *, bn_mode="eval"):
     objective = _Objective(model, batches, loss, bn_mode)
 
     def both(images, labels):
-        total = F.cross_entropy(objective.logits(objective.parameters, images), labels, reduction="sum")
+        total = objective.summed_loss(images, labels)
         return [total.detach(), *_gradients(total, objective.parameters)]
 
     mean, *gradient = objective.sum_over_batches(both)
@@ -168,7 +195,8 @@ def loss_and_gradient(model, batches, loss="cross_entropy", *, bn_mode="eval"):
 def bytes_per_sample(model, batch, **options):
     """Bytes that a product keeps for its backward pass, for each sample of a batch (images, labels) of four or more.
 
-    options: of hessian_matvec. Gradients and temporary tensors of the widest layers come on top.
+    options: of hessian_matvec; with keep_graphs=True they are what stays after the product. Gradients and temporary
+    tensors of the widest layers come on top.
     """
     images, labels = batch
     kept = []

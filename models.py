@@ -241,13 +241,13 @@ def build_from_config(config, num_classes):
     return build_model(config.arch, num_classes=num_classes, **{name: getattr(config, name) for name in names})
 
 
-def twin(model, bn_mode="eval"):
+def twin(model, bn_mode="eval", *, forward_mode=True):
     """The same function of the same parameters as `model`, made for derivatives; the model itself stays untouched.
 
     The twin shares every parameter tensor, and has modules of its own: in eval mode, where running statistics stand
     for the batch's and a convolution takes in the norm behind it; with bn_mode="train" the layers that keep running
-    statistics use the batch's, and update copies. What has a fused kernel without a second derivative computes step
-    by step. Raises ValueError for another bn_mode.
+    statistics use the batch's, and update copies. forward_mode=True: what has a fused kernel whose forward-mode
+    derivative cannot be differentiated again computes step by step. Raises ValueError for another bn_mode.
     """
     if bn_mode not in ("eval", "train"):
         raise ValueError(f"bn_mode {bn_mode!r} is neither eval nor train")
@@ -263,7 +263,9 @@ def twin(model, bn_mode="eval"):
         }
         keeps_statistics = any(name.startswith("running_") for name, buffer in module.named_buffers(recurse=False))
         if hasattr(module, "elementary"):
-            own.elementary = True
+            own.elementary = forward_mode
+        if hasattr(module, "keeps_derivatives"):
+            own.keeps_derivatives = not forward_mode
         own.training = bn_mode == "train" and keeps_statistics
         if own.training:
             own._buffers = {name: None if buffer is None else buffer.clone() for name, buffer in own._buffers.items()}

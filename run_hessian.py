@@ -52,10 +52,13 @@ def measure(checkpoint, args):
     options = {"curvature": args.curvature, "bn_mode": args.bn_mode}
     batch_size, held = fit_batch(checkpoint, subset, args, options)
     batches = CountedBatches(checkpoint, subset, batch_size)
-    matvec, dimension = hessian_matvec(model, batches, **options)
+    dimension = sum(layer_sizes(model).values())
     steps = min(args.lanczos_steps, dimension)
     basis_bytes = steps * dimension * next(model.parameters()).element_size()
     basis_device = place_basis(args, checkpoint.device, basis_bytes)
+    spared = basis_bytes if basis_device == str(checkpoint.device) else 0
+    graph_bytes = fit_graphs(checkpoint, subset, batch_size, dimension, options, spared)
+    matvec, _ = hessian_matvec(model, batches, keep_graphs=graph_bytes > 0, **options)
     gradient_start = time.perf_counter()
     loss, gradient = loss_and_gradient(model, batches, bn_mode=args.bn_mode)
     gradient_norm = torch.linalg.vector_norm(gradient).item()
@@ -63,10 +66,13 @@ def measure(checkpoint, args):
     if not math.isfinite(loss):
         raise RunError(f"{checkpoint.run.path}: the loss is {loss} on these images")
     products = args.num_probes * steps + args.trace_probes
+    gradients = 2 if graph_bytes else 3  # that take as long as a product
     print(
         f"{checkpoint.run.path.name} epoch {checkpoint.epoch}: {products} products of {dimension:,} parameters on "
-        f"{len(subset)} images, about {_duration(3 * gradient_seconds * products)} on {checkpoint.device}; a batch of "
-        f"{batch_size} holds {held / 1e9:.2g} GB, the Lanczos vectors {basis_bytes / 1e9:.2g} GB ({basis_device})",
+        f"{len(subset)} images, about {_duration(gradients * gradient_seconds * products)} on {checkpoint.device}; "
+        f"a batch of {batch_size} holds {held / 1e9:.2g} GB, "
+        + (f"the graphs of all, kept for speed, {graph_bytes / 1e9:.2g} GB, " if graph_bytes else "")
+        + f"the Lanczos vectors {basis_bytes / 1e9:.2g} GB ({basis_device})",
         flush=True,
     )
     with progress_bar(products, "Hessian", unit=" HVP") as batches.bar:
@@ -128,6 +134,19 @@ def fit_batch(checkpoint, subset, args, options):
             f"{free / 1e9:.1f} GB free: lower --batch_size to {fitting} or less"
         )
     return fitting, each * fitting
+
+
+def fit_graphs(checkpoint, subset, batch_size, dimension, options, spared):
+    """Bytes that the graphs of all batches' gradients hold, where they fit into two fifths of the free memory beside
+    `spared` bytes; 0 where they do not, or where none can be kept.
+    """
+    if options["curvature"] != "hessian" or len(subset) < 4:
+        return 0
+    sample = next(iter(checkpoint.batches(subset.take(slice(0, 4)), 4)))
+    images = len(subset) * bytes_per_sample(checkpoint.model, sample, keep_graphs=True, **options)
+    # Each graph has gradients of its own, and weights folded with what follows them.
+    weights = 2 * dimension * next(checkpoint.model.parameters()).element_size() * math.ceil(len(subset) / batch_size)
+    return images + weights if images + weights < 0.4 * (free_memory(checkpoint.device) - spared) else 0
 
 
 def layer_sizes(model):

@@ -65,13 +65,53 @@ class Attention(nn.Module):
         return self.out(mixed.transpose(1, 2).reshape(samples, tokens, width))
 
 
+class _Slope(torch.autograd.Function):
+    """gradient · f′(x), with f′(x) and f″(x) at hand; differentiable once more in the gradient and in x."""
+
+    @staticmethod
+    def forward(ctx, gradient, x, slope, bend):
+        ctx.save_for_backward(gradient, slope, bend)
+        return gradient * slope
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, outer):
+        gradient, slope, bend = ctx.saved_tensors
+        return outer * slope, (outer * gradient).mul_(bend), None, None
+
+
+class _TwiceGELU(torch.autograd.Function):
+    """GELU that keeps its first two derivatives, Φ(x) + xφ(x) and φ(x)(2 − x²), for the passes behind it."""
+
+    @staticmethod
+    def forward(ctx, x):
+        density = (x * x).mul_(-0.5).exp_().mul_(1 / math.sqrt(2 * math.pi))
+        probability = torch.special.ndtr(x)
+        ctx.save_for_backward(x, torch.addcmul(probability, x, density), (2 - x * x).mul_(density))
+        return x * probability
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _Slope.apply(gradient, *ctx.saved_tensors)
+
+
+class GELU(nn.GELU):
+    """xΦ(x) (Hendrycks & Gimpel 2016). `keeps_derivatives` computes both derivatives in the forward pass: a graph
+    that is differentiated twice again and again does not compute them anew."""
+
+    keeps_derivatives = False
+
+    def forward(self, x):
+        return _TwiceGELU.apply(x) if self.keeps_derivatives else super().forward(x)
+
+
 class MLP(nn.Module):
     """Two linear layers with GELU between, on tokens (N, tokens, width)."""
 
     def __init__(self, conv_type, width, hidden_width):
         super().__init__()
         self.hidden = build_linear(conv_type, width, hidden_width)
-        self.gelu = nn.GELU()
+        self.gelu = GELU()
         self.out = build_linear(conv_type, hidden_width, width)
         for layer in (self.hidden, self.out):
             nn.init.xavier_uniform_(layer.weight)

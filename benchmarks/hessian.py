@@ -33,7 +33,7 @@ from hardware import keep_freed_memory
 from models import build_from_config
 from utils import ClassMoments
 
-CONTENDERS = ("ours", "pyhessian", "curvlinops")
+CONTENDERS = ("ours", "ours, graphs kept", "pyhessian", "curvlinops")
 
 
 def split_like(vector, parameters):
@@ -49,6 +49,8 @@ def product_of(name, model, batches):
     """v ↦ Hv as one of the contenders computes it; the network is in eval mode and channels_last for all."""
     if name == "ours":
         return hessian_matvec(model, batches)[0]
+    if name == "ours, graphs kept":
+        return hessian_matvec(model, batches, keep_graphs=True)[0]
     if name == "pyhessian":
         peer = pyhessian.hessian(model, nn.CrossEntropyLoss(), dataloader=batches, cuda=DEVICE.type == "cuda")
         return lambda v: flat(peer.dataloader_hv_product(split_like(v, list(model.parameters())))[1])

@@ -99,29 +99,33 @@ def symmetric(eigenvalues):
 # Products
 
 
+@pytest.mark.parametrize("keep_graphs", [False, True])
 @pytest.mark.parametrize("norm_type", config.NORM_TYPES)
-def test_the_matvec_is_the_dense_hessian_in_eval_mode(norm_type):
+def test_the_matvec_is_the_dense_hessian_in_eval_mode(norm_type, keep_graphs):
     model = small_network(norm_type).eval()
     images, labels = images_and_labels()
-    matvec, dimension = hessian_matvec(model, [(images[:4], labels[:4]), (images[4:], labels[4:])])
+    batches = [(images[:4], labels[:4]), (images[4:], labels[4:])]
+    matvec, dimension = hessian_matvec(model, batches, keep_graphs=keep_graphs)
     torch.testing.assert_close(dense(matvec, dimension), dense_hessian(model, images, labels), rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("keep_graphs", [False, True])
 @pytest.mark.parametrize("norm_type", WITH_RUNNING_STATISTICS)
-def test_the_matvec_is_the_dense_hessian_with_batch_statistics(norm_type):
+def test_the_matvec_is_the_dense_hessian_with_batch_statistics(norm_type, keep_graphs):
     model = small_network(norm_type).train()
     images, labels = images_and_labels()
-    matvec, dimension = hessian_matvec(model, [(images, labels)], bn_mode="train")
+    matvec, dimension = hessian_matvec(model, [(images, labels)], bn_mode="train", keep_graphs=keep_graphs)
     exact = dense_hessian(model, images, labels)
     torch.testing.assert_close(dense(matvec, dimension), exact, rtol=1e-9, atol=1e-9 * exact.abs().max().item())
 
 
+@pytest.mark.parametrize("keep_graphs", [False, True])
 @pytest.mark.parametrize("conv_type", config.CONV_TYPES)
 @pytest.mark.parametrize("norm_type", ["BatchNorm", "VarianceNorm", "GroupNorm"])
-def test_the_matvec_is_the_dense_hessian_with_transformed_weights(conv_type, norm_type):
+def test_the_matvec_is_the_dense_hessian_with_transformed_weights(conv_type, norm_type, keep_graphs):
     model = small_network(norm_type, conv_type).eval()
     images, labels = images_and_labels()
-    matvec, dimension = hessian_matvec(model, [(images, labels)])
+    matvec, dimension = hessian_matvec(model, [(images, labels)], keep_graphs=keep_graphs)
     torch.testing.assert_close(dense(matvec, dimension), dense_hessian(model, images, labels), rtol=1e-9, atol=1e-10)
 
 
@@ -167,11 +171,11 @@ def test_every_norm_in_every_network_against_double_backward(name, norm_type):
     model = network(name, norm_type)
     images, labels = images_and_labels(4, 3, 8, 4)
     for bn_mode in ("eval", "train") if norm_type in WITH_RUNNING_STATISTICS else ("eval",):
-        matvec, dimension = hessian_matvec(model, [(images, labels)], bn_mode=bn_mode)
-        vector = torch.randn(dimension, dtype=torch.float64)
-        product = matvec(vector)
+        vector = torch.randn(sum(p.numel() for p in model.parameters()), dtype=torch.float64)
         exact = double_backward(model.train(bn_mode == "train"), images, labels, vector)
-        assert (product - exact).norm() <= 1e-6 * exact.norm()
+        for keep_graphs in (False, True):
+            matvec, _ = hessian_matvec(model, [(images, labels)], bn_mode=bn_mode, keep_graphs=keep_graphs)
+            assert (matvec(vector) - exact).norm() <= 1e-6 * exact.norm()
 
 
 @pytest.mark.parametrize("norm_type", config.NORM_TYPES)
@@ -192,12 +196,13 @@ class Foreign(nn.Module):
         return self.last(torch.softmax(self.norm(self.first(x)), 1))
 
 
+@pytest.mark.parametrize("keep_graphs", [False, True])
 @pytest.mark.parametrize("norm", [None, nn.LayerNorm(5), nn.BatchNorm1d(5)])
-def test_networks_of_others_are_measured_rightly(norm):
+def test_networks_of_others_are_measured_rightly(norm, keep_graphs):
     layers = [nn.Linear(4, 5), norm, nn.Tanh(), nn.Linear(5, 3)]
     model = perturbed(nn.Sequential(*layers) if norm else Foreign()).eval()
     images, labels = torch.randn(6, 4, dtype=torch.float64), torch.arange(6) % 3
-    matvec, dimension = hessian_matvec(model, [(images, labels)])
+    matvec, dimension = hessian_matvec(model, [(images, labels)], keep_graphs=keep_graphs)
     torch.testing.assert_close(dense(matvec, dimension), dense_hessian(model, images, labels), rtol=1e-9, atol=1e-11)
 
 
@@ -235,13 +240,14 @@ def test_the_batch_size_changes_nothing_in_eval_mode(norm_type):
     torch.testing.assert_close(products[1], products[2], rtol=1e-10, atol=1e-12)
 
 
-def test_frozen_parameters_are_left_out():
+@pytest.mark.parametrize("keep_graphs", [False, True])
+def test_frozen_parameters_are_left_out(keep_graphs):
     model = small_network("BatchNorm").eval()
     images, labels = images_and_labels()
     exact = dense_hessian(model, images, labels)
     count = model[0].weight.numel()
     model[0].weight.requires_grad_(False)
-    matvec, dimension = hessian_matvec(model, [(images, labels)])
+    matvec, dimension = hessian_matvec(model, [(images, labels)], keep_graphs=keep_graphs)
     assert dimension == len(exact) - count
     torch.testing.assert_close(dense(matvec, dimension), exact[count:, count:], rtol=1e-9, atol=1e-10)
 
@@ -256,6 +262,40 @@ def test_loss_and_gradient_are_those_of_autograd():
     torch.testing.assert_close(gradient, torch.cat([part.reshape(-1) for part in parts]))
 
 
+def test_kept_graphs_serve_every_product_and_walk_through_the_batches():
+    model = small_network("BatchNorm").eval()
+    images, labels = images_and_labels()
+    walks = []
+
+    class Batches:
+        def __iter__(self):
+            yield from [(images[:4], labels[:4]), (images[4:], labels[4:])]
+            walks.append("walk")
+
+    matvec, dimension = hessian_matvec(model, Batches(), keep_graphs=True)
+    exact = dense_hessian(model, images, labels)
+    for count in range(1, 4):
+        vector = torch.randn(dimension, dtype=torch.float64)
+        torch.testing.assert_close(matvec(vector), exact @ vector, rtol=1e-9, atol=1e-10)
+        assert len(walks) == count
+
+
+def test_a_model_that_changes_while_its_graphs_are_kept_is_noticed():
+    model = small_network("BatchNorm").eval()
+    matvec, dimension = hessian_matvec(model, [images_and_labels()], keep_graphs=True)
+    vector = torch.randn(dimension, dtype=torch.float64)
+    matvec(vector)
+    with torch.no_grad():
+        model[-1].weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        matvec(vector)
+
+
+def test_gauss_newton_matrices_have_no_graphs_to_keep():
+    with pytest.raises(ValueError, match="keep_graphs"):
+        hessian_matvec(small_network("Plain"), [images_and_labels()], curvature="ggn", keep_graphs=True)
+
+
 def test_a_generator_of_batches_serves_every_product():
     images, labels = images_and_labels()
     model = small_network("LayerNorm")
@@ -267,8 +307,10 @@ def test_a_generator_of_batches_serves_every_product():
 
 @pytest.mark.parametrize("bn_mode", ["eval", "train"])
 @pytest.mark.parametrize("is_training", [True, False])
-@pytest.mark.parametrize("curvature", ["hessian", "ggn"])
-def test_the_model_is_as_it_was(bn_mode, is_training, curvature):
+@pytest.mark.parametrize(
+    "options", [{"curvature": "hessian"}, {"curvature": "ggn"}, {"keep_graphs": True}], ids=["hessian", "ggn", "kept"]
+)
+def test_the_model_is_as_it_was(bn_mode, is_training, options):
     model = build_model("vgg", norm_type="BatchNorm", num_classes=4).train(is_training)
     calls = []
     model.blocks[0].register_forward_hook(lambda *_: calls.append("hook"))
@@ -278,7 +320,7 @@ def test_the_model_is_as_it_was(bn_mode, is_training, curvature):
     modules = [(name, type(module), module.training) for name, module in model.named_modules()]
     images, labels = images_and_labels(4, 3, 8, 4)
     batches = [(images.float(), labels)]
-    matvec, dimension = hessian_matvec(model, batches, bn_mode=bn_mode, curvature=curvature)
+    matvec, dimension = hessian_matvec(model, batches, bn_mode=bn_mode, **options)
     matvec(torch.randn(dimension))
     loss_and_gradient(model, batches, bn_mode=bn_mode)
     assert modules == [(name, type(module), module.training) for name, module in model.named_modules()]
@@ -320,14 +362,16 @@ def test_low_precision_products_are_off_inside_and_back_after():
         torch.set_float32_matmul_precision("highest")
 
 
-@pytest.mark.parametrize("curvature", ["hessian", "ggn"])
-def test_the_memory_of_a_product_is_foretold(curvature):
+@pytest.mark.parametrize(
+    "options", [{"curvature": "hessian"}, {"curvature": "ggn"}, {"keep_graphs": True}], ids=["hessian", "ggn", "kept"]
+)
+def test_the_memory_of_a_product_is_foretold(options):
     batch = torch.randn(4, 50, dtype=torch.float64), torch.arange(4)
     bytes_of_width = {}
     for width in (100, 1000):
         layers = nn.Linear(50, width), nn.Tanh(), nn.Linear(width, 4)
         model = nn.Sequential(*layers).double()
-        bytes_of_width[width] = bytes_per_sample(model, batch, curvature=curvature)
+        bytes_of_width[width] = bytes_per_sample(model, batch, **options)
     # What tanh gave and its tangent must be kept, 8 bytes each; nothing needs ten copies of them.
     assert 2 * 900 * 8 <= bytes_of_width[1000] - bytes_of_width[100] <= 10 * 900 * 8
 

@@ -373,6 +373,24 @@ def test_a_batch_that_does_not_fit_is_made_smaller(run, monkeypatch, capsys):
     assert "lower --batch_size to" in capsys.readouterr().err
 
 
+def test_graphs_are_kept_where_they_fit_and_change_no_result(run, monkeypatch, capsys):
+    flags = [str(run.path), *ONE_PRODUCT, "--dtype=float64", "--overwrite"]
+    run_hessian.main(flags)
+    assert "the graphs of all, kept for speed" in capsys.readouterr().out
+    kept = read(run.path / "hessian.json")
+    monkeypatch.setattr(run_hessian, "fit_graphs", lambda *_: 0)
+    run_hessian.main(flags)
+    assert "kept for speed" not in capsys.readouterr().out
+    assert read(run.path / "hessian.json")["trace"] == pytest.approx(kept["trace"], rel=1e-9)
+
+
+def test_the_graphs_must_leave_room(run, monkeypatch, capsys):
+    monkeypatch.setattr(run_hessian, "place_basis", lambda *_: "cpu")
+    monkeypatch.setattr(run_hessian, "free_memory", lambda device: 2e6)
+    run_hessian.main([str(run.path), *ONE_PRODUCT, "--overwrite"])
+    assert "kept for speed" not in capsys.readouterr().out
+
+
 def test_batch_statistics_belong_to_their_batch_size(run, capsys):
     flags = [str(run.path), *ONE_PRODUCT, "--bn_mode=train"]
     assert run_hessian.main([*flags, "--batch_size=30"]) == 0

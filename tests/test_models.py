@@ -18,7 +18,7 @@ from torch.testing import assert_close
 import config
 from layer_defs import GroupNorm
 from models import build_model
-from transformer_model import Attention, EncoderBlock
+from transformer_model import GELU, Attention, EncoderBlock
 
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
 TINY_VIT = {"image_size": 16, "patch_size": 8}
@@ -399,6 +399,20 @@ def attentions(width=24, num_heads=3, conv_type="Plain"):
     stepwise = Attention(conv_type, width, num_heads, fused=False).double()
     stepwise.load_state_dict(fused.state_dict())
     return fused, stepwise
+
+
+def test_gelu_with_kept_derivatives_is_gelu():
+    ours, x = GELU(), torch.linspace(-9, 9, 361, dtype=torch.float64, requires_grad=True)
+    ours.keeps_derivatives = True
+    torch.testing.assert_close(ours(x), F.gelu(x), rtol=1e-12, atol=1e-14)
+    small = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(ours, (small,))
+    assert torch.autograd.gradgradcheck(ours, (small,))
+    seconds = []
+    for gelu in (ours, F.gelu):
+        (slopes,) = torch.autograd.grad(gelu(x).sum(), x, create_graph=True)
+        seconds.append(torch.autograd.grad(slopes.sum(), x)[0])
+    torch.testing.assert_close(*seconds, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("conv_type", config.CONV_TYPES)
