@@ -142,7 +142,7 @@ def hessian_parser():
   python run_hessian.py                                   every run not measured yet
   python run_hessian.py results/RUN --checkpoint=all      curvature over training
   python run_hessian.py --samples=512 --lanczos_steps=20  quick
-A probe of Lanczos takes lanczos_steps Hessian-vector products (HVPs), a trace probe one; an HVP costs 2 to 3 gradients.""",
+A Lanczos probe takes lanczos_steps Hessian-vector products (HVPs), a trace probe one; an HVP is 2 to 3 gradients.""",
     )
     add_flag(parser, "num_probes", 2, "random vectors that Lanczos starts from", count)
     add_flag(parser, "lanczos_steps", 30, "of each of them; more resolve the edges of the spectrum", count)

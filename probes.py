@@ -16,7 +16,10 @@ from transformer_model import VisionTransformer
 ACTIVATION_KEYS = ("activation_norm", "activation_variance", "cosine_similarity", "stable_rank")
 CONV_KEYS = ("std", "grad_norm")
 KEYS = CONV_KEYS + ACTIVATION_KEYS
-MOST_CANCELLED = 0.1  # the least share of the mean square that a variance may be: a digit is lost at most
+# The least share of the mean square that a variance may be, so that a digit is lost at most, in half precision a bit.
+LEAST_LEFT = {torch.float32: 0.1, torch.float64: 0.1, torch.bfloat16: 0.5, torch.float16: 0.5}
+FULL = (torch.float32, torch.float64)
+GRAM_COLUMNS = 4096  # multiplied at a time in half precision on the CPU
 ONE_DIRECTION = 0.99  # the trace of a squared matrix of trace 1 whose other directions count no more
 SQUARINGS, PRODUCTS = 8, 16  # together the 4096th power of the matrix of cosines
 
@@ -36,7 +39,7 @@ def channel_means(positions):
 def channel_variance(x):
     """Population variance over N,H,W of each channel: (C,). x is (N, C, H, W), tokens (N, T, C) or (N, C)."""
     x = x.detach()
-    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
+    if x.device.type == "cpu" and x.dtype in FULL:
         positions = _channels_last(x).flatten(0, 1)
         means = channel_means(positions)
         squares = []
@@ -60,12 +63,16 @@ def mean_variance(x, gram):
     On the CPU the sum of squares comes from these products, which spares two walks over x, unless the channels' means
     are so large that digits would cancel.
     """
-    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
-        positions = _channels_last(x.detach()).flatten(0, 1)
-        means = channel_means(positions)
+    if x.device.type == "cpu":
+        positions = _channels_last(x.detach())
+        if x.dtype in FULL:
+            means = channel_means(positions.flatten(0, 1))
+        else:  # for each sample, so that rounding to half precision averages out
+            ones = positions.new_ones(1, 1, positions.shape[1]).expand(len(positions), -1, -1)
+            means = torch.bmm(ones, positions).to(gram.dtype).mean(0) / positions.shape[1]
         square = gram.diagonal().sum() / x.numel()
         variance = square - means.square().mean()
-        if variance > MOST_CANCELLED * square:
+        if variance > LEAST_LEFT[x.dtype] * square:
             return variance
     return channel_variance(x).mean()
 
@@ -78,7 +85,7 @@ def frobenius_norm(x):
     rows = _channels_last(x.detach()).flatten(1)
     if x.device.type != "cpu":
         return torch.linalg.vector_norm(rows, dtype=statistics_type(x))
-    if x.dtype in (torch.float32, torch.float64):
+    if x.dtype in FULL:
         return torch.dot(rows.flatten(), rows.flatten()).sqrt()
     return torch.bmm(rows[:, None], rows[..., None]).sum(dtype=statistics_type(x)).sqrt()
 
@@ -102,6 +109,9 @@ def activation_statistics(x):
 def gram_matrix(x):
     """The products of every two samples of x (N, ...), flattened: (N, N)."""
     samples = _channels_last(x.detach()).flatten(1)
+    if x.device.type == "cpu" and x.dtype not in FULL:
+        # Its kernel takes twice as long for wide matrices; sums of parts are rounded less, too.
+        return sum((part @ part.T).to(statistics_type(x)) for part in samples.split(GRAM_COLUMNS, 1))
     return (samples @ samples.T).to(statistics_type(x))
 
 
