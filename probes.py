@@ -4,6 +4,7 @@ Nothing here waits for the device: statistics stay there until they are saved.
 """
 
 import contextlib
+import math
 import re
 
 import torch
@@ -21,6 +22,9 @@ LEAST_LEFT = {torch.float32: 0.1, torch.float64: 0.1, torch.bfloat16: 0.5, torch
 FULL = (torch.float32, torch.float64)
 GRAM_COLUMNS = 4096  # multiplied at a time in half precision on the CPU
 ONE_DIRECTION = 0.99  # the trace of a squared matrix of trace 1 whose other directions count no more
+# Power iterations on the CPU: the fewest samples for which they are quicker than all products, the most of them, and
+# what they may be short of the eigenvalue, of it.
+LEAST_SAMPLES, MOST_ITERATIONS, SHORTAGE = 128, 5, 1e-3
 SQUARINGS, PRODUCTS = 8, 16  # together the 4096th power of the matrix of cosines
 
 
@@ -57,11 +61,10 @@ def channel_variance(x):
     return inverse_deviation.pow(-2)
 
 
-def mean_variance(x, gram):
-    """channel_variance(x).mean(), zero-dimensional; gram holds the products of the samples of x.
+def mean_variance(x, mean_square):
+    """channel_variance(x).mean(), zero-dimensional, of x whose entries have this mean square.
 
-    On the CPU the sum of squares comes from these products, which spares two walks over x, unless the channels' means
-    are so large that digits would cancel.
+    On the CPU that spares two walks over x, unless the channels' means are so large that digits would cancel.
     """
     if x.device.type == "cpu":
         positions = _channels_last(x.detach())
@@ -69,10 +72,9 @@ def mean_variance(x, gram):
             means = channel_means(positions.flatten(0, 1))
         else:  # for each sample, so that rounding to half precision averages out
             ones = positions.new_ones(1, 1, positions.shape[1]).expand(len(positions), -1, -1)
-            means = torch.bmm(ones, positions).to(gram.dtype).mean(0) / positions.shape[1]
-        square = gram.diagonal().sum() / x.numel()
-        variance = square - means.square().mean()
-        if variance > LEAST_LEFT[x.dtype] * square:
+            means = torch.bmm(ones, positions).to(mean_square.dtype).mean(0) / positions.shape[1]
+        variance = mean_square - means.square().mean()
+        if variance > LEAST_LEFT[x.dtype] * mean_square:
             return variance
     return channel_variance(x).mean()
 
@@ -100,10 +102,52 @@ def activation_statistics(x):
     nothing to U; where all are zero, the stable rank is 0. In half precision products are rounded to it, which
     leaves about three digits.
     """
-    gram = gram_matrix(x)
-    statistics = {"activation_variance": mean_variance(x, gram)}
-    statistics |= {key: value[0] for key, value in gram_statistics(gram[None]).items()}
+    statistics, gram = begun_statistics(x)
+    if gram is not None:
+        statistics |= {key: value[0] for key, value in gram_statistics(gram[None]).items()}
     return {key: statistics[key] for key in ACTIVATION_KEYS}
+
+
+def begun_statistics(x):
+    """({key: value} of all activation keys, None), or of the variance alone with the products of samples (N, N) for
+    the rest: see gram_statistics."""
+    statistics = iterated_statistics(x)
+    if statistics is not None:
+        return statistics, None
+    gram = gram_matrix(x)
+    return {"activation_variance": mean_variance(x, gram.diagonal().sum() / x.numel())}, gram
+
+
+def iterated_statistics(x):
+    """The four activation keys of x by power iteration, on the CPU; None where that is not sure to be right and quick.
+
+    The cosines of samples without negative entries are not negative, nor is then their leading direction v (Perron
+    and Frobenius), so that a start of equal entries, and every iterate after it, has a cosine of 1/√N and more with
+    v. Its Rayleigh quotient is then short of the largest eigenvalue by √N times the residual at most.
+    """
+    samples = _channels_last(x.detach()).flatten(1)
+    if x.device.type != "cpu" or x.dtype not in FULL or len(x) < LEAST_SAMPLES or not samples.amin() >= 0:
+        return None
+    norms = torch.linalg.vector_norm(samples, dim=1)
+    inverse = torch.where(norms > 0, 1 / norms.clamp_min(torch.finfo(x.dtype).tiny), 0)
+    count = (norms > 0).sum()
+    direction = (norms > 0).to(x.dtype) / count.sqrt()
+    for iteration in range(MOST_ITERATIONS):
+        image = inverse * (samples @ (samples.T @ (inverse * direction)))
+        eigenvalue = direction @ image
+        if iteration == 0:
+            mean_cosine = (count * eigenvalue - count) / (len(x) * (len(x) - 1))
+        length = torch.linalg.vector_norm(image)
+        residual = torch.linalg.vector_norm(image - eigenvalue * direction)
+        if residual * math.sqrt(len(x)) <= SHORTAGE * eigenvalue and length > 0:
+            return {
+                "activation_norm": norms.mean(),
+                "activation_variance": mean_variance(x, norms.square().sum() / x.numel()),
+                "cosine_similarity": mean_cosine,
+                "stable_rank": count / eigenvalue,
+            }
+        direction = image / length
+    return None
 
 
 def gram_matrix(x):
@@ -223,9 +267,9 @@ class Recorder:
     @torch.no_grad()
     def _observe_activation(self, values, index, output):
         with torch.autocast(output.device.type, enabled=False):
-            gram = gram_matrix(output)
-            values["activation_variance"][index] = mean_variance(output, gram)
-            values["gram"][index] = gram
+            statistics, values["gram"][index] = begun_statistics(output)
+            for key, value in statistics.items():
+                values[key][index] = value
 
     def observe(self):
         """A context in which one forward and backward pass is observed; `row` of what it gives is then for keep()."""
@@ -295,7 +339,7 @@ class _Observation:
     def __enter__(self):
         conv, activation = (len(self.recorder.names[kind]) for kind in ("conv", "activation"))
         self.values = {key: [None] * conv for key in CONV_KEYS}
-        self.values |= {key: [None] * activation for key in ("activation_variance", "gram")}
+        self.values |= {key: [None] * activation for key in (*ACTIVATION_KEYS, "gram")}
         self.recorder._values = self.values
         return self
 
@@ -303,7 +347,10 @@ class _Observation:
     def __exit__(self, kind, error, traceback):
         self.recorder._values = None
         if kind is None:
-            stacked = {key: torch.stack(values) for key, values in self.values.items()}
-            stacked |= gram_statistics(stacked.pop("gram"))
-            self.row = torch.cat([stacked[key] for key in KEYS])
+            grams = {index: gram for index, gram in enumerate(self.values["gram"]) if gram is not None}
+            if grams:
+                for key, column in gram_statistics(torch.stack(list(grams.values()))).items():
+                    for index, value in zip(grams, column, strict=True):
+                        self.values[key][index] = value
+            self.row = torch.cat([torch.stack(self.values[key]) for key in KEYS])
         del self.values
