@@ -1,6 +1,7 @@
 """Activation and gradient statistics against float64 textbook values."""
 
 import copy
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -8,7 +9,17 @@ from torch.nn import functional as F
 
 import config
 from models import build_model
-from probes import ACTIVATION_KEYS, CONV_KEYS, KEYS, Recorder, activation_statistics, find_sites
+from probes import (
+    ACTIVATION_KEYS,
+    CONV_KEYS,
+    KEYS,
+    Recorder,
+    activation_statistics,
+    find_sites,
+    gram_matrix,
+    gram_statistics,
+    iterated_statistics,
+)
 
 SMALL_VIT = {"image_size": 16, "patch_size": 8}
 
@@ -240,6 +251,82 @@ def test_close_takes_every_hook_off():
 
 def test_keys_are_split_between_the_sites():
     assert KEYS == CONV_KEYS + ACTIVATION_KEYS
+
+
+def large_batches():
+    """128 samples without negative entries, whose leading direction is more and less easy to find."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(128, 8, 4, 4, generator=generator)
+    basis = torch.eye(128).view(128, 8, 4, 4)
+    clusters = basis[torch.arange(128) % 2]
+    alike = basis.clone()
+    alike[:8] = basis[0]
+    dead = noise.clone()
+    dead[::3] = 0
+    return {
+        "rectified": torch.randn(128, 8, 4, 4, generator=generator).relu(),
+        "positive": noise,
+        "orthogonal": basis,
+        "two clusters as large": clusters,
+        "two clusters": basis[(torch.arange(128) < 70).long()] + 0.1 * noise,
+        "eight alike": alike,
+        "dead samples": dead,
+        "all dead": torch.zeros(128, 8, 4, 4),
+        "negative entries": noise - 0.5,
+    }
+
+
+@pytest.mark.parametrize("name", large_batches())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_statistics_of_large_batches(name, dtype):
+    x = large_batches()[name].to(dtype, memory_format=torch.channels_last)
+    rows = x.double().flatten(1)
+    cosines = F.normalize(rows) @ F.normalize(rows).T
+    eigenvalues = torch.linalg.eigvalsh(cosines)
+    expected = {
+        "activation_norm": rows.norm(dim=1).mean(),
+        "activation_variance": x.double().var((0, 2, 3), correction=0).mean(),
+        "cosine_similarity": (cosines.sum() - cosines.trace()) / (128 * 127),
+        "stable_rank": cosines.trace() / eigenvalues[-1].clamp_min(1e-300),
+    }
+    for key, value in activation_statistics(x).items():
+        tolerance = 1e-3 if key == "stable_rank" else 2e-5 if dtype == torch.float32 else 1e-9
+        torch.testing.assert_close(value.double(), expected[key], rtol=tolerance, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["rectified", "positive", "dead samples"])
+def test_activations_of_relu_take_the_quick_way(name):
+    x = large_batches()[name]
+    statistics = iterated_statistics(x)
+    gram = gram_statistics(gram_matrix(x)[None])
+    for key, value in gram.items():
+        torch.testing.assert_close(statistics[key], value[0], rtol=1e-5, atol=1e-6)
+
+
+def test_sites_of_both_ways_are_recorded_in_their_order():
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 3), torch.nn.Tanh(), torch.nn.Sigmoid()]
+    names = ["conv1", "activation1", "conv2", "activation2", "activation3"]
+    model = torch.nn.Sequential(OrderedDict(zip(names, layers, strict=True)))
+    x = torch.randn(128, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    recorder = Recorder(model)
+    with recorder.step(0):
+        outputs = [x := layer(x) for layer in model]
+        outputs[-1].sum().backward()
+    dump = recorder.dump()
+    activations = [outputs[1], outputs[3], outputs[4]]
+    assert [iterated_statistics(output) is None for output in activations] == [False, True, False]
+    for index, output in enumerate(activations):
+        for key, value in activation_statistics(output.detach()).items():
+            torch.testing.assert_close(dump[key][0, index], value, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", ["all dead", "negative entries", "nan", "small", "half"])
+def test_what_power_iteration_is_not_sure_of_goes_another_way(name):
+    batches = large_batches()
+    positive = batches["positive"]
+    cases = {"nan": positive * torch.nan, "small": positive[:64], "half": positive.bfloat16()}
+    assert iterated_statistics((batches | cases)[name]) is None
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 2e-3)])
