@@ -162,9 +162,12 @@ class MeanCentering(_RunningNorm):
 class GroupNorm(_Norm):
     """γ(x−μ)/√(σ²+ε)+β over each group of channels and H,W of each sample (Wu & He 2018).
 
-    One group is LayerNorm over C,H,W (Ba 2016), one group a channel InstanceNorm (Ulyanov 2017). Raises
+    One group is LayerNorm over C,H,W (Ba 2016), one group a channel InstanceNorm (Ulyanov 2017). `elementary` leaves
+    PyTorch's kernel, whose forward-mode derivative fails in PyTorch 2.6 on maps in channels_last. Raises
     ValueError where the groups do not divide the channels.
     """
+
+    elementary = False
 
     def __init__(self, num_channels, num_groups):
         super().__init__(num_channels)
@@ -174,9 +177,9 @@ class GroupNorm(_Norm):
         return f"{self.num_channels}, num_groups={self.num_groups}"
 
     def forward(self, x):
-        if x.device.type != "cpu" or self.num_groups == 1:
+        if not self.elementary and (x.device.type != "cpu" or self.num_groups == 1):
             return torch.group_norm(x, self.num_groups, self.weight, self.bias, EPS)
-        # Here PyTorch's kernel takes up to three times as long, and in bfloat16 up to thirty times.
+        # On the CPU PyTorch's kernel takes up to three times as long, and in bfloat16 up to thirty times.
         variance, mean = _group_moments(x, self.num_groups)
         scale = self.weight * torch.rsqrt(variance + EPS)
         return scale_shift(x, scale, self.bias - scale * mean)
