@@ -157,6 +157,20 @@ class Config:
     keep: str = _flag(
         "all", "epoch checkpoints to keep: each, or the newest alone", group="run", choices=KEEP, runtime=True
     )
+    checkpoint_minutes: float = _flag(
+        10.0,
+        "most time between two saved states within an epoch; each epoch's end saves one too",
+        group="run",
+        type=number(float, above=0),
+        runtime=True,
+    )
+    mix_versions: bool = _flag(
+        False,
+        "continue a run that was begun with another version of PyTorch; results.csv then names both",
+        group="run",
+        type=boolean,
+        runtime=True,
+    )
     overwrite: bool = _flag(False, "start over a run that exists", group="run", type=boolean, runtime=True)
     c_dir: str | None = _flag(
         None, "continue the run in this directory; its other settings come from there", group="run", runtime=True
@@ -248,6 +262,22 @@ def resolve(given):
     return config
 
 
+def from_settings(settings):
+    """The Config that a dict of stored settings describes; what it lacks has its default. Raises UsageError."""
+    given = {}
+    for option in dataclasses.fields(Config):
+        value = settings.get(option.name, option.default)
+        if value != option.default and option.name != "c_dir":
+            try:
+                parsed = argparse_type(option.metadata["type"], option.metadata["choices"])(str(value))
+            except argparse.ArgumentTypeError as error:
+                raise UsageError(f"{option.name}: {error}") from None
+            if parsed != value:
+                raise UsageError(f"{option.name} is {value!r}, which is no value of --{option.name}")
+            given[option.name] = parsed
+    return resolve(given)
+
+
 def _check_applicable(config, given):
     """A flag that the chosen network, norm or data set cannot honour is an error, not ignored."""
     only_with = {
@@ -334,11 +364,12 @@ def learning_rate(config, step, steps_per_epoch):
     return peak / LEARNING_RATE_DROP if decayed else peak
 
 
-def progress_bar(total, description, unit="img"):
+def progress_bar(total, description, initial=0, unit="img"):
     """A tqdm bar with rate and ETA on stderr; silent where stderr is not a terminal."""
     return tqdm(
         total=total,
         desc=description,
+        initial=initial,
         unit=unit,
         unit_scale=True,
         leave=False,

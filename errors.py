@@ -1,8 +1,14 @@
 """What a user can cause: said in one line on stderr, with an exit code, and without a traceback."""
 
 import contextlib
+import errno
+import os
 import signal
 import sys
+
+PREEMPTIONS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+REQUEUE = 99  # tells Grid Engine to run the job again; Slurm's RequeueExit and LSF's bsub -Q can be told to
+INTERRUPTED = 130
 
 
 class UsageError(Exception):
@@ -13,52 +19,107 @@ class RunError(Exception):
     """What a user can cause and mend, said in one line (exit code 1)."""
 
 
+class Preempted(KeyboardInterrupt):
+    """SIGTERM or SIGUSR1: a scheduler wants the machine back (exit code REQUEUE)."""
+
+
 def run_command(command):
     """Runs a script's main(): one line on stderr and the exit code for whatever a user can cause.
 
-    2 for flags, 1 for a failure, 130 on Ctrl-C, what main() returns where that is a whole number, 0 otherwise.
+    2 for flags, 1 for a failure, 130 on Ctrl-C, 99 on SIGTERM or SIGUSR1, what main() returns where that is a whole
+    number, 0 otherwise.
     """
+    for number in (signal.SIGINT, *PREEMPTIONS):
+        signal.signal(number, _raise_stop)
     script = sys.argv[0].rpartition("/")[2]
     try:
         code = command()
+        sys.stdout.flush()
     except UsageError as error:
-        code, message = 2, str(error)
+        code, message = 2, f"error: {error}"
     except RunError as error:
-        code, message = 1, str(error)
+        code, message = 1, f"error: {error}"
+    except BrokenPipeError:  # as `| head` leaves it; Python itself would complain once more on its way out
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code, message = 1, "error: standard output was closed; the same command goes on"
     except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        code, message = 1, f"{error.strerror or error}{where}"
-    except KeyboardInterrupt as interrupt:
-        code, message = 130, f"interrupted{'; ' if str(interrupt) else ''}{interrupt}"
+        code, message = 1, f"error: {describe_os_error(error)}"
+    except KeyboardInterrupt as stop:
+        code, message = _code_and_name(isinstance(stop, Preempted))
+        message += f"; {stop}" if str(stop) else ""
     else:
         sys.exit(code if isinstance(code, int) else 0)
-    print(f"{script}: error: {message}" if code != 130 else f"{script}: {message}", file=sys.stderr)
+    print(f"{script}: {message}", file=sys.stderr)
     sys.exit(code)
 
 
-@contextlib.contextmanager
-def interrupts_at_safe_points():
-    """Gives a function that raises KeyboardInterrupt where Ctrl-C was pressed; a second Ctrl-C does not wait for it.
+def describe_os_error(error):
+    """What an OSError says, of which file, and how to go on, in one line."""
+    where = f" ({error.filename})" if error.filename else ""
+    hint = ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        hint = "; nothing written before is lost: free some space, and the same command goes on"
+    return f"{error.strerror or error}{where}{hint}"
 
-    An interrupt that strikes while PyTorch calls back into Python can be swallowed there, or end the process.
-    """
-    pending = []
 
-    def check():
-        if pending:
+def end_quietly_on_signals():
+    """While modules load there is nothing to save and nobody to tell: Ctrl-C and the like end the process at once."""
+
+    def end(number, frame):
+        code, message = _code_and_name(number in PREEMPTIONS)
+        os.write(2, f"{message} before anything began\n".encode())
+        os._exit(code)
+
+    for number in (signal.SIGINT, *PREEMPTIONS):
+        signal.signal(number, end)
+
+
+def _code_and_name(is_preempted):
+    return (REQUEUE, "stopped by a signal") if is_preempted else (INTERRUPTED, "interrupted")
+
+
+def _raise_stop(number, frame):
+    raise Preempted if number in PREEMPTIONS else KeyboardInterrupt
+
+
+class SafePoints:
+    """Signals that have come and wait for a moment at which stopping loses nothing."""
+
+    def __init__(self):
+        self.signals = []
+
+    def is_stop_due(self):
+        return bool(self.signals)
+
+    def check(self):
+        """Raises KeyboardInterrupt, or Preempted, where such a signal has come."""
+        if self.signals:
+            _raise_stop(self.signals[0], None)
+
+    def note(self, number, frame):
+        """The handler. A second Ctrl-C does not wait; schedulers, which may repeat themselves, do."""
+        if self.signals and number == signal.SIGINT:
             raise KeyboardInterrupt
+        self.signals.append(number)
 
-    def interrupt(number, frame):
-        check()
-        pending.append(number)
 
+@contextlib.contextmanager
+def stops_at_safe_points():
+    """Gives the SafePoints of a block, within which signals wait; the last one is its end.
+
+    What strikes while PyTorch calls back into Python can be swallowed there, or end the process.
+    """
+    points = SafePoints()
+    previous = {}
     try:
-        previous = signal.signal(signal.SIGINT, interrupt)
+        for number in (signal.SIGINT, *PREEMPTIONS):
+            previous[number] = signal.signal(number, points.note)
     except ValueError:  # not in the main thread, where no signal arrives
-        yield check
+        yield points
         return
     try:
-        yield check
-        check()
+        yield points
+        points.check()
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,19 +1,30 @@
-"""Files that are whole or not there: every write goes to a temporary file first and replaces the old one at once."""
+"""Files that are whole or not there: every write goes to a temporary file first and replaces the old one at once.
+
+What was damaged later is noticed when it is read: JSON holds a checksum of its content, tensors lie in zip archives,
+which hold one of each member.
+"""
 
 import contextlib
 import csv
+import hashlib
 import io
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import torch
 
 from errors import RunError
 
+CHECKSUM = "checksum"
 
-def write_bytes(path, content):
-    """Replaces `path` by `content` atomically, parents made; on failure the old file stays. Raises OSError."""
+
+def write_bytes(path, content, previous=None):
+    """Replaces `path` by `content` atomically, parents made; on failure the old file stays. Raises OSError.
+
+    With `previous`, the old file takes that path. Returns the SHA-256 of the content.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -22,6 +33,9 @@ def write_bytes(path, content):
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if previous is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(path, previous)
         os.replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -29,24 +43,46 @@ def write_bytes(path, content):
         if isinstance(error, OSError):
             raise OSError(error.errno, f"cannot write: {error.strerror}", str(path)) from None
         raise
+    return hashlib.sha256(content).hexdigest()
 
 
-def write_torch(path, content):
-    """Tensors and plain Python, so that torch.load reads it with weights_only=True. Atomic; raises OSError."""
+def sha256_of(path):
+    """The SHA-256 of a file, in hex. Raises OSError."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def remove_leftovers(folder, recursive=True):
+    """Removes the temporary files of killed processes, in a folder and below, where nobody else writes now."""
+    for path in (Path(folder).rglob if recursive else Path(folder).glob)(".*.tmp"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def write_torch(path, content, previous=None):
+    """Tensors and plain Python, so that torch.load reads it with weights_only=True: see write_bytes."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write_bytes(path, buffer.getbuffer())
+    return write_bytes(path, buffer.getbuffer(), previous)
 
 
-def read_torch(path):
-    """What write_torch wrote, on the CPU. Raises RunError for a missing or damaged file."""
+def read_torch(path, sha256=None):
+    """What write_torch wrote, on the CPU. Raises RunError for a missing or damaged file, and for one whose SHA-256
+    is not this."""
     try:
-        return torch.load(path, weights_only=True, map_location="cpu")
+        content = Path(path).read_bytes()
+        if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+            raise RunError(f"{path} is not what this run wrote: it was changed, damaged, or taken from elsewhere")
+        damaged = zipfile.ZipFile(io.BytesIO(content)).testzip()
+        if damaged is not None:
+            raise RunError(f"{path} is damaged ({damaged} does not fit its checksum)")
+        return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+    except RunError:
+        raise
     except FileNotFoundError:
         raise RunError(f"{path} is missing") from None
-    except PermissionError as error:
+    except (PermissionError, IsADirectoryError) as error:
         raise RunError(f"{path} cannot be read: {error.strerror}") from None
-    except Exception as error:  # torch.load has no common base for what a damaged file raises
+    except Exception as error:  # torch.load and zipfile have no common base for what a damaged file raises
         reason = (str(error).splitlines() or [""])[0][:120] or type(error).__name__
         if reason.startswith("Weights only"):
             reason = "it is not a file of plain tensors"
@@ -54,9 +90,16 @@ def read_torch(path):
 
 
 def write_json(path, content):
-    """Indented JSON; non-finite numbers become null. Atomic; raises OSError."""
-    text = json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
-    write_bytes(path, f"{text}\n".encode(errors="backslashreplace"))
+    """Indented JSON with a checksum; non-finite numbers become null: see write_bytes."""
+    content = _finite(content)
+    text = json.dumps(content | {CHECKSUM: _checksum(content)}, indent=2, ensure_ascii=False, allow_nan=False)
+    return write_bytes(path, f"{text}\n".encode(errors="backslashreplace"))
+
+
+def _checksum(content):
+    """16 hex digits over a JSON object, whatever its layout and the order of its keys."""
+    text = json.dumps(json.loads(json.dumps(content)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _finite(value):
@@ -70,7 +113,7 @@ def _finite(value):
 
 
 def read_json(path):
-    """The dict in a JSON file. Raises RunError for a missing or damaged file."""
+    """The dict in a JSON file. Raises RunError for a file that is missing, damaged, or changed since it was written."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -79,16 +122,19 @@ def read_json(path):
         raise RunError(f"{path} cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise RunError(f"{path} holds no settings")
+    checksum = content.pop(CHECKSUM, None)  # hand-written files have none
+    if checksum is not None and checksum != _checksum(content):
+        raise RunError(f"{path} is damaged, or was changed by hand: it does not fit its checksum")
     return content
 
 
 def write_csv(path, columns, rows):
-    """A header and one line a row (dicts; what a row lacks stays empty), floats in full. Atomic; raises OSError."""
+    """A header and one line a row (dicts; what a row lacks stays empty), floats in full: see write_bytes."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
     writer.writeheader()
     writer.writerows(rows)
-    write_bytes(path, text.getvalue().encode())
+    return write_bytes(path, text.getvalue().encode())
 
 
 def read_csv(path):

@@ -27,6 +27,12 @@ def pick_device(name):
     return device
 
 
+def is_out_of_memory(error):
+    """Whether an exception says that a device, or the machine, has too little memory."""
+    is_allocation = isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    return is_allocation or isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
 def keep_freed_memory():
     """Has the C library keep what is freed, for the next tensor; where it is not glibc, nothing changes.
 

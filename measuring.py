@@ -9,11 +9,14 @@ from pathlib import Path
 
 import torch
 
+import plots
 import runs
+import states
+import table
 from data import balanced_subset, evaluation_batches, load
-from errors import RunError, UsageError, interrupts_at_safe_points
+from errors import RunError, UsageError, describe_os_error, stops_at_safe_points
 from files import read_json, read_torch, write_json
-from hardware import keep_freed_memory, pick_device
+from hardware import is_out_of_memory, keep_freed_memory, pick_device
 from models import build_from_config
 
 NOT_SETTINGS = ("runs", "results_dir", "data_dir", "device", "overwrite", "checkpoint")
@@ -22,14 +25,15 @@ NOT_SETTINGS = ("runs", "results_dir", "data_dir", "device", "overwrite", "check
 class Checkpoint:
     """A finished run's network at one epoch, and the images it was trained and tested on."""
 
-    def __init__(self, run, config, path, dataset, dtype, device, check_interrupt):
+    def __init__(self, run, config, path, dataset, dtype, device, pause):
         self.run = run
         self.config = config
         self.epoch = epoch_of(path)
         self.dataset = dataset
         self.device = device
-        self.check_interrupt = check_interrupt
-        model = _load_model(config, path, len(dataset.classes)).eval()
+        self.pause = pause
+        self.sha256 = states.read_summary(run).get("files", {}).get(run.name_of(path))
+        model = _load_model(config, path, self.sha256, len(dataset.classes)).eval()
         self.model = model.to(device, dtype, memory_format=torch.channels_last)
 
     def subset(self, split, samples, seed):
@@ -47,9 +51,9 @@ class Checkpoint:
         return chosen, hashlib.sha256(indices.numpy().astype("<i8").tobytes()).hexdigest()
 
     def batches(self, split, batch_size):
-        """(images, labels) of a Split in order, prepared as for this network; Ctrl-C ends the walk between two."""
+        """(images, labels) of a Split in order, prepared as for this network; a signal ends the walk between two."""
         for batch in evaluation_batches(split, self.config.image_size, batch_size):
-            self.check_interrupt()
+            self.pause()
             yield batch
 
 
@@ -57,8 +61,8 @@ def epoch_of(path):
     return int(path.stem.removeprefix("epoch_"))
 
 
-def _load_model(config, path, num_classes):
-    state = read_torch(path)
+def _load_model(config, path, sha256, num_classes):
+    state = read_torch(path, sha256)
     try:
         model = build_from_config(config, num_classes)
         model.load_state_dict(state)
@@ -99,11 +103,8 @@ def _finished_config(run):
     config = runs.stored_config(run)
     if not run.summary.exists():
         raise RunError(f"{run.path} is unfinished: python main.py --c_dir={run.path} continues it")
-    status = read_json(run.summary).get("status")
-    if status == "diverged":
+    if states.read_summary(run)["status"] == "diverged":
         raise RunError(f"{run.path} diverged, so it has no network to measure")
-    if status != "done":
-        raise RunError(f"{run.summary} is damaged: its status is {status!r}")
     return config
 
 
@@ -170,8 +171,8 @@ def measure_runs(args, measurement):
     try:
         for run in found:
             try:
-                with interrupts_at_safe_points() as check:
-                    for _ in _measure_run(run, args, measurement, datasets, check):
+                with stops_at_safe_points() as points:
+                    for _ in _measure_run(run, args, measurement, datasets, points.check):
                         done += 1
                 folders.add(run.path.resolve().parent)
                 continue
@@ -180,21 +181,23 @@ def measure_runs(args, measurement):
             except ArithmeticError as error:
                 reason = f"{run.path}: {error}"
             except OSError as error:
-                reason = f"{run.path}: {error.strerror or error}"
-            except torch.OutOfMemoryError:
+                reason = f"{run.path}: {describe_os_error(error)}"
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 reason = f"{run.path}: {device} has too little memory, lower --batch_size"
             left_out += 1
             print(f"left out: {reason}", file=sys.stderr, flush=True)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"{done} measured; the same command measures the rest") from None
+    except KeyboardInterrupt as stop:
+        raise type(stop)(f"{done} measured; the same command measures the rest") from None
     finally:
         for folder in folders:
-            runs.collect(folder)
+            table.collect(folder)
     print(f"{done} measured" + (f", {left_out} left out" if left_out else ""))
     return 1 if left_out else 0
 
 
-def _measure_run(run, args, measurement, datasets, check_interrupt):
+def _measure_run(run, args, measurement, datasets, pause):
     """Measures the checkpoints of one run, and yields after each. Raises RunError where something hinders it."""
     config = _finished_config(run)
     settings = {name: value for name, value in vars(args).items() if name not in NOT_SETTINGS}
@@ -204,11 +207,12 @@ def _measure_run(run, args, measurement, datasets, check_interrupt):
             target = run.measurement(measurement.name, None if [path] == last else epoch_of(path))
             if args.overwrite or not _is_measured(target, settings):
                 dataset, dtype = datasets.of(run, config), getattr(torch, args.dtype)
-                checkpoint = Checkpoint(run, config, path, dataset, dtype, datasets.device, check_interrupt)
+                checkpoint = Checkpoint(run, config, path, dataset, dtype, datasets.device, pause)
                 result = measurement.measure(checkpoint, args)
                 provenance = {
                     "run": run.path.name,
                     "epoch": checkpoint.epoch,
+                    "checkpoint_sha256": checkpoint.sha256,
                     "settings": settings,
                     "device": str(datasets.device),
                     "versions": runs.versions(),
@@ -218,8 +222,11 @@ def _measure_run(run, args, measurement, datasets, check_interrupt):
                 measurement.draw(target)
                 print(f"{target} and {target.with_suffix('.png').name} are there", flush=True)
                 yield
-            elif not target.with_suffix(".png").exists():
-                measurement.draw(target)
+            elif not plots.is_whole(target.with_suffix(".png")):
+                try:
+                    measurement.draw(target)
+                except (KeyError, TypeError, ValueError, IndexError) as error:
+                    raise RunError(f"{target} is damaged ({error!r}): --overwrite=True measures again") from None
         if args.checkpoint == "all" and len(run.measurements(measurement.name)) > 1:
             try:
                 measurement.draw_over_training(run)

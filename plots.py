@@ -7,7 +7,7 @@ import numpy as np
 
 from files import read_csv, read_json, write_bytes
 from probes import CONV_KEYS, KEYS
-from runs import load_probes
+from states import load_probes
 
 TRAIN, VALIDATION, TEST = "#0072b2", "#009e73", "#d55e00"  # Okabe & Ito's colour-blind safe palette
 TITLES = {
@@ -39,6 +39,23 @@ def _save(figure, path):
     write_bytes(path, picture.getvalue())
 
 
+def is_whole(path):
+    """Whether a picture is there and fits its checksums."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            picture.verify()
+    except Exception:  # PIL raises many types for what a file can hold; drawing again mends it
+        return False
+    return True
+
+
+def _text(name):
+    """A name from disk, of which matplotlib makes no formula."""
+    return str(name).replace("$", r"\$")
+
+
 def draw_curves(run, title):
     """curves.png: loss and accuracy over epochs, from metrics.csv."""
     rows = read_csv(run.metrics)
@@ -61,7 +78,7 @@ def draw_curves(run, title):
             axis.legend()
         else:
             axis.text(0.5, 0.5, "no epoch was completed", ha="center", va="center", transform=axis.transAxes)
-    figure.suptitle(title)
+    figure.suptitle(_text(title))
     _save(figure, run.curves)
 
 
@@ -81,7 +98,7 @@ def draw_probes(run, title):
         _draw_heatmap(figure, heatmap, iterations, values, key, kind)
         _draw_profile(profile, iterations, values, moments, key, kind, probes["sites"][kind])
     has_shortcuts = any("shortcut" in name for name in probes["sites"]["conv"])
-    figure.suptitle(title + "\nlayers are numbered from the input" + "; crosses: shortcuts" * has_shortcuts)
+    figure.suptitle(_text(title) + "\nlayers are numbered from the input" + "; crosses: shortcuts" * has_shortcuts)
     _save(figure, run.probes_picture)
 
 
@@ -181,7 +198,7 @@ def draw_hessian(path):
     mode = {"eval": "eval mode", "train": "batch statistics"}[settings["bn_mode"]]
     trace = _with_error(content["trace"], content["trace_standard_error"])
     figure.suptitle(
-        f"{content['run']}, epoch {content['epoch']}\n{matrix} of the training loss, "
+        f"{_text(content['run'])}, epoch {content['epoch']}\n{matrix} of the training loss, "
         f"{content['num_samples']:,} images, {mode}: trace {trace}, "
         f"{len(content['probes'])} probes of Lanczos, {content['products']} products"
     )
@@ -254,7 +271,7 @@ def draw_hessian_over_training(run):
     for axis, label in zip(axes[0], ("trace", "eigenvalue", "on the measured images"), strict=True):
         axis.set(xlabel="epoch", ylabel=label)
     axes[0, 2].set_yscale("log")
-    figure.suptitle(f"{run.path.name}\ncurvature over training, {contents[-1]['num_samples']:,} images")
+    figure.suptitle(f"{_text(run.path.name)}\ncurvature over training, {contents[-1]['num_samples']:,} images")
     _finish_over_training(figure, axes[0], run.path / "hessian_over_training.png")
 
 
@@ -296,12 +313,14 @@ def draw_class_similarity(path):
     ratio = content["within_over_between"]
     ratio = "undefined" if ratio is None else f"{ratio:.3g}"
     images = f"{content['num_samples']:,} {content['settings']['split']} images"
-    figure.suptitle(f"{content['run']}, epoch {content['epoch']}\n{images}, within/between class variance {ratio}")
+    figure.suptitle(
+        f"{_text(content['run'])}, epoch {content['epoch']}\n{images}, within/between class variance {ratio}"
+    )
     _save(figure, path.with_suffix(".png"))
 
 
 def _shorten(name):
-    return name if len(name) <= 16 else f"{name[:15]}…"
+    return _text(name if len(name) <= 16 else f"{name[:15]}…")
 
 
 def draw_class_similarity_over_training(run):
@@ -323,5 +342,5 @@ def draw_class_similarity_over_training(run):
     axes[0, 1].plot(epochs, ratios, color=TRAIN, marker="o", ms=4, label="within / between")
     axes[0, 0].set(xlabel="epoch", ylabel="class similarity (mean cosine)")
     axes[0, 1].set(xlabel="epoch", ylabel="class variance, within / between", yscale="log")
-    figure.suptitle(f"{run.path.name}\nclass similarity over training, {contents[-1]['num_samples']:,} images")
+    figure.suptitle(f"{_text(run.path.name)}\nclass similarity over training, {contents[-1]['num_samples']:,} images")
     _finish_over_training(figure, axes[0], run.path / "class_similarity_over_training.png")

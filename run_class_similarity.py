@@ -6,9 +6,11 @@
 Leaves class_similarity.json and class_similarity.png in each run directory.
 """
 
+from errors import RunError, end_quietly_on_signals, run_command
 from flags import class_similarity_parser
 
 if __name__ == "__main__":
+    end_quietly_on_signals()
     class_similarity_parser().parse_args()  # --help and wrong flags answer before torch takes its seconds to load
 
 import time
@@ -18,7 +20,6 @@ import torch
 import plots
 from config import progress_bar
 from curvature import full_float32
-from errors import RunError, run_command
 from measuring import Measurement, measure_runs
 from utils import ClassMoments, cosine_matrix, mean_pairwise_cosine
 

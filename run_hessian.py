@@ -6,9 +6,11 @@
 Leaves hessian.json and hessian.png in each run directory.
 """
 
+from errors import RunError, end_quietly_on_signals, run_command
 from flags import hessian_parser
 
 if __name__ == "__main__":
+    end_quietly_on_signals()
     hessian_parser().parse_args()  # --help and wrong flags answer before torch takes its seconds to load
 
 import math
@@ -20,7 +22,6 @@ import plots
 from config import progress_bar
 from curvature import bytes_per_sample, hessian_matvec, loss_and_gradient, spectrum
 from data import seeded_generator
-from errors import RunError, run_command
 from hardware import free_memory, pick_device
 from measuring import Measurement, measure_runs
 

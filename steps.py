@@ -61,11 +61,21 @@ class SGD:
                 own.copy_(loaded)
 
 
+def loss_or_nan(loss, gradients):
+    """The loss; NaN, where any gradient is not finite. Nothing waits for the device."""
+    if loss.device.type == "cpu":
+        total = torch.stack([gradient.sum() for gradient in gradients]).sum()
+    else:
+        total = torch.nn.utils.get_total_norm(gradients)
+    return loss + 0 * total  # 0·∞ is NaN
+
+
 class Step:
     """One step of SGD on a batch of `split`, given by its indices and flips (N,), both on the split's device.
 
-    step(indices, flips, rate, iteration) gives the mean loss before the step and the number of right answers, both
-    zero-dimensional tensors that stay valid until the next step. Probes are kept under `iteration`, if recorded.
+    step(indices, flips, rate, iteration) gives the mean loss before the step (NaN where a gradient is not finite) and
+    the number of right answers, both zero-dimensional tensors that stay valid until the next step. Probes are kept
+    under `iteration`, if recorded.
     """
 
     def __init__(self, config, model, optimizer, split, recorder=None):
@@ -92,8 +102,9 @@ class Step:
             loss = F.cross_entropy(logits, labels)
             self.optimizer.zero_grad()
             loss.backward()
+        loss = loss_or_nan(loss.detach(), [parameter.grad for parameter in self.optimizer.parameters])
         self.optimizer.step(rate)
-        return loss.detach(), (logits.argmax(1) == labels).sum(), observed.row if is_probed else None
+        return loss, (logits.argmax(1) == labels).sum(), observed.row if is_probed else None
 
 
 class GraphedStep(Step):
@@ -175,6 +186,17 @@ class Losses:
         self.correct += correct
         self.recorded += 1
         self.samples += samples
+
+    def state_dict(self):
+        """What the next process needs to go on within the epoch."""
+        losses = self.losses[: self.recorded].cpu()
+        return {"losses": losses, "correct": int(self.correct), "samples": self.samples}
+
+    def load_state_dict(self, state):
+        """Takes back what state_dict() gave."""
+        self.recorded, self.samples = len(state["losses"]), state["samples"]
+        self.losses[: self.recorded] = state["losses"]
+        self.correct.fill_(state["correct"])
 
     def look(self):
         """(mean loss of the last steps, accuracy so far, first step that was not finite or None), or None: at most

@@ -109,13 +109,15 @@ def test_non_finite_numbers_become_null_at_any_depth(tmp_path):
 def test_json_is_standard_json(tmp_path):
     path = tmp_path / "summary.json"
     files.write_json(path, {"loss": float("nan"), "accuracy": 0.5})
-    assert json.loads(path.read_text(), parse_constant=fail_with(ValueError)) == {"loss": None, "accuracy": 0.5}
+    stored = json.loads(path.read_text(), parse_constant=fail_with(ValueError))
+    assert stored == {"loss": None, "accuracy": 0.5, "checksum": stored["checksum"]}
 
 
 def test_json_keeps_every_script_readable(tmp_path):
     path = tmp_path / "config.json"
     files.write_json(path, {"classes": ["Äpfel", "蘋果", "🍎"]})
-    assert path.read_text(encoding="utf-8") == '{\n  "classes": [\n    "Äpfel",\n    "蘋果",\n    "🍎"\n  ]\n}\n'
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith('{\n  "classes": [\n    "Äpfel",\n    "蘋果",\n    "🍎"\n  ],\n  "checksum": "')
 
 
 @given(st.dictionaries(st.text(), st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.text()))

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import platform
 import signal
 import subprocess
 import sys
@@ -15,9 +17,12 @@ from torch.nn import functional as F
 
 import config
 import data
+import files
 import main
 import runs
 import steps
+import table
+import training
 from config import parse_args
 from errors import RunError, UsageError
 from models import build_from_config
@@ -124,7 +129,7 @@ def test_losses_are_means_over_samples_not_over_batches():
     dataset = data.load(settings)
     torch.manual_seed(0)
     model = build_from_config(settings, 10)
-    found, _ = main.evaluate(settings, model, dataset.test)
+    found, _ = training.evaluate(settings, model, dataset.test)
     with torch.no_grad():
         logits = model.eval()(data.prepare(dataset.test.images))
     assert found == pytest.approx(F.cross_entropy(logits, dataset.test.labels).item(), rel=1e-5)
@@ -156,15 +161,15 @@ def test_without_probes_there_are_no_dumps(tmp_path):
 
 def interrupt_at(monkeypatch, stop_epoch):
     """Ctrl-C once, at the beginning of an epoch."""
-    original = main.train_epoch
+    original = training.Training.run_epoch
 
-    def train_epoch(settings, step, dataset, epoch):
+    def run_epoch(self, epoch):
         if epoch == stop_epoch:
             raise KeyboardInterrupt
-        return original(settings, step, dataset, epoch)
+        return original(self, epoch)
 
-    monkeypatch.setattr(main, "train_epoch", train_epoch)
-    return lambda: monkeypatch.setattr(main, "train_epoch", original)
+    monkeypatch.setattr(training.Training, "run_epoch", run_epoch)
+    return lambda: monkeypatch.setattr(training.Training, "run_epoch", original)
 
 
 @pytest.mark.parametrize("by_directory", [False, True])
@@ -173,7 +178,7 @@ def test_a_continued_run_has_the_bits_of_an_uninterrupted_one(tmp_path, monkeypa
     flags = ["--epochs=7", "--lr_warmup=True"]
     whole = train(tmp_path / "whole", *flags)
     mend = interrupt_at(monkeypatch, 7)
-    with pytest.raises(KeyboardInterrupt, match="continues after epoch 6"):
+    with pytest.raises(KeyboardInterrupt, match="continues after 6 of 7 epochs"):
         train(tmp_path / "parts", *flags)
     mend()
     parts = runs.RunDirectory(tmp_path / "parts" / whole.path.name)
@@ -284,7 +289,7 @@ def test_results_csv_has_a_row_a_run(tmp_path):
         rows = {row["run"]: row for row in csv.DictReader(file)}
     assert rows.keys() == {done.path.name, diverged.path.name}
     row = rows[done.path.name]
-    assert tuple(row)[:16] == runs.ORIGINAL_COLUMNS
+    assert tuple(row)[:16] == table.ORIGINAL_COLUMNS
     assert float(row["Test Accuracy"]) == pytest.approx(100 * summary(done)["test_accuracy"])
     assert (row["Success"], rows[diverged.path.name]["Success"]) == ("True", "False")
     assert rows[diverged.path.name]["Test Accuracy"] == ""
@@ -378,9 +383,9 @@ def test_c_dir_must_exist(tmp_path):
 
 def test_a_run_of_other_images_is_refused(tmp_path):
     run = train(tmp_path, "--epochs=1")
-    stored = json.loads(run.config.read_text())
+    stored = files.read_json(run.config)
     stored["data"]["fingerprint"] = "0" * 16
-    run.config.write_text(json.dumps(stored))
+    files.write_json(run.config, stored)
     run.summary.unlink()
     with pytest.raises(RunError, match="other images"):
         train(tmp_path, "--epochs=1")
@@ -392,7 +397,7 @@ def test_two_processes_do_not_share_a_run(tmp_path):
     with run.lock():
         code, line = said(*SMALL, "--epochs=2", f"--results_dir={tmp_path}")
     assert (code, line.count("\n")) == (1, 1)
-    assert "another process" in line
+    assert f"process {os.getpid()} on {platform.node()} since" in line
 
 
 def test_ctrl_c_exits_130_and_the_same_command_continues(tmp_path):
@@ -405,7 +410,7 @@ def test_ctrl_c_exits_130_and_the_same_command_continues(tmp_path):
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert stderr.count("\n") == 1
-    assert "continues after epoch" in stderr
+    assert "continues after" in stderr
     run = runs.RunDirectory(next(path.parent for path in tmp_path.glob("*/config.json")))
     assert torch.load(run.last, weights_only=True)["epoch"] >= 2
 

@@ -1,7 +1,6 @@
 """run_hessian.py and run_class_similarity.py on small runs: what they leave, that it is right, what they refuse."""
 
 import csv
-import json
 import math
 import os
 import re
@@ -17,12 +16,13 @@ import torch
 from torch.nn import functional as F
 
 import data
+import files
 import main
 import plots
 import run_class_similarity
 import run_hessian
 import runs
-from errors import interrupts_at_safe_points
+from errors import stops_at_safe_points
 from models import build_from_config
 from utils import class_means, mean_pairwise_cosine
 
@@ -59,8 +59,8 @@ def trained(tmp_path_factory):
     for folder in (unfinished, diverged, damaged):
         copy(done.path, folder)
     (unfinished / "summary.json").unlink()
-    summary = json.loads((diverged / "summary.json").read_text())
-    (diverged / "summary.json").write_text(json.dumps(summary | {"status": "diverged", "diverged_at_step": 3}))
+    summary = read(diverged / "summary.json")
+    files.write_json(diverged / "summary.json", summary | {"status": "diverged", "diverged_at_step": 3})
     replace(damaged / "checkpoints" / "epoch_0006.pt", done.checkpoint(6).read_bytes()[:1000])
     return results
 
@@ -77,8 +77,7 @@ def run(results):
     return runs.RunDirectory(next(results.glob("vgg_*")))
 
 
-def read(path):
-    return json.loads(path.read_text())
+read = files.read_json
 
 
 def test_hessian_json_holds_what_it_should(run):
@@ -299,22 +298,38 @@ def test_other_settings_are_not_passed_off_as_these(run, capsys):
 
 def damage_config(run, **changes):
     settings = read(run.config)
-    run.config.write_text(json.dumps({k: v for k, v in (settings | changes).items() if v is not ...}))
+    run.config.unlink()
+    files.write_json(run.config, {k: v for k, v in (settings | changes).items() if v is not ...})
+
+
+def forget_checksums(run):
+    """As where checkpoints come from somewhere else."""
+    summary = read(run.summary)
+    del summary["files"], summary["identity"]
+    run.summary.unlink()
+    files.write_json(run.summary, summary)
+
+
+def damage_unchecked_config(run, **changes):
+    damage_config(run, **changes)
+    forget_checksums(run)
 
 
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
         (lambda run: damage_config(run, momentum=...), "another version"),
-        (lambda run: damage_config(run, cfg="cfg_20"), "does not fit"),
-        (lambda run: damage_config(run, norm_type="Plain"), "does not fit"),
-        (lambda run: damage_config(run, seed=1), "other images"),
+        (lambda run: damage_config(run, norm_type="LayerNorm"), "not of the same run"),
+        (lambda run: damage_unchecked_config(run, cfg="cfg_20"), "does not fit"),
+        (lambda run: damage_unchecked_config(run, norm_type="Plain"), "does not fit"),
+        (lambda run: damage_unchecked_config(run, seed=1), "other images"),
         (lambda run: run.config.write_text("{"), "cannot be read"),
         (lambda run: run.config.unlink(), "missing"),
         (lambda run: run.summary.write_text("{}"), "damaged"),
         (lambda run: shutil.rmtree(run.path / "checkpoints"), "no checkpoints"),
         (lambda run: replace(run.checkpoint(6), b""), "damaged"),
-        (lambda run: replace(run.checkpoint(6), run.last.read_bytes()), "does not fit"),
+        (lambda run: replace(run.checkpoint(6), run.checkpoint(5).read_bytes()), "not what this run wrote"),
+        (lambda run: (forget_checksums(run), replace(run.checkpoint(6), run.last.read_bytes())), "does not fit"),
     ],
 )
 def test_a_run_that_is_not_sound_is_left_out_with_one_line(run, damage, words, capsys):
@@ -331,6 +346,7 @@ def test_a_network_that_is_not_finite_is_left_out(run, capsys):
     state["classifier.weight"][0, 0] = math.nan
     run.checkpoint(6).unlink()
     torch.save(state, run.checkpoint(6))
+    forget_checksums(run)
     assert run_hessian.main([str(run.path), *QUICK]) == 1
     assert "classifier.weight that are not finite" in capsys.readouterr().err
 
@@ -401,7 +417,7 @@ def test_batch_statistics_belong_to_their_batch_size(run, capsys):
 def test_a_run_that_another_process_works_on_is_left_out(run, capsys):
     with run.lock():
         assert run_class_similarity.main([str(run.path)]) == 1
-    assert "another process" in capsys.readouterr().err
+    assert f"worked on by process {os.getpid()}" in capsys.readouterr().err
 
 
 def test_more_samples_than_there_are_means_all(run):
@@ -413,12 +429,12 @@ def interrupted(presses, checks):
     """How many of the checks were passed before so many presses of Ctrl-C ended the work."""
     passed = 0
     try:
-        with interrupts_at_safe_points() as check:
+        with stops_at_safe_points() as points:
             for _ in range(presses):
                 signal.raise_signal(signal.SIGINT)
             for _ in range(checks):
                 passed += 1
-                check()
+                points.check()
     except KeyboardInterrupt:
         return passed
     pytest.fail("the interrupt was lost")

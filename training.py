@@ -1,0 +1,196 @@
+"""One run from its last saved state to its end: epochs of SGD, evaluation, and everything that is recorded."""
+
+import math
+import time
+
+import torch
+from torch.nn import functional as F
+
+import runs
+import states
+from config import DUMP_EVERY_EPOCHS, learning_rate, progress_bar
+from data import evaluation_batches, training_order
+from files import write_csv, write_json
+from models import build_from_config
+from probes import Recorder
+from steps import SGD, Losses, build_step, forward, steps_in
+
+
+class Training:
+    """The training of one run on a Dataset that lies on `device`, continued from what the run directory holds.
+
+    `points` are the SafePoints at which a signal stops it: between steps, and between batches of an evaluation,
+    after last.pt is written.
+    """
+
+    def __init__(self, config, run, dataset, fingerprint, device, points):
+        torch.manual_seed(config.seed)
+        torch.backends.cudnn.benchmark = True  # on CUDA, kernels are chosen by trial: shapes hardly change
+        self.config, self.run, self.dataset, self.fingerprint = config, run, dataset, fingerprint
+        self.device, self.points = device, points
+        self.model = build_from_config(config, len(dataset.classes)).to(device, memory_format=torch.channels_last)
+        self.optimizer = SGD(self.model.parameters(), config.momentum, config.weight_decay)
+        self.recorder = Recorder(self.model) if config.probe_layers else None
+        self.progress = states.load_state(run, config, fingerprint, self.model, self.optimizer, self.recorder)
+        self.step = build_step(config, self.model, self.optimizer, dataset.train, self.recorder)
+        self.steps = steps_in(len(dataset.train), config.batch_size)
+        self.saved = time.monotonic()
+
+    def finish(self):
+        """Trains from the saved state on, and writes everything but the pictures; summary.json comes last."""
+        config, run, progress = self.config, self.run, self.progress
+        what = f"{config.arch} with {config.norm_type} on {config.dataset} ({self.device})"
+        print(f"training {what}, {self.how_far()} of {config.epochs} epochs done: {run.path}", flush=True)
+        states.note_origin(progress["history"], states.origin(self.steps_done(), self.device))
+        diverged_at = None
+        if progress["rows"]:
+            write_csv(run.metrics, runs.METRICS_COLUMNS, progress["rows"])
+        try:
+            while progress["epoch"] < config.epochs and diverged_at is None:
+                diverged_at = self.train_epoch(progress["epoch"] + 1)
+            summary = self.summarize(diverged_at)
+        except KeyboardInterrupt as stop:
+            raise type(stop)(f"the same command continues after {self.how_far()} of {config.epochs} epochs") from None
+        finally:
+            if self.recorder is not None:
+                self.recorder.close()
+        summary["files"]["metrics.csv"] = write_csv(run.metrics, runs.METRICS_COLUMNS, progress["rows"])
+        write_json(run.summary, summary)
+        run.previous.unlink(missing_ok=True)
+
+    def steps_done(self):
+        within = self.progress["within"]
+        return self.progress["epoch"] * self.steps + (len(within["losses"]) if within else 0)
+
+    def how_far(self):
+        """The epochs of the saved state, in text: 3, or 3.25 within the fourth."""
+        return f"{self.steps_done() / self.steps:.4g}"
+
+    def save(self, within=None):
+        """Writes last.pt; `within` is what a begun epoch has so far."""
+        self.progress["within"] = within
+        states.save_state(
+            self.run, self.config, self.fingerprint, self.model, self.optimizer, self.recorder, self.progress
+        )
+        self.saved = time.monotonic()
+
+    def pause(self, losses, seconds):
+        """Within an epoch: saves where it is time to, or where a signal has come, which then stops the run."""
+        is_due = time.monotonic() - self.saved >= 60 * self.config.checkpoint_minutes
+        if is_due or self.points.is_stop_due():
+            self.save(losses.state_dict() | {"seconds": seconds})
+        self.points.check()
+
+    def train_epoch(self, epoch):
+        """One epoch, recorded: dumps, checkpoint, state, and its row of metrics.csv. Returns None, or the step at
+        which it diverged."""
+        config, run, progress = self.config, self.run, self.progress
+        row, diverged_at = self.run_epoch(epoch)
+        has_diverged = diverged_at is not None
+        is_dump = has_diverged or epoch % DUMP_EVERY_EPOCHS == 0 or epoch == config.epochs
+        if self.recorder is not None and is_dump:
+            if has_diverged:
+                self.recorder.drop_after(diverged_at)
+            states.save_probes(run, epoch, self.recorder.dump(), progress["files"])
+        if has_diverged:
+            return diverged_at
+        if is_dump:
+            states.save_checkpoint(run, config, self.model, epoch, progress["files"])
+        progress["epoch"] = epoch
+        progress["rows"].append(row)
+        progress["seconds"] += row["seconds"]
+        self.save()
+        write_csv(run.metrics, runs.METRICS_COLUMNS, progress["rows"])
+        print(epoch_line(config, row), flush=True)
+        return None
+
+    def run_epoch(self, epoch):
+        """The steps of one epoch and the evaluation after it: (row of metrics.csv, None), or (None, step) where it
+        diverged.
+
+        Nothing waits for the device before all steps are on their way; once a second the bar shows how far it is.
+        """
+        config, split, steps = self.config, self.dataset.train, self.steps
+        first = (epoch - 1) * steps
+        losses = Losses(steps, self.device)
+        begun = self.progress["within"]
+        start = time.perf_counter()
+        if begun is not None:
+            losses.load_state_dict(begun)
+            start -= begun["seconds"]
+        order, flips = training_order(split, config.seed, epoch)
+        self.step.model.train()
+        with progress_bar(len(split), f"epoch {epoch}/{config.epochs}", losses.samples) as bar:
+            for index in range(losses.recorded, steps):
+                batch = slice(index * config.batch_size, (index + 1) * config.batch_size)
+                rate = learning_rate(config, first + index, steps)
+                samples = len(order[batch])
+                losses.record(*self.step(order[batch], flips[batch], rate, first + index), samples)
+                bar.update(samples)
+                seen = losses.look()
+                if seen is not None:
+                    loss, accuracy, diverged = seen
+                    bar.set_postfix_str(f"loss {loss:.4f}, acc {accuracy:.1%}")
+                    if diverged is not None:
+                        return None, first + diverged
+                self.pause(losses, time.perf_counter() - start)
+        train_loss, train_accuracy, diverged = losses.result(config.batch_size)
+        if diverged is not None:
+            return None, first + diverged
+        train_seconds = time.perf_counter() - start
+        rate = learning_rate(config, first + steps - 1, steps)
+        row = {"epoch": epoch, "learning_rate": rate, "train_loss": train_loss, "train_accuracy": train_accuracy}
+        for name, held_out in (("validation", self.dataset.validation), ("test", self.dataset.test)):
+            if held_out is not None:
+                row[f"{name}_loss"], row[f"{name}_accuracy"] = evaluate(
+                    config, self.step.model, held_out, lambda: self.pause(losses, train_seconds)
+                )
+        row["seconds"] = time.perf_counter() - start
+        row["images_per_second"] = len(split) / train_seconds
+        if not all(math.isfinite(value) for value in row.values()):
+            return None, first + steps - 1
+        return row, None
+
+    def summarize(self, diverged_at):
+        """The content of summary.json: the result of the last epoch, or how far the run came before it diverged."""
+        progress = self.progress
+        summary = {"status": "done", "epochs_done": progress["epoch"], "seconds": progress["seconds"]}
+        last = progress["rows"][-1] if progress["rows"] else {}
+        for key in ("validation_loss", "validation_accuracy", "test_loss", "test_accuracy"):
+            summary[key] = last.get(key)
+        summary |= {"train_loss": None, "train_accuracy": None, "generalization_ratio": None}
+        if diverged_at is not None:
+            summary |= {"status": "diverged", "diverged_at_step": diverged_at}
+        else:
+            loss, accuracy = evaluate(self.config, self.model, self.dataset.train, self.points.check)
+            ratio = summary["test_accuracy"] / accuracy if accuracy else None
+            summary |= {"train_loss": loss, "train_accuracy": accuracy, "generalization_ratio": ratio}
+        about = {"identity": runs.identity_hash(self.config), "history": progress["history"]}
+        return summary | about | {"files": dict(progress["files"])}
+
+
+@torch.no_grad()
+def evaluate(config, model, split, pause=lambda: None):
+    """(mean cross-entropy, accuracy) over a split, in eval mode, unaugmented; pause() is called between batches."""
+    model.eval()
+    losses, correct = [], []
+    with progress_bar(len(split), "evaluating") as bar:
+        for images, labels in evaluation_batches(split, config.image_size):
+            logits = forward(config, model, images)
+            losses.append(F.cross_entropy(logits, labels, reduction="sum"))
+            correct.append((logits.argmax(1) == labels).sum())
+            bar.update(len(labels))
+            pause()
+    return torch.stack(losses).cpu().double().sum().item() / len(split), torch.stack(correct).sum().item() / len(split)
+
+
+def epoch_line(config, row):
+    """One finished epoch, from its row of metrics.csv."""
+    epoch = f"epoch {row['epoch']:>{len(str(config.epochs))}}/{config.epochs}"
+    parts = [epoch, f"lr {row['learning_rate']:.3g}"]
+    for split in ("train", "validation", "test"):
+        if f"{split}_loss" in row:
+            parts.append(f"{split} loss {row[f'{split}_loss']:.4f} acc {100 * row[f'{split}_accuracy']:.2f} %")
+    minutes_left = row["seconds"] * (config.epochs - row["epoch"]) / 60
+    parts.append(f"{row['seconds']:.1f} s ({row['images_per_second']:,.0f} img/s, {minutes_left:.0f} min left)")
+    return " | ".join(parts)
