@@ -37,11 +37,15 @@ def main(argv=None):
                 if summary is None:
                     with stops_at_safe_points() as points:
                         Training(config, run, dataset.to(device), fingerprint, device, points).finish()
+                mend(run)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             raise RunError(f"{device} has too little memory: lower --batch_size or --image_size") from None
-    report(run, states.read_summary(run))
+    elif damaged_derivatives(run):
+        with run.lock():
+            mend(run)
+    report(run)
     table.collect(run.path.parent)
     return run.path
 
@@ -57,19 +61,30 @@ def finished(run):
         return None
 
 
-def report(run, summary):
-    """Says how a run ended and where its files are; draws pictures that are missing or damaged.
+def damaged_derivatives(run):
+    """Files of a finished run that can be made again from the others, and are missing or damaged: [(path, make)]."""
+    damaged = [] if states.are_metrics_whole(run) else [(run.metrics, lambda: states.mend_metrics(run))]
+    if not plots.is_whole(run.curves):
+        damaged.append((run.curves, lambda: plots.draw_curves(run, run.path.name)))
+    if run.probe_dumps() and not plots.is_whole(run.probes_picture):
+        damaged.append((run.probes_picture, lambda: plots.draw_probes(run, run.path.name)))
+    return damaged
 
-    Raises RunError where a file of the run is not what it wrote, and cannot be made again.
-    """
-    changed = states.changed_files(run, summary)
-    for draw, picture in ((plots.draw_curves, run.curves), (plots.draw_probes, run.probes_picture)):
-        if not plots.is_whole(picture):
-            try:
-                draw(run, run.path.name)
-            except RunError as error:
-                print(f"{picture.name} was not drawn: {error}", file=sys.stderr)
+
+def mend(run):
+    """Makes them again, or says why that cannot be."""
+    for path, make in damaged_derivatives(run):
+        try:
+            make()
+        except RunError as error:
+            print(f"{path.name} could not be made: {error}", file=sys.stderr)
+
+
+def report(run):
+    """Says how a run ended and where its files are. Raises RunError where some are not what the run wrote."""
+    summary = states.read_summary(run)
     print(outcome(run, summary))
+    changed = states.changed_files(run, summary)
     if changed:
         raise RunError(
             f"{run.path}: {', '.join(changed)} damaged or changed after it was written; --overwrite=True trains again"

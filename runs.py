@@ -5,6 +5,7 @@ One place names every file; every write is atomic (files.py), and everything loa
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -193,6 +194,7 @@ def versions():
     return {"python": platform.python_version(), "torch": str(torch.__version__)} | others
 
 
+@functools.cache
 def git_commit():
     """The commit of this program, with `+` where its files differ from it; None outside a git checkout."""
     home = Path(__file__).resolve().parent

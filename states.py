@@ -202,18 +202,22 @@ def read_summary(run):
 
 
 def changed_files(run, summary):
-    """The names of a finished run's files that are not what the run wrote. metrics.csv is written again from last.pt.
+    """The names of a finished run's files that are not what the run wrote; they may be deleted to save space."""
+    files = summary.get("files", {}).items()
+    return [name for name, digest in files if (run.path / name).exists() and sha256_of(run.path / name) != digest]
 
-    Checkpoints and probe dicts may be deleted to save space.
-    """
-    changed = []
-    for name, digest in summary.get("files", {}).items():
-        path = run.path / name
-        if path == run.metrics and not (path.exists() and sha256_of(path) == digest):
-            states, _ = read_states(run)
-            if states:
-                print(f"{path} is missing or damaged: written again from {states[0][0].name}", file=sys.stderr)
-                write_csv(path, runs.METRICS_COLUMNS, states[0][1]["rows"])
-        if path == run.metrics or path.exists():
-            changed += [name] if not path.exists() or sha256_of(path) != digest else []
-    return changed
+
+def are_metrics_whole(run):
+    """Whether a finished run's metrics.csv is what the run wrote."""
+    name = run.name_of(run.metrics)
+    digest = read_summary(run).get("files", {}).get(name)
+    return run.metrics.exists() and digest in (None, sha256_of(run.metrics))
+
+
+def mend_metrics(run):
+    """Writes metrics.csv again from last.pt, which holds its rows. Raises RunError where that is not whole."""
+    states, complaints = read_states(run)
+    if not states:
+        raise RunError("; ".join(complaints) or f"{run.last} is missing")
+    print(f"{run.metrics} is missing or damaged: written again from {states[0][0].name}", file=sys.stderr)
+    write_csv(run.metrics, runs.METRICS_COLUMNS, states[0][1]["rows"])

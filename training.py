@@ -55,8 +55,8 @@ class Training:
             if self.recorder is not None:
                 self.recorder.close()
         summary["files"]["metrics.csv"] = write_csv(run.metrics, runs.METRICS_COLUMNS, progress["rows"])
-        write_json(run.summary, summary)
         run.previous.unlink(missing_ok=True)
+        write_json(run.summary, summary)
 
     def steps_done(self):
         within = self.progress["within"]
