@@ -45,8 +45,8 @@ def main(argv=None):
     elif damaged_derivatives(run):
         with run.lock():
             mend(run)
-    report(run)
     table.collect(run.path.parent)
+    report(run)
     return run.path
 
 

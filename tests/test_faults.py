@@ -5,8 +5,6 @@ The runs are real, with a narrower VGG than any flag asks for, so that many of t
 
 import contextlib
 import csv
-import errno
-import json
 import multiprocessing
 import os
 import random
@@ -17,63 +15,29 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from conftest import NARROW, content
 
 import config
+import errors
 import files
 import main
 import plots
 import run_class_similarity
 import runs
-import states
 import table
-from errors import RunError
+import training
+from errors import describe_os_error
+
+pytestmark = pytest.mark.usefixtures("narrow")
 
 ROOT = Path(__file__).parent.parent
-NARROW = (8, (8, 2), 16)
-SMALL = ["--dataset=ImageFolder", "--batch_size=16", "--device=cpu"]
 EVERY_STEP = "--checkpoint_minutes=1e-9"
-TIMES = ("seconds", "images_per_second")
 KILLS, KILL_SECONDS = 50, 240  # random kills, and the time after which they end
 
 processes = multiprocessing.get_context("forkserver")  # its children start in no time, with torch loaded
 processes.set_forkserver_preload(["main", "PIL.Image"])
-
-
-@pytest.fixture(autouse=True)
-def narrow(monkeypatch):
-    monkeypatch.setitem(config.VGG_LAYERS, "cfg_10", NARROW)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """Flags of a small run, on images of its own."""
-    folder = tmp_path_factory.mktemp("images")
-    generator = np.random.default_rng(0)
-    for split, count in (("train", 25), ("test", 10)):
-        for name in ("cat", "dog"):
-            (folder / split / name).mkdir(parents=True)
-            for index in range(count):
-                pixels = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / split / name / f"{index}.png")
-    return [*SMALL, f"--data_dir={folder}"]
-
-
-@pytest.fixture
-def train(small):
-    """A function that trains in this process: 6 epochs unless other flags say so."""
-
-    def run(results_dir, *flags):
-        return runs.RunDirectory(main.main([*small, "--epochs=6", f"--results_dir={results_dir}", *flags]))
-
-    return run
 
 
 def child(argv, fatal_operation=None):
@@ -119,23 +83,6 @@ def finish(argv):
     process = start(argv)
     process.join()
     assert process.exitcode == 0
-
-
-def content(run):
-    """{name: bytes, or what the clock does not decide} of every file that a run recorded."""
-    found = {}
-    for path in sorted(run.path.rglob("*")):
-        name = run.name_of(path)
-        if path.is_dir() or name in (".lock", ".owner", "curves.png", "probes.png", "checkpoints/last.pt"):
-            continue
-        found[name] = path.read_bytes()
-    with open(run.metrics, newline="") as file:
-        found["metrics.csv"] = [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
-    summary = files.read_json(run.summary)
-    del summary["seconds"], summary["files"]["metrics.csv"]
-    settings = files.read_json(run.config)
-    del settings["results_dir"], settings["checkpoint_minutes"]
-    return found | {"summary.json": summary, "config.json": settings}
 
 
 @pytest.fixture(scope="module")
@@ -265,3 +212,195 @@ def test_a_closed_pipe_is_one_line():
     answer = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert answer.stderr.count("\n") == 1
     assert "Traceback" not in answer.stderr
+
+
+# Disks
+
+
+@contextlib.contextmanager
+def small_disk(folder, size):
+    """A file system of its own, of so many bytes."""
+    folder.mkdir(exist_ok=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this user cannot mount a small file system")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def leave_free(disk, size):
+    """Fills a disk until so many bytes are left, and returns what fills it."""
+    filler = disk / "filler"
+    filler.write_bytes(b"0" * max(shutil.disk_usage(disk).free - size, 0))
+    return filler
+
+
+@pytest.mark.parametrize("free", [0, 4096, 20_000, 60_000, 100_000, 140_000, 180_000, 220_000, 260_000])
+def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on_once_there_is_space(train, whole, tmp_path, free):
+    with small_disk(tmp_path / "disk", 2_000_000) as disk:
+        filler = leave_free(disk, free)
+        with pytest.raises(OSError, match="No space left") as caught:
+            train(disk / "results", EVERY_STEP)
+        assert "\n" not in describe_os_error(caught.value)
+        assert "free some space" in describe_os_error(caught.value)
+        for path in disk.rglob("*.pt"):
+            files.read_torch(path)
+        for path in disk.rglob("*.json"):
+            files.read_json(path)
+        filler.unlink()
+        assert content(train(disk / "results")) == content(whole[0])
+
+
+def test_a_full_disk_as_a_user_sees_it(small, tmp_path):
+    with small_disk(tmp_path / "disk", 10_000_000) as disk:
+        code, line = said(*small, "--epochs=1", f"--results_dir={disk}")
+    assert (code, line.count("\n")) == (1, 1)
+    assert "/checkpoints/" in line
+    assert "free some space" in line
+
+
+def said(*argv, script="main.py", **options):
+    """(exit code, stderr) of a script as a user runs it."""
+    answer = subprocess.run([sys.executable, ROOT / script, *argv], capture_output=True, text=True, **options)
+    return answer.returncode, answer.stderr
+
+
+def test_a_read_only_disk_is_one_line(small, whole, tmp_path):
+    with small_disk(tmp_path / "disk", 2_000_000) as disk:
+        shutil.copytree(whole[0].path, disk / whole[0].path.name)
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        for script, argv in (
+            ("main.py", [*small, "--epochs=1", f"--results_dir={disk}"]),
+            ("run_class_similarity.py", [str(disk / whole[0].path.name)]),
+        ):
+            code, line = said(*argv, script=script)
+            assert (code, line.count("\n")) == (1, 1)
+            assert "Read-only file system" in line
+
+
+def without_privileges(argv, report):
+    """A command of a user who is not root, its stderr in a file."""
+    sys.stderr = open(report, "w")  # noqa: SIM115
+    if not os.geteuid():
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+    errors.run_command(lambda: main.main(argv))
+
+
+def test_a_folder_without_permission_is_one_line(small, tmp_path):
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    argv = [*small, "--epochs=1", f"--results_dir={locked / 'results'}"]
+    process = processes.Process(target=without_privileges, args=(argv, tmp_path / "said"))
+    process.start()
+    process.join()
+    line = (tmp_path / "said").read_text()
+    assert (process.exitcode, line.count("\n")) == (1, 1)
+    assert "Permission denied" in line
+
+
+@pytest.mark.parametrize("target", ["a file", "a folder in it"])
+def test_a_file_in_the_place_of_a_folder_is_one_line(small, tmp_path, target):
+    (tmp_path / "file").write_text("text")
+    results = tmp_path / "file" if target == "a file" else tmp_path / "file" / "results"
+    code, line = said(*small, "--epochs=1", f"--results_dir={results}")
+    assert (code, line.count("\n")) == (1, 1)
+    assert "Not a directory" in line or "File exists" in line
+    assert (tmp_path / "file").read_text() == "text"
+
+
+def test_folders_may_have_any_name_and_be_links(train, whole, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "Läufe & Ergebnisse $1").symlink_to(tmp_path / "elsewhere")
+    run = train(tmp_path / "Läufe & Ergebnisse $1" / "neu é")
+    assert content(run) == content(whole[0])
+    assert (tmp_path / "elsewhere" / "neu é" / "results.csv").exists()
+    checkpoints = run.path / "checkpoints"
+    checkpoints.rename(tmp_path / "moved")
+    checkpoints.symlink_to(tmp_path / "moved")
+    train(tmp_path / "Läufe & Ergebnisse $1" / "neu é")
+    assert run_class_similarity.main([str(run.path)]) == 0
+
+
+# Several processes
+
+
+def test_two_processes_on_one_run_do_not_mix(small, whole, tmp_path):
+    """One trains, the other ends with an error; whoever comes later finds what an uninterrupted run leaves."""
+    argv = [*small, "--epochs=6", f"--results_dir={tmp_path}", EVERY_STEP]
+    for _ in range(3):
+        both = [start(argv), start(argv)]
+        for process in both:
+            process.join()
+        codes = sorted(process.exitcode for process in both)
+        assert codes in ([0, 0], [0, 1])  # both end well where the second one finds the run finished
+    assert content(runs.RunDirectory(tmp_path / whole[0].path.name)) == content(whole[0])
+
+
+def test_the_lock_of_a_dead_process_is_free(small, tmp_path):
+    argv = [*small, "--epochs=6", f"--results_dir={tmp_path}"]
+    process = start(argv, fatal_operation=10)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    run = runs.RunDirectory(next(tmp_path.glob("vgg_*")))
+    assert f"process {process.pid}" in (run.path / ".owner").read_text()
+    finish(argv)
+
+
+def test_many_processes_add_to_the_table_at_once(small, tmp_path):
+    """32 runs end at about the same time, while somebody reads: no row is lost, and no half of a file is seen."""
+    running = [start([*small, "--epochs=1", f"--seed={seed}", f"--results_dir={tmp_path}"]) for seed in range(32)]
+    seen = [0]
+    while any(process.exitcode is None for process in running):
+        if (tmp_path / "results.csv").exists():
+            found = rows(tmp_path)
+            assert all(len(row) == len(table.ORIGINAL_COLUMNS + table.OWN_COLUMNS) and row["run"] for row in found)
+            seen.append(len(found))
+        time.sleep(0.01)
+    assert [process.exitcode for process in running] == [0] * 32
+    assert seen == sorted(seen)
+    assert sorted(int(row["seed"]) for row in rows(tmp_path)) == list(range(32))
+
+
+# Memory
+
+
+def watched(argv, every, readings):
+    """A run in a process of its own that reports, after each so many steps, its (resident bytes, open files)."""
+    original, steps = training.Training.pause, 0
+
+    def pause(self, losses, seconds):
+        nonlocal steps
+        steps += 1
+        if steps % every == 0:
+            resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+            readings.put((resident, len(os.listdir("/proc/self/fd"))))
+        original(self, losses, seconds)
+
+    training.Training.pause = pause
+    child(argv)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+@pytest.mark.parametrize(
+    ("epochs", "batch_size", "steps"), [(1, 1, 50), (20, 10, 5)], ids=["over 200 steps", "over 20 epochs"]
+)
+def test_memory_and_open_files_stay_flat(small, tmp_path, epochs, batch_size, steps):
+    """Probes on, states saved at each step; steps include the batches of each evaluation."""
+    settings = [f"--epochs={epochs}", f"--batch_size={batch_size}", f"--results_dir={tmp_path}", EVERY_STEP]
+    if epochs == 1:
+        settings += ["--dataset=Synthetic", "--train_samples=250", "--test_samples=20"]
+        small = [flag for flag in small if "data" not in flag]
+    readings = processes.Queue()
+    process = processes.Process(target=watched, args=([*small, *settings], steps, readings))
+    process.start()
+    found = [readings.get(timeout=120) for _ in range(epochs * (250 if epochs == 1 else 6) // steps)]
+    process.join()
+    assert process.exitcode == 0
+    resident, open_files = zip(*found, strict=True)
+    settled = len(found) // 4
+    assert max(resident[settled:]) - resident[settled] < 3e6, resident
+    assert len(set(open_files[settled:])) == 1, open_files
