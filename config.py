@@ -193,7 +193,8 @@ EXAMPLES = """examples:
   python main.py --arch=resnet-56 --norm_type=GroupNorm --p_grouping=0.5 --skipinit=True
   python main.py --arch=vit --norm_type=LayerNorm --dataset=ImageFolder --data_dir=DIR --image_size=32 --patch_size=4
   python main.py --dataset=Synthetic --epochs=5         needs no data
-The same command again continues an unfinished run and reports a finished one."""
+The same command again continues an unfinished run and reports a finished one.
+exit codes: 0 done, 1 a failure, 2 wrong flags, 130 Ctrl-C, 99 SIGTERM or SIGUSR1 (run it again)"""
 
 
 def build_parser():

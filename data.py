@@ -16,13 +16,14 @@ from torch.nn import functional as F
 
 from config import EVALUATION_BATCH, progress_bar
 from errors import RunError, UsageError
-from files import write_torch
+from files import remove_leftovers, write_torch
 
 SUBSET_SEED = 0  # subsets and the validation split are the same for every training seed
 SYNTHETIC_CLASSES = 10
 SYNTHETIC_SIZE = 32
 SYNTHETIC_TRAIN, SYNTHETIC_TEST = 5000, 1000
 CACHE_NAME = "decoded-images.pt"
+LEFTOVER_SECONDS = 3600  # after which nobody still writes a cache
 CIFAR_FOLDERS = {"CIFAR-10": "cifar-10-batches-py", "CIFAR-100": "cifar-100-python"}
 
 
@@ -252,6 +253,7 @@ def _read_cifar(name, data_dir, download):
 
 def _keep(stored, cache, listing):
     """Writes what was read into the cache, with its checksum and the listing of what it was read from."""
+    remove_leftovers(cache.parent, f".{cache.name}.*.tmp", LEFTOVER_SECONDS)
     try:
         write_torch(cache, stored | {"listing": listing, "digest": _cache_digest(stored)})
     except OSError as error:

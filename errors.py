@@ -32,6 +32,7 @@ def run_command(command):
     for number in (signal.SIGINT, *PREEMPTIONS):
         signal.signal(number, _raise_stop)
     script = sys.argv[0].rpartition("/")[2]
+    sys.stdout.reconfigure(errors="backslashreplace")  # for paths that are no text
     try:
         code = command()
         sys.stdout.flush()

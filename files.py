@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import time
 import zipfile
 from pathlib import Path
 
@@ -51,11 +52,12 @@ def sha256_of(path):
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def remove_leftovers(folder, recursive=True):
-    """Removes the temporary files of killed processes, in a folder and below, where nobody else writes now."""
-    for path in (Path(folder).rglob if recursive else Path(folder).glob)(".*.tmp"):
+def remove_leftovers(folder, pattern="**/.*.tmp", seconds=0.0):
+    """Removes the temporary files of killed processes, which have not been written to for so many seconds."""
+    for path in Path(folder).glob(pattern):
         with contextlib.suppress(OSError):
-            path.unlink()
+            if time.time() - path.stat().st_mtime >= seconds:
+                path.unlink()
 
 
 def write_torch(path, content, previous=None):
@@ -134,7 +136,7 @@ def write_csv(path, columns, rows):
     writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
     writer.writeheader()
     writer.writerows(rows)
-    return write_bytes(path, text.getvalue().encode())
+    return write_bytes(path, text.getvalue().encode(errors="backslashreplace"))
 
 
 def read_csv(path):

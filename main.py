@@ -45,8 +45,14 @@ def main(argv=None):
     elif damaged_derivatives(run):
         with run.lock():
             mend(run)
+    summary = states.read_summary(run)
+    print(outcome(run, summary))
     table.collect(run.path.parent)
-    report(run)
+    changed = states.changed_files(run, summary)
+    if changed:
+        raise RunError(
+            f"{run.path}: {', '.join(changed)} damaged or changed after it was written; --overwrite=True trains again"
+        )
     return run.path
 
 
@@ -78,17 +84,6 @@ def mend(run):
             make()
         except RunError as error:
             print(f"{path.name} could not be made: {error}", file=sys.stderr)
-
-
-def report(run):
-    """Says how a run ended and where its files are. Raises RunError where some are not what the run wrote."""
-    summary = states.read_summary(run)
-    print(outcome(run, summary))
-    changed = states.changed_files(run, summary)
-    if changed:
-        raise RunError(
-            f"{run.path}: {', '.join(changed)} damaged or changed after it was written; --overwrite=True trains again"
-        )
 
 
 def outcome(run, summary):

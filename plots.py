@@ -2,6 +2,7 @@
 
 import io
 import math
+import warnings
 
 import numpy as np
 
@@ -35,7 +36,9 @@ def _figure(*grid, **options):
 
 def _save(figure, path):
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=100)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # scripts that matplotlib's font lacks are drawn as boxes
+        figure.savefig(picture, format="png", dpi=100)
     write_bytes(path, picture.getvalue())
 
 
@@ -52,8 +55,8 @@ def is_whole(path):
 
 
 def _text(name):
-    """A name from disk, of which matplotlib makes no formula."""
-    return str(name).replace("$", r"\$")
+    """A name from disk, of which matplotlib makes no formula, in characters that can be drawn."""
+    return "".join(character if character.isprintable() else "·" for character in str(name)).replace("$", r"\$")
 
 
 def draw_curves(run, title):

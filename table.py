@@ -141,7 +141,7 @@ def collect(results_dir):
     results_dir = Path(results_dir)
     table = results_dir / "results.csv"
     with filelock.FileLock(results_dir / ".results.lock"):
-        remove_leftovers(results_dir, recursive=False)
+        remove_leftovers(results_dir, ".*.tmp")
         found = [table_row(RunDirectory(path.parent)) for path in sorted(results_dir.glob("*/summary.json"))]
         rows = [row for row, _ in found if row is not None]
         write_csv(table, ORIGINAL_COLUMNS + OWN_COLUMNS, rows)

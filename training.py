@@ -50,7 +50,8 @@ class Training:
                 diverged_at = self.train_epoch(progress["epoch"] + 1)
             summary = self.summarize(diverged_at)
         except KeyboardInterrupt as stop:
-            raise type(stop)(f"the same command continues after {self.how_far()} of {config.epochs} epochs") from None
+            command = "the same command" + (" without --overwrite" if config.overwrite else "")
+            raise type(stop)(f"{command} continues after {self.how_far()} of {config.epochs} epochs") from None
         finally:
             if self.recorder is not None:
                 self.recorder.close()

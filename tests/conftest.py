@@ -5,12 +5,16 @@ import csv
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 import config
 import files
 import main
 import runs
+
+settings.register_profile("default", deadline=None)  # on a busy machine a flush takes as long as it likes
+settings.load_profile("default")
 
 NARROW = (8, (8, 2), 16)
 SMALL = ["--dataset=ImageFolder", "--batch_size=16", "--device=cpu"]

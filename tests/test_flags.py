@@ -40,7 +40,7 @@ SIZED = {
     "c_dir": st.sampled_from(["", "nowhere", "/dev/null"]),
     "cfg": st.sampled_from(["cfg_10", "CFG_10", "cfg_11"]),
 }
-QUICK = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+QUICK = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 def values(option):
