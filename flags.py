@@ -4,6 +4,7 @@ import argparse
 import difflib
 import math
 import re
+import sys
 
 
 def _name_key(name):
@@ -51,7 +52,7 @@ def number(kind, low=None, high=None, above=None, below=None):
     return parse
 
 
-count = number(int, low=1)
+count = number(int, low=1, high=10**9)
 
 
 def device_name(text):
@@ -63,12 +64,19 @@ def device_name(text):
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that says what is wrong in one line."""
 
+    def parse_args(self, args=None, namespace=None):
+        for word in sys.argv[1:] if args is None else args:
+            if word.startswith("--") and word.endswith("=--"):  # which argparse takes for no value at all
+                self.error(f"argument {word[:-3]}: '--' is no value")
+        return super().parse_args(args, namespace)
+
     def error(self, message):
         """One line instead of argparse's usage block, with the same exit code 2."""
         unknown = re.search(r"unrecognized arguments: (--?[\w-]+)", message)
         if unknown:
             close = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1)
             message += f"; did you mean {close[0]}?" if close else ""
+        message = " ".join(message.splitlines())
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 

@@ -77,10 +77,11 @@ class Training:
 
     def pause(self, losses, seconds):
         """Within an epoch: saves where it is time to, or where a signal has come, which then stops the run."""
-        is_due = time.monotonic() - self.saved >= 60 * self.config.checkpoint_minutes
-        if is_due or self.points.is_stop_due():
+        is_stop_due = self.points.is_stop_due()
+        if is_stop_due or time.monotonic() - self.saved >= 60 * self.config.checkpoint_minutes:
             self.save(losses.state_dict() | {"seconds": seconds})
-        self.points.check()
+        if is_stop_due:
+            self.points.check()
 
     def train_epoch(self, epoch):
         """One epoch, recorded: dumps, checkpoint, state, and its row of metrics.csv. Returns None, or the step at
