@@ -6,6 +6,7 @@ Images are (N, 3, H, W) uint8, labels (N,) int64. Data order and flips are funct
 import contextlib
 import hashlib
 import os
+import sys
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -336,10 +337,14 @@ def _read_cache(cache, listing, image_size):
         return None
     try:
         stored = torch.load(cache, weights_only=True, map_location="cpu")
-        fits = stored["listing"] == listing and stored["resized_to"] in (None, image_size)
-        return stored if fits and stored["digest"] == _cache_digest(stored) else None
+        if stored["listing"] != listing or stored["resized_to"] not in (None, image_size):
+            return None
+        if stored["digest"] == _cache_digest(stored):
+            return stored
     except Exception:  # torch.load has no common base for what a damaged file raises; decoding again mends it
-        return None
+        pass
+    print(f"{cache} is damaged: the images are read anew", file=sys.stderr)
+    return None
 
 
 def _decode(files, image_size):

@@ -50,7 +50,7 @@ def run_command(command):
         message += f"; {stop}" if str(stop) else ""
     else:
         sys.exit(code if isinstance(code, int) else 0)
-    print(f"{script}: {message}", file=sys.stderr)
+    print(f"{script}: {' '.join(message.splitlines())}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -100,6 +100,7 @@ def load_state(run, config, fingerprint, model, optimizer, recorder):
             continue
         if path != run.last:
             print(f"{(complaints or [f'{run.last} is missing'])[0]}: going on from {path.name}", file=sys.stderr)
+            run.last.unlink(missing_ok=True)  # the next state must not put it in the place of the whole one
         _check_versions(run, config, state["history"])
         return {name: state[name] for name in BEGINNING}
     if complaints:
@@ -139,13 +140,13 @@ def origin(step, device):
 
 
 def note_origin(history, entry):
-    """Adds an entry where it differs from the last one, and says so where the program itself has changed."""
-    if history and history[-1] | {"step": 0} == entry | {"step": 0}:
-        return
-    if history and history[-1]["git_commit"] != entry["git_commit"]:
-        was, now = (str(each["git_commit"])[:8] for each in (history[-1], entry))
-        print(f"this run goes on with another version of this program: {was}, now {now}", file=sys.stderr)
-    history.append(entry)
+    """Adds an entry where it differs from the last one, and says what the numbers are from now on made with."""
+    before = history[-1] if history else entry
+    for name, words in (("git_commit", "version of this program"), ("device", "device")):
+        if before[name] != entry[name]:
+            print(f"this run goes on with another {words}: {before[name]}, now {entry[name]}", file=sys.stderr)
+    if not history or before | {"step": 0} != entry | {"step": 0}:
+        history.append(entry)
 
 
 # What was recorded

@@ -187,6 +187,17 @@ def test_a_cache_of_cifar_that_cannot_be_written_is_a_warning(archive, monkeypat
     assert same_dataset(found, archive.expected)
 
 
+def test_code_in_a_cifar_batch_does_not_run(archive, tmp_path):
+    made = tmp_path / "made by the payload"
+    content = pickle.dumps({"data": Payload(made), "labels": []}, 2)
+    for file_name in archive.contents:
+        (archive.folder / file_name).write_bytes(content)
+    complaint(lambda: load(dataset=archive.name, data_dir=archive.folder.parent))
+    assert not made.exists()
+    pickle.loads(content)
+    assert made.exists(), "the payload is not live: this test would prove nothing"
+
+
 @pytest.mark.parametrize("flip_or_remove", ["flip", "remove"])
 def test_a_cifar_batch_that_is_not_the_published_one_is_refused(archive, flip_or_remove):
     path = archive.folder / archive.reader.train_list[0][0]
@@ -541,12 +552,14 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_cache_is_noticed_and_mended(damage, tmp_path, no_decoding):
+def test_a_damaged_cache_is_noticed_and_mended(damage, tmp_path, no_decoding, capsys):
     expected = make_folder(tmp_path)
     image_folder(tmp_path)
     cache = tmp_path / data.CACHE_NAME
     cache.write_bytes(DAMAGES[damage](cache.read_bytes(), expected))
+    capsys.readouterr()
     assert same_dataset(image_folder(tmp_path), expected)
+    assert capsys.readouterr().err == f"{cache} is damaged: the images are read anew\n"
     no_decoding()
     assert same_dataset(image_folder(tmp_path), expected)
 

@@ -26,6 +26,7 @@ import main
 import plots
 import run_class_similarity
 import runs
+import states
 import table
 import training
 from errors import describe_os_error
@@ -152,6 +153,23 @@ def test_killed_before_each_operation_on_a_file(small, tmp_path):
         shutil.rmtree(results)
     assert operation > 60
     print(f"killed before each of {operation - 1} operations")
+
+
+def test_killed_while_it_recovers_from_a_damaged_state(small, whole, tmp_path):
+    """The state before the damaged one outlives whatever happens until there is a new one."""
+    argv = [*small, "--epochs=6", EVERY_STEP]
+    start([*argv, f"--results_dir={tmp_path / 'begun'}"], fatal_operation=60).join()
+    for operation in range(1, 16):
+        results = tmp_path / str(operation)
+        shutil.copytree(tmp_path / "begun", results)
+        run = runs.RunDirectory(results / whole[0].path.name)
+        run.last.write_bytes(run.last.read_bytes()[:1000])
+        process = start([*argv, f"--results_dir={results}"], operation)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        assert states.read_states(run)[0], "no state is left"
+        finish([*argv, f"--results_dir={results}"])
+        assert content(run) == content(whole[0])
 
 
 # Stopped
