@@ -25,15 +25,14 @@ NOT_SETTINGS = ("runs", "results_dir", "data_dir", "device", "overwrite", "check
 class Checkpoint:
     """A finished run's network at one epoch, and the images it was trained and tested on."""
 
-    def __init__(self, run, config, path, dataset, dtype, device, pause):
+    def __init__(self, run, config, path, sha256, dataset, dtype, device, pause):
         self.run = run
         self.config = config
         self.epoch = epoch_of(path)
         self.dataset = dataset
         self.device = device
         self.pause = pause
-        self.sha256 = states.read_summary(run).get("files", {}).get(run.name_of(path))
-        model = _load_model(config, path, self.sha256, len(dataset.classes)).eval()
+        model = _load_model(config, path, sha256, len(dataset.classes)).eval()
         self.model = model.to(device, dtype, memory_format=torch.channels_last)
 
     def subset(self, split, samples, seed):
@@ -88,7 +87,7 @@ def find_runs(args, measurement):
         raise UsageError(f"there are no runs in {results_dir}: main.py makes them, --results_dir says where they lie")
     if args.overwrite or args.checkpoint != "last":
         return found
-    lacking = [run for run in found if not run.measurement(measurement).exists()]
+    lacking = [run for run in found if _read_measurement(run.measurement(measurement)) is None]
     if len(lacking) < len(found):
         print(
             f"{len(found) - len(lacking)} of {len(found)} runs have their {measurement}.json (--overwrite=True redoes)"
@@ -205,14 +204,15 @@ def _measure_run(run, args, measurement, datasets, pause):
     with run.lock():
         for path in _checkpoints(run, args.checkpoint):
             target = run.measurement(measurement.name, None if [path] == last else epoch_of(path))
-            if args.overwrite or not _is_measured(target, settings):
+            sha256 = states.read_summary(run).get("files", {}).get(run.name_of(path))
+            if args.overwrite or not _is_measured(target, settings, sha256):
                 dataset, dtype = datasets.of(run, config), getattr(torch, args.dtype)
-                checkpoint = Checkpoint(run, config, path, dataset, dtype, datasets.device, pause)
+                checkpoint = Checkpoint(run, config, path, sha256, dataset, dtype, datasets.device, pause)
                 result = measurement.measure(checkpoint, args)
                 provenance = {
                     "run": run.path.name,
                     "epoch": checkpoint.epoch,
-                    "checkpoint_sha256": checkpoint.sha256,
+                    "checkpoint_sha256": sha256,
                     "settings": settings,
                     "device": str(datasets.device),
                     "versions": runs.versions(),
@@ -237,11 +237,25 @@ def _measure_run(run, args, measurement, datasets, pause):
                 ) from None
 
 
-def _is_measured(target, settings):
-    """Whether a measurement with these settings is there. Raises RunError for one with other settings."""
-    if not target.exists():
+def _read_measurement(target):
+    """The content of a measurement, or None where it is missing or damaged, which is said."""
+    try:
+        return read_json(target)
+    except RunError as error:
+        if target.exists():
+            print(f"{error}: to be measured again", file=sys.stderr)
+        return None
+
+
+def _is_measured(target, settings, sha256):
+    """Whether a measurement with these settings is there. Raises RunError for one with other settings, or of another
+    checkpoint than that with this SHA-256."""
+    content = _read_measurement(target)
+    if content is None:
         return False
-    stored = read_json(target).get("settings")
+    if None not in (sha256, content.get("checkpoint_sha256")) and content["checkpoint_sha256"] != sha256:
+        raise RunError(f"{target} is of another checkpoint: --overwrite=True measures again")
+    stored = content.get("settings")
     if not isinstance(stored, dict):
         raise RunError(f"{target} is damaged: --overwrite=True measures again")
     harmless = {"basis_device"} if settings.get("bn_mode") == "train" else {"basis_device", "batch_size"}

@@ -268,13 +268,25 @@ def test_rows_of_other_images_under_the_same_name_are_pointed_out(recorded, tmp_
     assert "2 different sets of images" in capsys.readouterr().err
 
 
-def test_a_measurement_of_another_checkpoint_is_in_no_table(recorded, tmp_path):
+def test_a_measurement_of_another_checkpoint_is_in_no_table(recorded, tmp_path, capsys):
     run, other = (copy(recorded[name], tmp_path / name) for name in ("finished", "other"))
     assert run_class_similarity.main([str(other.path)]) == 0
     shutil.copy(other.measurement("class_similarity"), run.measurement("class_similarity"))
     [row], complaints = table_of(run)
     assert row["Class Similarity"] is None
     assert "another checkpoint" in complaints
+    assert run_class_similarity.main([str(run.path)]) == 1
+    assert "another checkpoint" in capsys.readouterr().err
+
+
+def test_a_damaged_measurement_is_made_again(recorded, tmp_path, capsys):
+    run = copy(recorded["finished"], tmp_path)
+    assert run_class_similarity.main([f"--results_dir={tmp_path}"]) == 0
+    expected = table_of(run)
+    damage(run.measurement("class_similarity"), "cut")
+    assert run_class_similarity.main([f"--results_dir={tmp_path}"]) == 0
+    assert "to be measured again" in capsys.readouterr().err
+    assert table_of(run) == expected
 
 
 # Untrusted
