@@ -34,7 +34,7 @@ def run_command(command):
     script = sys.argv[0].rpartition("/")[2]
     sys.stdout.reconfigure(errors="backslashreplace")  # for paths that are no text
     try:
-        code = command()
+        code, message = command(), None
         sys.stdout.flush()
     except UsageError as error:
         code, message = 2, f"error: {error}"
@@ -48,10 +48,11 @@ def run_command(command):
     except KeyboardInterrupt as stop:
         code, message = _code_and_name(isinstance(stop, Preempted))
         message += f"; {stop}" if str(stop) else ""
-    else:
-        sys.exit(code if isinstance(code, int) else 0)
-    print(f"{script}: {' '.join(message.splitlines())}", file=sys.stderr)
-    sys.exit(code)
+    for number in (signal.SIGINT, *PREEMPTIONS):
+        signal.signal(number, signal.SIG_IGN)  # what is done is done: the exit code says how
+    if message is not None:
+        print(f"{script}: {' '.join(message.splitlines())}", file=sys.stderr)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def describe_os_error(error):
