@@ -47,7 +47,7 @@ def run_command(command):
         code, message = 1, f"error: {describe_os_error(error)}"
     except KeyboardInterrupt as stop:
         code, message = _code_and_name(isinstance(stop, Preempted))
-        message += f"; {stop}" if str(stop) else ""
+        message += f"; {stop}" if str(stop) else "; the same command goes on"
     for number in (signal.SIGINT, *PREEMPTIONS):
         signal.signal(number, signal.SIG_IGN)  # what is done is done: the exit code says how
     if message is not None:
