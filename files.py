@@ -6,6 +6,7 @@ which hold one of each member.
 
 import contextlib
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -14,11 +15,13 @@ import time
 import zipfile
 from pathlib import Path
 
+import filelock
 import torch
 
 from errors import RunError
 
 CHECKSUM = "checksum"
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # how a file system without locks answers
 
 
 def write_bytes(path, content, previous=None):
@@ -45,6 +48,24 @@ def write_bytes(path, content, previous=None):
             raise OSError(error.errno, f"cannot write: {error.strerror}", str(path)) from None
         raise
     return hashlib.sha256(content).hexdigest()
+
+
+@contextlib.contextmanager
+def locked(path, timeout=-1):
+    """A context that one process at a time is in; the system frees the lock of one that dies. Gives whether there are
+    locks on this file system. Waits for `timeout` seconds (-1: as long as it takes), then raises filelock.Timeout."""
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=timeout)
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, filelock.Timeout) or getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
+            raise
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def sha256_of(path):

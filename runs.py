@@ -22,7 +22,7 @@ import torch
 
 from config import Config, from_settings
 from errors import RunError, UsageError
-from files import read_json, remove_leftovers
+from files import locked, read_json, remove_leftovers
 
 METRICS_COLUMNS = (
     "epoch",
@@ -84,27 +84,24 @@ class RunDirectory:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         owner = self.path / ".owner"
-        lock = filelock.FileLock(self.path / ".lock")
         try:
-            lock.acquire(timeout=0)
+            with locked(self.path / ".lock", timeout=0) as has_locks:
+                if has_locks:
+                    remove_leftovers(self.path)
+                else:
+                    print(f"{self.path}: no locks on this disk, so let one process work on a run", file=sys.stderr)
+                with contextlib.suppress(OSError):
+                    owner.write_text(f"process {os.getpid()} on {platform.node()} since {time.strftime('%c')}\n")
+                try:
+                    yield
+                finally:
+                    with contextlib.suppress(OSError):
+                        owner.unlink()
         except filelock.Timeout:
             who = "another process"
             with contextlib.suppress(OSError, ValueError):
                 who = owner.read_text(encoding="utf-8").strip() or who
             raise RunError(f"{self.path} is being worked on by {who}; wait for it, or stop it") from None
-        except NotImplementedError:
-            print(f"{self.path}: this file system has no locks; let one process alone work on a run", file=sys.stderr)
-            yield
-            return
-        try:
-            remove_leftovers(self.path)
-            with contextlib.suppress(OSError):
-                owner.write_text(f"process {os.getpid()} on {platform.node()} since {time.strftime('%F %T')}\n")
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                owner.unlink()
-            lock.release()
 
     def clear(self):
         """Removes everything that the run recorded, its result and state first; the lock stays."""

@@ -3,11 +3,9 @@
 import sys
 from pathlib import Path
 
-import filelock
-
 import states
 from errors import RunError
-from files import read_json, remove_leftovers, write_csv
+from files import locked, read_json, remove_leftovers, write_csv
 from runs import RunDirectory
 
 ORIGINAL_COLUMNS = (
@@ -140,7 +138,7 @@ def collect(results_dir):
     """
     results_dir = Path(results_dir)
     table = results_dir / "results.csv"
-    with filelock.FileLock(results_dir / ".results.lock"):
+    with locked(results_dir / ".results.lock"):
         remove_leftovers(results_dir, ".*.tmp")
         found = [table_row(RunDirectory(path.parent)) for path in sorted(results_dir.glob("*/summary.json"))]
         rows = [row for row, _ in found if row is not None]

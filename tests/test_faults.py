@@ -5,6 +5,7 @@ The runs are real, with a narrower VGG than any flag asks for, so that many of t
 
 import contextlib
 import csv
+import errno
 import multiprocessing
 import os
 import random
@@ -368,6 +369,16 @@ def test_the_lock_of_a_dead_process_is_free(small, tmp_path):
     run = runs.RunDirectory(next(tmp_path.glob("vgg_*")))
     assert f"process {process.pid}" in (run.path / ".owner").read_text()
     finish(argv)
+
+
+@pytest.mark.parametrize("error", [NotImplementedError(), OSError(errno.ENOLCK, "No locks available")])
+def test_on_a_disk_without_locks_a_run_says_so_and_goes_on(train, whole, tmp_path, monkeypatch, capsys, error):
+    def acquire(*_, **__):
+        raise error
+
+    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
+    assert content(train(tmp_path)) == content(whole[0])
+    assert "no locks on this disk" in capsys.readouterr().err
 
 
 def test_many_processes_add_to_the_table_at_once(small, tmp_path):
