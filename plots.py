@@ -291,7 +291,7 @@ def draw_class_similarity(path):
     content = read_json(path)
     matrix, classes = np.array(content["matrix"]), content["classes"]
     figure, axes = _figure(1, 2, figsize=(14, 6.2))
-    figure.subplots_adjust(left=0.1, right=0.98, bottom=0.16, top=0.88, wspace=0.16)
+    figure.subplots_adjust(left=0.105, right=0.98, bottom=0.21, top=0.88, wspace=0.16)
     heatmap, spread = axes[0]
     mesh = heatmap.imshow(matrix, cmap="cividis", vmin=matrix.min(), vmax=1.0, interpolation="nearest")
     figure.colorbar(mesh, ax=heatmap, label="cosine between class means")
@@ -323,7 +323,7 @@ def draw_class_similarity(path):
 
 
 def _shorten(name):
-    return _text(name if len(name) <= 16 else f"{name[:15]}…")
+    return _text(name if len(name) <= 14 else f"{name[:13]}…")
 
 
 def draw_class_similarity_over_training(run):
