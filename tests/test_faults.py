@@ -164,7 +164,7 @@ def test_killed_while_it_recovers_from_a_damaged_state(small, whole, tmp_path):
         results = tmp_path / str(operation)
         shutil.copytree(tmp_path / "begun", results)
         run = runs.RunDirectory(results / whole[0].path.name)
-        run.last.write_bytes(run.last.read_bytes()[:1000])
+        run.last.write_bytes(run.previous.read_bytes()[:1000])
         process = start([*argv, f"--results_dir={results}"], operation)
         process.join()
         assert process.exitcode == -signal.SIGKILL
