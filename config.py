@@ -279,16 +279,19 @@ def from_settings(settings):
     return resolve(given)
 
 
+ONLY_WITH = {
+    "cfg": ("arch", "vgg"),
+    "skipinit": ("arch", "resnet-56"),
+    "preact": ("arch", "resnet-56"),
+    "patch_size": ("arch", "vit"),
+    "p_grouping": ("norm_type", "GroupNorm"),
+}  # {flag: (owner, the owner's value that can honour it)}
+
+
 def _check_applicable(config, given):
     """A flag that the chosen network, norm or data set cannot honour is an error, not ignored."""
-    only_with = {
-        "cfg": ("arch", "vgg", "cfg" in given),
-        "skipinit": ("arch", "resnet-56", config.skipinit),
-        "preact": ("arch", "resnet-56", config.preact),
-        "patch_size": ("arch", "vit", "patch_size" in given),
-        "p_grouping": ("norm_type", "GroupNorm", "p_grouping" in given),
-    }
-    for name, (owner, wanted, used) in only_with.items():
+    for name, (owner, wanted) in ONLY_WITH.items():
+        used = getattr(config, name) if name in ("skipinit", "preact") else name in given
         if used and getattr(config, owner) != wanted:
             raise UsageError(f"--{name} needs --{owner}={wanted}; {getattr(config, owner)} cannot honour it")
     if config.norm_type in CONV_OF_NORM and config.conv_type != "Plain":

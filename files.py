@@ -1,7 +1,7 @@
 """Files that are whole or not there: every write goes to a temporary file first and replaces the old one at once.
 
 What was damaged later is noticed when it is read: JSON holds a checksum of its content, tensors lie in zip archives,
-which hold one of each member.
+which hold one of each member. torch is imported where tensors are, so that what only plans or collects starts at once.
 """
 
 import contextlib
@@ -16,7 +16,6 @@ import zipfile
 from pathlib import Path
 
 import filelock
-import torch
 
 from errors import RunError
 
@@ -83,6 +82,8 @@ def remove_leftovers(folder, pattern="**/.*.tmp", seconds=0.0):
 
 def write_torch(path, content, previous=None):
     """Tensors and plain Python, so that torch.load reads it with weights_only=True: see write_bytes."""
+    import torch
+
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return write_bytes(path, buffer.getbuffer(), previous)
@@ -91,6 +92,8 @@ def write_torch(path, content, previous=None):
 def read_torch(path, sha256=None):
     """What write_torch wrote, on the CPU. Raises RunError for a missing or damaged file, and for one whose SHA-256
     is not this."""
+    import torch
+
     try:
         content = Path(path).read_bytes()
         if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:

@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 
 import filelock
-import torch
 
 from config import Config, from_settings
 from errors import RunError, UsageError
@@ -187,6 +186,8 @@ def describe(config, dataset, fingerprint):
 
 def versions():
     """{package: version} of what the numbers depend on."""
+    import torch
+
     others = {name: importlib.metadata.version(name) for name in ("torchvision", "numpy")}
     return {"python": platform.python_version(), "torch": str(torch.__version__)} | others
 

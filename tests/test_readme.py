@@ -1,5 +1,6 @@
 """README.md stays true: its flags are the parser's, its commands are accepted, the files it names exist."""
 
+import argparse
 import dataclasses
 import re
 import shlex
@@ -9,6 +10,8 @@ import pytest
 
 from config import Config, parse_args
 from flags import class_similarity_parser, hessian_parser
+from run_sweep import OWN
+from sweeps import build_parser, expand
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,12 +31,12 @@ def flags_table():
     return "\n".join(lines)
 
 
-def measurement_table(parser):
-    """The table of a measuring command's flags as its parser gives it."""
+def measurement_table(parser, names=None):
+    """The table of a command's flags, or some of them, as its parser gives it."""
     lines = ["| flag | default | meaning |", "|---|---|---|"]
     for action in parser._actions:
-        if action.option_strings and action.dest != "help":
-            default = "" if action.default is None else f"`{action.default}`"
+        if action.option_strings and action.dest != "help" and (names is None or action.dest in names):
+            default = "" if action.default in (None, "", argparse.SUPPRESS) else f"`{action.default}`"
             meaning = action.help.replace("%%", "%").partition(" (default")[0]
             lines.append(f"| `{action.option_strings[0]}` | {default} | {meaning} |")
     return "\n".join(lines)
@@ -52,6 +55,18 @@ def test_the_table_of_flags_is_the_parsers():
 @pytest.mark.parametrize("parser", [hessian_parser(), class_similarity_parser()], ids=lambda parser: parser.prog)
 def test_the_tables_of_measuring_flags_are_the_parsers(parser):
     assert measurement_table(parser) in README, f"the README's table should read\n{measurement_table(parser)}"
+
+
+def test_the_table_of_sweep_flags_is_the_parsers():
+    table = measurement_table(build_parser(), OWN)
+    assert table in README, f"the README's table should read\n{table}"
+
+
+@pytest.mark.parametrize("command", commands("run_sweep.py"))
+def test_every_sweep_command_means_runs(command):
+    given = vars(build_parser().parse_args(shlex.split(command)[2:]))
+    preset = given.get("preset")
+    assert expand({name: value for name, value in given.items() if name not in OWN}, preset)[0]
 
 
 def test_there_are_commands():
