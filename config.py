@@ -5,6 +5,7 @@ Needs nothing but the standard library and tqdm, so that `--help` and flag error
 
 import argparse
 import dataclasses
+import os
 import sys
 from dataclasses import dataclass, field
 
@@ -31,6 +32,7 @@ NORM_TYPES = (
     "DynamicTanh",
 )
 CONV_TYPES = ("Plain", "sWS", "WeightNormalized", "WeightCentered")
+BATCH_NORMS = ("BatchNorm", "EvoNormBO", "VarianceNorm", "MeanCentering")  # their statistics run over samples
 CONV_OF_NORM = {"WeightNorm": "WeightNormalized", "ScaledWeightStandardization": "sWS"}
 DATASETS = ("CIFAR-10", "CIFAR-100", "ImageFolder", "Synthetic")
 PRECISIONS = ("fp32", "bf16")
@@ -61,8 +63,8 @@ DUMP_EVERY_EPOCHS = 5
 EVALUATION_BATCH = 256
 
 
-def _flag(default, help, *, group, type=str, choices=None, flags=(), runtime=False):
-    """A field of Config that is also a flag. Runtime fields do not change the numbers of a run."""
+def _flag(default, help, *, group=None, type=str, choices=None, flags=(), runtime=False):
+    """A field of Config that is also a flag, if it has a group. Runtime fields do not change the numbers of a run."""
     metadata = {"help": help, "group": group, "type": type, "choices": choices, "flags": flags, "runtime": runtime}
     return field(default=default, metadata=metadata)
 
@@ -151,6 +153,13 @@ class Config:
     )
     probe_every: int = _flag(1, "record at every k-th iteration", group="probes", type=count)
 
+    sync_bn: bool = _flag(
+        False,
+        f"under torchrun, batch statistics ({', '.join(BATCH_NORMS)}) of the whole batch, not of each process's share",
+        group="run",
+        type=boolean,
+        runtime=True,
+    )
     results_dir: str = _flag("results", "folder that holds the run directories", group="run", runtime=True)
     device: str = _flag("auto", "auto, cpu, cuda, cuda:N or mps", group="run", type=device_name, runtime=True)
     cuda_graph: bool = _flag(True, "on CUDA, launch each step as one graph", group="run", type=boolean, runtime=True)
@@ -175,10 +184,19 @@ class Config:
     c_dir: str | None = _flag(
         None, "continue the run in this directory; its other settings come from there", group="run", runtime=True
     )
+    batch_shares: int = _flag(
+        1, "parts of each batch with statistics of their own: processes of torchrun without --sync_bn", type=count
+    )
 
     def identity(self):
         """The fields that change the numbers: {name: value}. Their hash names the run directory."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if not f.metadata["runtime"]}
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if not f.metadata["runtime"]}
+        if self.batch_shares == 1:
+            del values["batch_shares"]
+        return values
+
+
+FLAGS = tuple(option for option in dataclasses.fields(Config) if option.metadata["group"])
 
 
 GROUP_TITLES = {
@@ -194,7 +212,7 @@ EXAMPLES = """examples:
   python main.py --arch=vit --norm_type=LayerNorm --dataset=ImageFolder --data_dir=DIR --image_size=32 --patch_size=4
   python main.py --dataset=Synthetic --epochs=5         needs no data
 The same command again continues an unfinished run and reports a finished one.
-exit codes: 0 done, 1 a failure, 2 wrong flags, 130 Ctrl-C, 99 SIGTERM or SIGUSR1 (run it again)"""
+exit codes: 0 done, 1 a failure, 2 wrong flags, 130 Ctrl-C, 99 SIGTERM, SIGUSR1, SIGUSR2 (run it again)"""
 
 
 def build_parser():
@@ -209,7 +227,7 @@ def build_parser():
         epilog=EXAMPLES,
     )
     groups = {name: parser.add_argument_group(title) for name, title in GROUP_TITLES.items()}
-    for option in dataclasses.fields(Config):
+    for option in FLAGS:
         meta = option.metadata
         is_boolean = meta["type"] is boolean
         help_text = meta["help"]
@@ -320,6 +338,11 @@ def _check_network(config):
                 raise UsageError(f"--p_grouping: {error}") from None
 
 
+def shares_of_batch(config, processes):
+    """How many parts of each batch have statistics of their own where so many processes train."""
+    return processes if config.norm_type in BATCH_NORMS and not config.sync_bn else 1
+
+
 def vgg_widths(cfg):
     """The width of each convolution in a VGG layer list."""
     return [entry[0] if isinstance(entry, tuple) else entry for entry in VGG_LAYERS[cfg]]
@@ -369,14 +392,14 @@ def learning_rate(config, step, steps_per_epoch):
 
 
 def progress_bar(total, description, initial=0, unit="img"):
-    """A tqdm bar with rate and ETA on stderr; silent where stderr is not a terminal."""
+    """A tqdm bar with rate and ETA on stderr; silent where stderr is no terminal, or another process shows it."""
     return tqdm(
         total=total,
         desc=description,
         initial=initial,
         unit=unit,
-        unit_scale=True,
+        unit_scale=unit == "img",
         leave=False,
         dynamic_ncols=True,
-        disable=not sys.stderr.isatty(),
+        disable=not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0",
     )

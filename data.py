@@ -168,9 +168,9 @@ def training_batches(split, batch_size, seed, epoch, image_size=None, first_step
         yield training_batch(split, order[batch], flips[batch], image_size)
 
 
-def evaluation_batches(split, image_size=None, batch_size=EVALUATION_BATCH):
-    """(images, labels) in order, unaugmented."""
-    for start in range(0, len(split), batch_size):
+def evaluation_batches(split, image_size=None, batch_size=EVALUATION_BATCH, first=0, every=1):
+    """(images, labels) in order, unaugmented; the batch `first` and each `every`-th one after it."""
+    for start in range(first * batch_size, len(split), every * batch_size):
         yield (
             prepare(split.images[start : start + batch_size], image_size=image_size),
             split.labels[start : start + batch_size],

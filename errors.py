@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 
-PREEMPTIONS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+PREEMPTIONS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 REQUEUE = 99  # tells Grid Engine to run the job again; Slurm's RequeueExit and LSF's bsub -Q can be told to
 INTERRUPTED = 130
 
@@ -20,14 +20,14 @@ class RunError(Exception):
 
 
 class Preempted(KeyboardInterrupt):
-    """SIGTERM or SIGUSR1: a scheduler wants the machine back (exit code REQUEUE)."""
+    """SIGTERM, SIGUSR1 or SIGUSR2: a scheduler wants the machine back (exit code REQUEUE)."""
 
 
 def run_command(command):
     """Runs a script's main(): one line on stderr and the exit code for whatever a user can cause.
 
-    2 for flags, 1 for a failure, 130 on Ctrl-C, 99 on SIGTERM or SIGUSR1, what main() returns where that is a whole
-    number, 0 otherwise.
+    2 for flags, 1 for a failure, 130 on Ctrl-C, 99 on SIGTERM, SIGUSR1 or SIGUSR2, what main() returns where that is a
+    whole number, 0 otherwise.
     """
     for number in (signal.SIGINT, *PREEMPTIONS):
         signal.signal(number, _raise_stop)
@@ -50,7 +50,7 @@ def run_command(command):
         message += f"; {stop}" if str(stop) else "; the same command goes on"
     for number in (signal.SIGINT, *PREEMPTIONS):
         signal.signal(number, signal.SIG_IGN)  # what is done is done: the exit code says how
-    if message is not None:
+    if message is not None and not (code in (INTERRUPTED, REQUEUE) and os.environ.get("RANK", "0") != "0"):
         print(f"{script}: {' '.join(message.splitlines())}", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -90,13 +90,16 @@ class SafePoints:
     def __init__(self):
         self.signals = []
 
-    def is_stop_due(self):
-        return bool(self.signals)
+    def signal(self):
+        """The number of the first signal that has come, or 0."""
+        return self.signals[0] if self.signals else 0
 
-    def check(self):
-        """Raises KeyboardInterrupt, or Preempted, where such a signal has come."""
-        if self.signals:
-            _raise_stop(self.signals[0], None)
+    def check(self, number=None):
+        """Raises KeyboardInterrupt, or Preempted, where a signal has come: the given one, which 0 says is none, or that
+        of this process."""
+        number = self.signal() if number is None else number
+        if number:
+            _raise_stop(number, None)
 
     def note(self, number, frame):
         """The handler. A second Ctrl-C does not wait; schedulers, which may repeat themselves, do."""

@@ -118,14 +118,14 @@ def read_torch(path, sha256=None):
 def write_json(path, content):
     """Indented JSON with a checksum; non-finite numbers become null: see write_bytes."""
     content = _finite(content)
-    text = json.dumps(content | {CHECKSUM: _checksum(content)}, indent=2, ensure_ascii=False, allow_nan=False)
+    checksum = _checksum(json.loads(json.dumps(content)))
+    text = json.dumps(content | {CHECKSUM: checksum}, indent=2, ensure_ascii=False, allow_nan=False)
     return write_bytes(path, f"{text}\n".encode(errors="backslashreplace"))
 
 
 def _checksum(content):
-    """16 hex digits over a JSON object, whatever its layout and the order of its keys."""
-    text = json.dumps(json.loads(json.dumps(content)), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    """16 hex digits over what json.loads gave, whatever the layout of the file and the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _finite(value):
@@ -152,6 +152,15 @@ def read_json(path):
     if checksum is not None and checksum != _checksum(content):
         raise RunError(f"{path} is damaged, or was changed by hand: it does not fit its checksum")
     return content
+
+
+def is_json(path):
+    """Whether read_json would give what was written there."""
+    try:
+        read_json(path)
+    except RunError:
+        return False
+    return True
 
 
 def write_csv(path, columns, rows):

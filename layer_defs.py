@@ -72,7 +72,13 @@ class _Norm(nn.Module):
 
 
 class _RunningNorm(_Norm):
-    """A norm with running batch statistics: mean from 0, variance from 1, new = 0.9 · old + 0.1 · batch."""
+    """A norm with running batch statistics: mean from 0, variance from 1, new = 0.9 · old + 0.1 · batch.
+
+    `across`, where several processes share a batch and its statistics are to be those of all of it, gives the mean
+    over samples of what is the mean over this process's: see synchronize.
+    """
+
+    across = None
 
     def __init__(self, num_channels, mean=True, variance=True):
         super().__init__(num_channels)
@@ -86,6 +92,14 @@ class _RunningNorm(_Norm):
             self.running_mean.lerp_(mean.detach(), RUNNING_UPDATE)
         if variance is not None:
             self.running_var.lerp_(variance.detach(), RUNNING_UPDATE)
+
+    def batch_moments(self, variances, means):
+        """The batch's variance and mean, (C,) each, from those of samples and channels (N, C)."""
+        variance, mean = _pooled_variance(variances, means, dim=0), means.mean(0)
+        if self.across is None:
+            return variance, mean
+        whole = self.across(mean)
+        return self.across(variance + (mean - whole).square()), whole
 
     def eval_affine(self):
         """(scale, shift), (C,) each: what the norm is in eval mode, scale · x + shift. None where it is more."""
@@ -108,6 +122,11 @@ class BatchNorm(_RunningNorm):
             self.update(mean, variance)
             scale = self.weight * torch.rsqrt(variance + EPS)
             return torch.addcmul(_maps(self.bias - scale * mean), x, _maps(scale))
+        if self.training and self.across is not None:
+            variance, mean = self.batch_moments(*map_moments(x))
+            self.update(mean, variance)
+            scale = self.weight * torch.rsqrt(variance + EPS)
+            return scale_shift(x, scale[None], (self.bias - scale * mean)[None])
         cudnn = torch.backends.cudnn.enabled
         if not self.training:
             running = (self.running_mean, self.running_var)
@@ -134,7 +153,7 @@ class VarianceNorm(_RunningNorm):
     def forward(self, x):
         variance = self.running_var
         if self.training:
-            variance = _pooled_variance(*map_moments(x), dim=0)
+            variance, _ = self.batch_moments(*map_moments(x))
             self.update(variance=variance)
         return self.affine(x, torch.rsqrt(variance + EPS)[None])
 
@@ -152,6 +171,8 @@ class MeanCentering(_RunningNorm):
         mean = self.running_mean
         if self.training:
             mean = torch.mean(wide(x), dim=(0, 2, 3))
+            if self.across is not None:
+                mean = self.across(mean)
             self.update(mean=mean)
         return scale_shift(x, self.weight[None], (self.bias - self.weight * mean)[None])
 
@@ -238,7 +259,7 @@ class EvoNormBO(_RunningNorm):
         variances, means = map_moments(x)
         batch_variance = self.running_var
         if self.training:
-            batch_variance = _pooled_variance(variances, means, dim=0)
+            batch_variance, _ = self.batch_moments(variances, means)
             self.update(variance=batch_variance)
         batch_deviation = torch.sqrt(batch_variance + EPS)
         excess = torch.sqrt(variances + EPS) - batch_deviation
@@ -360,6 +381,16 @@ class TokenNorm(nn.Module):
 
     def forward(self, x):
         return self.norm(x.transpose(1, 2).unsqueeze(3)).squeeze(3).transpose(1, 2)
+
+
+def synchronize(model, mean_over_processes):
+    """Has every norm with batch statistics take those of all processes' samples.
+
+    mean_over_processes(tensor) gives, differentiably, the mean over samples of what is the mean over this process's.
+    """
+    for module in model.modules():
+        if isinstance(module, _RunningNorm):
+            module.across = mean_over_processes
 
 
 def build_norm(norm_type, num_channels, num_groups=32):

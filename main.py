@@ -12,48 +12,79 @@ if __name__ == "__main__":
     end_quietly_on_signals()
     parse_args()  # --help and wrong flags answer before torch takes its seconds to load
 
+import contextlib
 import sys
 
+import distributed
 import plots
 import runs
 import states
 import table
 from data import load
-from hardware import is_out_of_memory, keep_freed_memory, pick_device
+from files import is_json
+from hardware import is_out_of_memory, keep_freed_memory
 from training import Training
 
 
 def main(argv=None):
     """Runs one command line and returns its run directory."""
-    config, run = runs.open_run(parse_args(argv))
+    config, run = runs.open_run(parse_args(argv), distributed.processes())
     keep_freed_memory()
-    device = pick_device(config.device)
-    summary = None if config.overwrite else finished(run)
-    if summary is None or not runs.reads_same_folder(run, config):
+    world, device = distributed.join(config.device)
+    is_ended = world.first(lambda: not config.overwrite and finished(run) is not None)
+    if not is_ended or not world.first(lambda: runs.reads_same_folder(run, config)):
         try:
-            dataset = load(config)
-            with run.lock():
-                fingerprint = states.begin(run, config, dataset)
-                if summary is None:
-                    with stops_at_safe_points() as points:
-                        Training(config, run, dataset.to(device), fingerprint, device, points).finish()
-                mend(run)
+            train(config, run, device, world, is_ended)
         except (MemoryError, RuntimeError) as error:
+            if distributed.is_about_processes(error):
+                raise RunError(
+                    f"another process of this run is gone ({str(error).splitlines()[0][:100]}); {run.last} is whole, "
+                    "and the same command goes on"
+                ) from None
             if not is_out_of_memory(error):
                 raise
             raise RunError(f"{device} has too little memory: lower --batch_size or --image_size") from None
-    elif damaged_derivatives(run):
+    elif world.is_first and damaged_derivatives(run):
         with run.lock():
             mend(run)
-    summary = states.read_summary(run)
+    world.leave()
+    if world.is_first:
+        report(run)
+    return run.path
+
+
+def train(config, run, device, world, is_ended):
+    """Trains a run; of one that has ended, only finds out whether it is of these images."""
+    found = []
+    world.first(lambda: found.append(load(config)))  # which may fetch and decode them, for the others to find
+    [dataset] = found or [load(config)]
+    with contextlib.ExitStack() as stack:
+
+        def begin():
+            stack.enter_context(run.lock())
+            fingerprint = states.begin(run, config, dataset)
+            if config.overwrite:
+                table.update([run])  # its row goes, too
+            return fingerprint
+
+        fingerprint = world.first(begin)
+        if not is_ended:
+            with stops_at_safe_points() as points:
+                Training(config, run, dataset.to(device), fingerprint, device, points, world).finish()
+        if world.is_first:
+            mend(run)
+
+
+def report(run):
+    """Says how a run ended, puts its row into the table, and checks that its files are what it wrote."""
+    summary = runs.read_summary(run)
     print(outcome(run, summary))
-    table.collect(run.path.parent)
+    table.update([run])
     changed = states.changed_files(run, summary)
     if changed:
         raise RunError(
             f"{run.path}: {', '.join(changed)} damaged or changed after it was written; --overwrite=True trains again"
         )
-    return run.path
 
 
 def finished(run):
@@ -61,7 +92,7 @@ def finished(run):
     if not run.summary.exists():
         return None
     try:
-        return states.read_summary(run)
+        return runs.read_summary(run)
     except RunError as error:
         print(f"{error}; it is made again from {run.last.name}", file=sys.stderr)
         return None
@@ -74,6 +105,8 @@ def damaged_derivatives(run):
         damaged.append((run.curves, lambda: plots.draw_curves(run, run.path.name)))
     if run.probe_dumps() and not plots.is_whole(run.probes_picture):
         damaged.append((run.probes_picture, lambda: plots.draw_probes(run, run.path.name)))
+    if run.probe_dumps() and not is_json(run.probes_summary):
+        damaged.append((run.probes_summary, lambda: states.summarize_probes(run)))
     return damaged
 
 

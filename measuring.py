@@ -11,7 +11,6 @@ import torch
 
 import plots
 import runs
-import states
 import table
 from data import balanced_subset, evaluation_batches, load
 from errors import RunError, UsageError, describe_os_error, stops_at_safe_points
@@ -102,7 +101,7 @@ def _finished_config(run):
     config = runs.stored_config(run)
     if not run.summary.exists():
         raise RunError(f"{run.path} is unfinished: python main.py --c_dir={run.path} continues it")
-    if states.read_summary(run)["status"] == "diverged":
+    if runs.read_summary(run)["status"] == "diverged":
         raise RunError(f"{run.path} diverged, so it has no network to measure")
     return config
 
@@ -166,14 +165,14 @@ def measure_runs(args, measurement):
     device = pick_device(args.device)
     datasets = Datasets(args.data_dir, device)
     found = find_runs(args, measurement.name)
-    done, left_out, folders = 0, 0, set()
+    done, left_out, measured = 0, 0, []
     try:
         for run in found:
             try:
                 with stops_at_safe_points() as points:
                     for _ in _measure_run(run, args, measurement, datasets, points.check):
                         done += 1
-                folders.add(run.path.resolve().parent)
+                measured.append(run)
                 continue
             except (RunError, UsageError) as error:
                 reason = str(error)
@@ -190,8 +189,7 @@ def measure_runs(args, measurement):
     except KeyboardInterrupt as stop:
         raise type(stop)(f"{done} measured; the same command measures the rest") from None
     finally:
-        for folder in folders:
-            table.collect(folder)
+        table.update(measured)
     print(f"{done} measured" + (f", {left_out} left out" if left_out else ""))
     return 1 if left_out else 0
 
@@ -204,7 +202,7 @@ def _measure_run(run, args, measurement, datasets, pause):
     with run.lock():
         for path in _checkpoints(run, args.checkpoint):
             target = run.measurement(measurement.name, None if [path] == last else epoch_of(path))
-            sha256 = states.read_summary(run).get("files", {}).get(run.name_of(path))
+            sha256 = runs.read_summary(run).get("files", {}).get(run.name_of(path))
             if args.overwrite or not _is_measured(target, settings, sha256):
                 dataset, dtype = datasets.of(run, config), getattr(torch, args.dtype)
                 checkpoint = Checkpoint(run, config, path, sha256, dataset, dtype, datasets.device, pause)

@@ -34,11 +34,17 @@ def _figure(*grid, **options):
     return figure, figure.subplots(*grid, squeeze=False, gridspec_kw={"hspace": 0.32, "wspace": 0.28})
 
 
-def _save(figure, path):
-    picture = io.BytesIO()
+def save_figure(figure, path, palette=None, dpi=100):
+    """Writes a picture in 256 colours, those of a PIL image or those that fit best: a third of the space."""
+    from PIL import Image
+
+    full, picture = io.BytesIO(), io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # scripts that matplotlib's font lacks are drawn as boxes
-        figure.savefig(picture, format="png", dpi=100)
+        figure.savefig(full, format="png", dpi=dpi)
+    with Image.open(full) as image:
+        few = image.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, palette=palette, dither=Image.Dither.NONE)
+    few.save(picture, "PNG", optimize=True)
     write_bytes(path, picture.getvalue())
 
 
@@ -82,7 +88,7 @@ def draw_curves(run, title):
         else:
             axis.text(0.5, 0.5, "no epoch was completed", ha="center", va="center", transform=axis.transAxes)
     figure.suptitle(_text(title))
-    _save(figure, run.curves)
+    save_figure(figure, run.curves)
 
 
 def draw_probes(run, title):
@@ -102,7 +108,7 @@ def draw_probes(run, title):
         _draw_profile(profile, iterations, values, moments, key, kind, probes["sites"][kind])
     has_shortcuts = any("shortcut" in name for name in probes["sites"]["conv"])
     figure.suptitle(_text(title) + "\nlayers are numbered from the input" + "; crosses: shortcuts" * has_shortcuts)
-    _save(figure, run.probes_picture)
+    save_figure(figure, run.probes_picture, dpi=85)
 
 
 def _site_label(kind):
@@ -205,7 +211,7 @@ def draw_hessian(path):
         f"{content['num_samples']:,} images, {mode}: trace {trace}, "
         f"{len(content['probes'])} probes of Lanczos, {content['products']} products"
     )
-    _save(figure, path.with_suffix(".png"))
+    save_figure(figure, path.with_suffix(".png"))
 
 
 def _with_error(value, error):
@@ -283,7 +289,7 @@ def _finish_over_training(figure, axes, path):
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_class_similarity(path):
@@ -319,7 +325,7 @@ def draw_class_similarity(path):
     figure.suptitle(
         f"{_text(content['run'])}, epoch {content['epoch']}\n{images}, within/between class variance {ratio}"
     )
-    _save(figure, path.with_suffix(".png"))
+    save_figure(figure, path.with_suffix(".png"))
 
 
 def _shorten(name):

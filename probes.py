@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from distributed import World
 from moments import CACHED_ELEMENTS, statistics_type
 from transformer_model import VisionTransformer
 
@@ -230,9 +231,11 @@ class Recorder:
 
     with recorder.step(iteration): forward and backward are recorded. `dump()` gives the dict of the iterations
     since the last dump and forgets them. Hooks go with `close()`. Neither losses nor the state_dict change.
+    Where processes share a batch, its parts meet for each site in one of them, and all get the same rows.
     """
 
-    def __init__(self, model):
+    def __init__(self, model, world=None):
+        self.world = world or World()
         self.sites = find_sites(model)
         self.names = {kind: [name for name, _ in sites] for kind, sites in self.sites.items()}
         self.iterations = []
@@ -256,7 +259,9 @@ class Recorder:
 
     @torch.no_grad()
     def _observe_conv(self, values, index, output):
-        values["std"][index] = channel_variance(output).sqrt().mean()
+        whole = self.world.gathered(output, index % self.world.size)
+        if whole is not None:
+            values["std"][index] = channel_variance(whole).sqrt().mean()
 
         def keep_norm(gradient):
             values["grad_norm"][index] = frobenius_norm(gradient)
@@ -266,14 +271,29 @@ class Recorder:
 
     @torch.no_grad()
     def _observe_activation(self, values, index, output):
-        with torch.autocast(output.device.type, enabled=False):
-            statistics, values["gram"][index] = begun_statistics(output)
-            for key, value in statistics.items():
-                values[key][index] = value
+        whole = self.world.gathered(output, index % self.world.size)
+        if whole is not None:
+            with torch.autocast(output.device.type, enabled=False):
+                statistics, values["gram"][index] = begun_statistics(whole)
+                for key, value in statistics.items():
+                    values[key][index] = value
 
     def observe(self):
         """A context in which one forward and backward pass is observed; `row` of what it gives is then for keep()."""
         return _Observation(self)
+
+    def put_together(self, values):
+        """A row, KEYS flat, of {key: one value a site}. Of several processes, each has the values of some sites, and of
+        every gradient the norm of its part, as many times too large as there are processes."""
+        if self.world.size > 1:
+            missing = torch.zeros((), device=self.device)
+            values = {key: [missing if value is None else value for value in values[key]] for key in KEYS}
+            values["grad_norm"] = [norm.square() for norm in values["grad_norm"]]
+        row = self.world.total(torch.cat([torch.stack(values[key]) for key in KEYS]))
+        if self.world.size > 1:
+            norms = row[self._columns()["grad_norm"]]
+            norms.copy_(norms.sqrt() / self.world.size)
+        return row
 
     def keep(self, iteration, row):
         """Keeps the row of an observed step as `iteration`."""
@@ -352,5 +372,5 @@ class _Observation:
                 for key, column in gram_statistics(torch.stack(list(grams.values()))).items():
                     for index, value in zip(grams, column, strict=True):
                         self.values[key][index] = value
-            self.row = torch.cat([torch.stack(self.values[key]) for key in KEYS])
+            self.row = self.recorder.put_together(self.values)
         del self.values

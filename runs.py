@@ -19,10 +19,11 @@ from pathlib import Path
 
 import filelock
 
-from config import Config, from_settings
+from config import Config, from_settings, shares_of_batch
 from errors import RunError, UsageError
 from files import locked, read_json, remove_leftovers
 
+BUSY = "is being worked on by"
 METRICS_COLUMNS = (
     "epoch",
     "learning_rate",
@@ -49,6 +50,7 @@ class RunDirectory:
         self.previous = self.path / "checkpoints" / "previous.pt"  # the state before last.pt, while the run goes on
         self.curves = self.path / "curves.png"
         self.probes_picture = self.path / "probes.png"
+        self.probes_summary = self.path / "probes.json"
 
     def checkpoint(self, epoch):
         return self.path / "checkpoints" / f"epoch_{epoch:04d}.pt"
@@ -100,7 +102,7 @@ class RunDirectory:
             who = "another process"
             with contextlib.suppress(OSError, ValueError):
                 who = owner.read_text(encoding="utf-8").strip() or who
-            raise RunError(f"{self.path} is being worked on by {who}; wait for it, or stop it") from None
+            raise RunError(f"{self.path} {BUSY} {who}; wait for it, or stop it") from None
 
     def clear(self):
         """Removes everything that the run recorded, its result and state first; the lock stays."""
@@ -129,16 +131,20 @@ def run_name(config):
     if config.arch == "vgg":
         parts.append(config.cfg)
     parts += [flag for flag in ("skipinit", "preact") if getattr(config, flag)]
+    if config.batch_shares > 1:
+        parts.append(f"shares{config.batch_shares}")
     parts += [f"bs{config.batch_size}", f"ep{config.epochs}", f"seed{config.seed}", identity_hash(config)]
     return "_".join(parts)
 
 
-def open_run(config):
+def open_run(config, processes=1):
     """(Config, RunDirectory) of a parsed command line; with c_dir, the settings come from its config.json.
 
-    Runtime flags beside c_dir replace the stored ones. Raises RunError where c_dir holds no readable config.json.
+    Runtime flags beside c_dir replace the stored ones. Raises RunError where c_dir holds no readable config.json, and
+    where so many processes would take batch statistics of other parts of a batch than the run has.
     """
     if config.c_dir is None:
+        config = dataclasses.replace(config, batch_shares=shares_of_batch(config, processes))
         return config, RunDirectory(Path(config.results_dir) / run_name(config))
     run = RunDirectory(config.c_dir)
     if not run.path.is_dir():
@@ -147,9 +153,17 @@ def open_run(config):
     changes = {name: getattr(config, name) for name in runtime if _differs(name, getattr(config, name))}
     changes |= {name: getattr(config, name) for name in ("overwrite", "download", "mix_versions")}
     try:
-        return dataclasses.replace(stored_config(run), **changes), run
+        config = dataclasses.replace(stored_config(run), **changes)
     except RunError as error:
         raise RunError(f"{error}; the flags that the run was begun with, given again, continue it too") from None
+    if config.batch_shares != shares_of_batch(config, processes):
+        way = f"torchrun with {config.batch_shares} processes, without --sync_bn,"
+        if config.batch_shares == 1:
+            way = "one process, or --sync_bn=True,"
+        raise RunError(
+            f"{run.path} takes batch statistics of {config.batch_shares} shares of each batch: {way} continues it"
+        )
+    return config, run
 
 
 def stored_config(run):
@@ -162,6 +176,17 @@ def stored_config(run):
         return from_settings(settings)
     except UsageError as error:
         raise RunError(f"{run.config} holds settings that do not fit together: {error}") from None
+
+
+def read_summary(run):
+    """The content of summary.json. Raises RunError where it is missing, damaged, or of another run's settings."""
+    summary = read_json(run.summary)
+    if summary.get("status") not in ("done", "diverged"):
+        raise RunError(f"{run.summary} is damaged: its status is {summary.get('status')!r}")
+    identity = identity_hash(stored_config(run))
+    if summary.get("identity", identity) != identity:
+        raise RunError(f"{run.summary} and {run.config} are not of the same run")
+    return summary
 
 
 def _differs(name, value):

@@ -9,8 +9,10 @@ import torch
 import runs
 from errors import RunError
 from files import read_json, read_torch, sha256_of, write_csv, write_json, write_torch
+from probes import KEYS
 
 MEND = "--overwrite=True starts the run over"
+SUMMARIZED = 100  # iterations in probes.json
 BEGINNING = {"epoch": 0, "rows": [], "seconds": 0.0, "within": None, "files": {}, "history": []}
 
 
@@ -134,16 +136,18 @@ def _check_versions(run, config, history):
         )
 
 
-def origin(step, device):
+def origin(step, device, processes=1):
     """What the numbers from a global step on are made with: an entry of the progress's "history"."""
-    return {"step": step, "versions": runs.versions(), "git_commit": runs.git_commit(), "device": device.type}
+    made_with = {"git_commit": runs.git_commit(), "device": device.type, "processes": processes}
+    return {"step": step, "versions": runs.versions()} | made_with
 
 
 def note_origin(history, entry):
     """Adds an entry where it differs from the last one, and says what the numbers are from now on made with."""
     before = history[-1] if history else entry
-    for name, words in (("git_commit", "version of this program"), ("device", "device")):
-        if before[name] != entry[name]:
+    names = {"git_commit": "version of this program", "device": "device", "processes": "number of processes"}
+    for name, words in names.items():
+        if name in before and before[name] != entry[name]:
             print(f"this run goes on with another {words}: {before[name]}, now {entry[name]}", file=sys.stderr)
     if not history or before | {"step": 0} != entry | {"step": 0}:
         history.append(entry)
@@ -191,15 +195,31 @@ def load_probes(run):
     return joined
 
 
-def read_summary(run):
-    """The content of summary.json. Raises RunError where it is missing, damaged, or of another run's settings."""
-    summary = read_json(run.summary)
-    if summary.get("status") not in ("done", "diverged"):
-        raise RunError(f"{run.summary} is damaged: its status is {summary.get('status')!r}")
-    identity = runs.identity_hash(runs.stored_config(run))
-    if summary.get("identity", identity) != identity:
-        raise RunError(f"{run.summary} and {run.config} are not of the same run")
-    return summary
+def summarize_probes(run):
+    """Writes probes.json, where there are probe dicts."""
+    content = _probes_summary(run)
+    if content is not None:
+        write_json(run.probes_summary, content)
+
+
+def _probes_summary(run):
+    """What of the probe dicts fits into a few kilobytes: each statistic by site at the first and the last iteration,
+    and its mean over sites at up to SUMMARIZED evenly chosen iterations. None without probe dicts."""
+    probes = load_probes(run)
+    if probes is None or not len(probes["iteration"]):
+        return None
+    chosen = torch.linspace(0, len(probes["iteration"]) - 1, SUMMARIZED).round().long().unique()
+    content = {"sites": probes["sites"], "iteration": probes["iteration"][chosen].tolist()}
+    for key in KEYS:
+        values = probes[key].double()
+        content[key] = {"first": values[0], "last": values[-1], "mean": values[chosen].nanmean(1)}
+        content[key] = {name: [float(f"{x:.6g}") for x in part.tolist()] for name, part in content[key].items()}
+    return content
+
+
+def read_probes_summary(run):
+    """The content of probes.json, or the same from the probe dicts where they alone are there; None without either."""
+    return read_json(run.probes_summary) if run.probes_summary.exists() else _probes_summary(run)
 
 
 def changed_files(run, summary):
@@ -211,7 +231,7 @@ def changed_files(run, summary):
 def are_metrics_whole(run):
     """Whether a finished run's metrics.csv is what the run wrote."""
     name = run.name_of(run.metrics)
-    digest = read_summary(run).get("files", {}).get(name)
+    digest = runs.read_summary(run).get("files", {}).get(name)
     return run.metrics.exists() and digest in (None, sha256_of(run.metrics))
 
 

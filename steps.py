@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.optim.sgd import sgd
 
 from data import training_batch
+from distributed import World
 
 LOOK_SECONDS = 1.0  # between looks at the losses
 RECENT = 50  # steps whose mean loss is shown
@@ -47,6 +48,10 @@ class SGD:
         for parameter in self.parameters:
             parameter.grad = None
 
+    def tensors(self):
+        """The velocities that there are."""
+        return [velocity for velocity in self.velocities if velocity is not None]
+
     def state_dict(self):
         return {"velocities": self.velocities}
 
@@ -75,12 +80,14 @@ class Step:
 
     step(indices, flips, rate, iteration) gives the mean loss before the step (NaN where a gradient is not finite) and
     the number of right answers, both zero-dimensional tensors that stay valid until the next step. Probes are kept
-    under `iteration`, if recorded.
+    under `iteration`, if recorded. Where several processes make up a `world`, each computes its share of the batch.
     """
 
-    def __init__(self, config, model, optimizer, split, recorder=None):
+    def __init__(self, config, model, optimizer, split, recorder=None, world=None):
         self.config = config
+        self.world = world or World()
         self.model = model
+        self.network = self.world.wrap(model)
         self.optimizer = optimizer
         self.split = split
         self.recorder = recorder
@@ -96,15 +103,21 @@ class Step:
 
     def compute(self, indices, flips, rate, is_probed):
         """(loss, right answers, the recorder's row or None), the weights changed."""
+        (indices, flips), weight = self.world.share(indices, flips)
         images, labels = training_batch(self.split, indices, flips, self.config.image_size)
         with self.recorder.observe() if is_probed else nullcontext() as observed:
-            logits = forward(self.config, self.model, images)
+            logits = forward(self.config, self.network, images)
             loss = F.cross_entropy(logits, labels)
+            if self.world.size > 1:
+                loss = weight * loss
             self.optimizer.zero_grad()
             loss.backward()
-        loss = loss_or_nan(loss.detach(), [parameter.grad for parameter in self.optimizer.parameters])
+        loss, correct = loss.detach(), (logits.argmax(1) == labels).sum()
+        if self.world.size > 1:
+            loss, correct = self.world.total(torch.stack([loss / self.world.size, correct * (weight > 0)]))
+        loss = loss_or_nan(loss, [parameter.grad for parameter in self.optimizer.parameters])
         self.optimizer.step(rate)
-        return loss, (logits.argmax(1) == labels).sum(), observed.row if is_probed else None
+        return loss, correct, observed.row if is_probed else None
 
 
 class GraphedStep(Step):
@@ -164,10 +177,11 @@ class GraphedStep(Step):
         return graph, results
 
 
-def build_step(config, model, optimizer, split, recorder=None):
-    """The step that suits the device and the flags."""
-    kind = GraphedStep if config.cuda_graph and split.labels.device.type == "cuda" else Step
-    return kind(config, model, optimizer, split, recorder)
+def build_step(config, model, optimizer, split, recorder=None, world=None):
+    """The step that suits the device, the flags and the processes."""
+    if config.cuda_graph and split.labels.device.type == "cuda" and (world is None or world.size == 1):
+        return GraphedStep(config, model, optimizer, split, recorder)
+    return Step(config, model, optimizer, split, recorder, world)
 
 
 class Losses:
@@ -183,7 +197,7 @@ class Losses:
     def record(self, loss, correct, samples):
         """Keeps what a step gave for a batch of `samples`."""
         self.losses[self.recorded] = loss
-        self.correct += correct
+        self.correct += correct.to(self.correct.dtype)
         self.recorded += 1
         self.samples += samples
 

@@ -1,45 +1,35 @@
 """results.csv: one row a run, derived from the run directories at any time."""
 
+import csv
+import os
 import sys
 from pathlib import Path
 
-import states
+from config import Config
 from errors import RunError
-from files import locked, read_json, remove_leftovers, write_csv
-from runs import RunDirectory
+from files import locked, read_json, remove_leftovers, write_bytes, write_csv
+from runs import RunDirectory, read_summary
 
-ORIGINAL_COLUMNS = (
-    "Model",
-    "Norm",
-    "Dataset",
-    "Batch Size",
-    "Trace",
-    "Eigen Mean",
-    "Eigen Variance",
-    "Max Eigen",
-    "Test Accuracy",
-    "Class Similarity",
-    "Mom & WD",
-    "Train Accuracy",
-    "SkipInit",
-    "Success",
-    "P Grouping",
-    "Gen. Ratio",
-)
-MEASURED_COLUMNS = (
-    "trace_standard_error",
-    "eigen_mean_standard_error",
-    "eigen_variance_standard_error",
-    "max_eigen_residual",
-    "min_eigen",
-    "min_eigen_residual",
-    "hessian_samples",
-    "class_similarity_pooled",
-    "class_similarity_centred",
-    "within_over_between",
-    "class_similarity_samples",
-)
-OWN_COLUMNS = (
+# {column: what it means}, in the order of the table; the first are those of the original study, so that both stack
+ORIGINAL_COLUMNS = {
+    "Model": "network, as `--arch` spells it",
+    "Norm": "normalization layer, as `--norm_type` spells it",
+    "Dataset": "as `--dataset` spells it",
+    "Batch Size": "samples per step, over all processes",
+    "Trace": "trace of the Hessian of the training loss (mean cross-entropy in nats), from `hessian.json`",
+    "Eigen Mean": "mean of its eigenvalues",
+    "Eigen Variance": "variance of its eigenvalues",
+    "Max Eigen": "its largest eigenvalue",
+    "Test Accuracy": "% of the test images, after the last epoch, eval mode",
+    "Class Similarity": "mean cosine between the class means of the flattened features, from `class_similarity.json`",
+    "Mom & WD": "whether momentum and weight decay were both on",
+    "Train Accuracy": "% of the training images, after the last epoch, eval mode, unaugmented",
+    "SkipInit": "whether residual branches were scaled from 0",
+    "Success": "whether training stayed finite (`status` is `done`)",
+    "P Grouping": "`--p_grouping`; it acts on GroupNorm alone",
+    "Gen. Ratio": "test accuracy / train accuracy",
+}
+SETTINGS = (
     "seed",
     "epochs",
     "conv_type",
@@ -52,26 +42,55 @@ OWN_COLUMNS = (
     "momentum",
     "weight_decay",
     "precision",
-    "train_samples",
-    "test_samples",
-    "val_fraction",
-    "status",
-    "test_loss",
-    "train_loss",
-    "validation_accuracy",
-    "validation_loss",
-    *MEASURED_COLUMNS,
-    "seconds",
-    "torch",
-    "data",
-    "run",
+    "batch_shares",
 )
+IMAGES = {
+    "train_samples": "training images that there were",
+    "test_samples": "test images that there were",
+    "val_fraction": "`--val_fraction`: part of the training set held out for validation",
+}
+RESULTS = {
+    "status": "`done` or `diverged`",
+    "test_loss": "mean cross-entropy in nats per test image, eval mode, after the last epoch",
+    "train_loss": "the same of the training images, unaugmented",
+    "validation_accuracy": "fraction from 0 to 1; empty where nothing was held out",
+    "validation_loss": "in nats per image; empty where nothing was held out",
+}
+MEASURED = {
+    "trace_standard_error": "standard error of the trace, over random probes",
+    "eigen_mean_standard_error": "standard error of the mean eigenvalue",
+    "eigen_variance_standard_error": "standard error of the variance of the eigenvalues",
+    "max_eigen_residual": "an eigenvalue lies within it of `Max Eigen`",
+    "min_eigen": "the smallest eigenvalue of the Hessian",
+    "min_eigen_residual": "an eigenvalue lies within it of `min_eigen`",
+    "hessian_samples": "images that the Hessian was measured on",
+    "class_similarity_pooled": "`Class Similarity` of the features as the classifier pools them",
+    "class_similarity_centred": "`Class Similarity` of class means centred on the global mean",
+    "within_over_between": "variance of the features within classes over that between them",
+    "class_similarity_samples": "images that class similarity was measured on",
+}
+ORIGIN = {
+    "seconds": "training and evaluation of all epochs, over all continuations",
+    "torch": "version of PyTorch that trained the run; several, where `--mix_versions=True` mixed them",
+    "data": "fingerprint of every image and label used",
+    "run": "the run's folder",
+}
+
+
+def _setting(name):
+    option = Config.__dataclass_fields__[name].metadata
+    return f"`--{name}`: {option['help']}" if option["group"] else option["help"]
+
+
+COLUMNS = ORIGINAL_COLUMNS | {name: _setting(name) for name in SETTINGS} | IMAGES | RESULTS | MEASURED | ORIGIN
+TITLE = "# Results of normalization runs"
+LOCK = ".results.lock"
 
 
 def table_row(run):
-    """(one run's row of results.csv or None, complaints): None where it has not ended or cannot be read."""
+    """(one run's row of results.csv as text, or None where it has not ended or cannot be read; complaints)."""
     try:
-        settings, summary = read_json(run.config), states.read_summary(run)
+        settings, summary = read_json(run.config), read_summary(run)
         measured, complaints = _measured(run, summary)
         data = settings["data"]
         values = {
@@ -97,9 +116,10 @@ def table_row(run):
             "data": data["fingerprint"],
             "run": run.path.name,
         }
-        values |= {name: measured.get(name) for name in MEASURED_COLUMNS}
-        values |= {name: settings[name] for name in OWN_COLUMNS if name in settings and name not in values}
-        return values | {name: summary[name] for name in OWN_COLUMNS if name in summary}, complaints
+        values |= {name: measured.get(name) for name in MEASURED}
+        values |= {name: settings.get(name, getattr(Config, name)) for name in (*SETTINGS, "val_fraction")}
+        values |= {name: summary.get(name) for name in (*RESULTS, "seconds")}
+        return {name: "" if values[name] is None else str(values[name]) for name in COLUMNS}, complaints
     except RunError as error:
         return None, [str(error)]
     except (KeyError, TypeError, AttributeError) as error:
@@ -128,7 +148,7 @@ def _measured(run, summary):
 
 
 def _percent(fraction):
-    return None if fraction is None else 100 * fraction
+    return None if fraction is None else round(100 * fraction, 9)
 
 
 def collect(results_dir):
@@ -136,17 +156,91 @@ def collect(results_dir):
 
     What is damaged, and rows that look alike but are of different images, are said on stderr.
     """
+    with locked(Path(results_dir) / LOCK):
+        return _write(results_dir, _ended(results_dir), {})
+
+
+def update(runs):
+    """Puts the rows of these runs into the results.csv beside them, and takes those of deleted runs out: what
+    collect() would make, without reading all other runs. Where there is no whole table, it is rebuilt."""
+    folders = {}
+    for run in runs:
+        path = Path(os.path.abspath(run.path))
+        folders.setdefault(path.parent, []).append(path.name)
+    for results_dir, names in folders.items():
+        with locked(results_dir / LOCK):
+            kept = _rows(results_dir / "results.csv")
+            if kept is None:
+                kept, names = {}, _ended(results_dir)
+            there = set(os.listdir(results_dir))
+            _write(results_dir, names, {name: row for name, row in kept.items() if name in there})
+
+
+def _ended(results_dir):
+    """The names of the runs that have ended."""
+    return sorted(path.parent.name for path in Path(results_dir).glob("*/summary.json"))
+
+
+def _rows(table):
+    """{run: row} of a results.csv, or None where it is missing, not whole, or of another version of this program."""
+    try:
+        with open(table, encoding="utf-8", newline="") as file:
+            header, *lines = csv.reader(file)
+    except (OSError, ValueError, csv.Error):
+        return None
+    if header != list(COLUMNS) or any(len(line) != len(header) for line in lines):
+        return None
+    rows = [dict(zip(header, line, strict=True)) for line in lines]
+    return {row["run"]: row for row in rows}
+
+
+def _write(results_dir, names, kept):
+    """Writes the table of the runs of these names, read anew, and of the rows that are kept; complaints on stderr."""
     results_dir = Path(results_dir)
     table = results_dir / "results.csv"
-    with locked(results_dir / ".results.lock"):
-        remove_leftovers(results_dir, ".*.tmp")
-        found = [table_row(RunDirectory(path.parent)) for path in sorted(results_dir.glob("*/summary.json"))]
-        rows = [row for row, _ in found if row is not None]
-        write_csv(table, ORIGINAL_COLUMNS + OWN_COLUMNS, rows)
-    complaints = [complaint for _, complaints in found for complaint in complaints]
-    for complaint in complaints + _unlike_images(rows):
+    remove_leftovers(results_dir, ".*.tmp")
+    rows, complaints = dict(kept), []
+    for name in names:
+        rows.pop(name, None)
+        run = RunDirectory(results_dir / name)
+        row, found = table_row(run) if run.summary.exists() else (None, [])
+        complaints += found
+        if row is not None:
+            rows[name] = row
+    in_order = [rows[name] for name in sorted(rows)]
+    write_csv(table, COLUMNS, in_order)
+    _explain(results_dir / "README.md")
+    for complaint in complaints + _unlike_images(in_order):
         print(f"{table.name}: {complaint}", file=sys.stderr)
     return table
+
+
+def _explain(path):
+    """Writes what the columns mean, unless another text has that name."""
+    if path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(TITLE):
+        return
+    if not path.exists() or path.read_text(encoding="utf-8", errors="replace") != explanation():
+        write_bytes(path, explanation().encode())
+
+
+def explanation():
+    """README.md of a results folder."""
+    rows = "".join(f"| {name} | {meaning} |\n" for name, meaning in COLUMNS.items())
+    return f"""{TITLE}
+
+Each run has a folder of its own here, `<arch>_<norm>_<dataset>_…_seed<seed>_<8 hex>`; the hex is a hash of every
+setting that changes the numbers. `results.csv` has one row for each run that has ended. It is derived: every run adds
+its row, and `python run_report.py --collect` rebuilds all of them from the folders. So it can be deleted, and a folder
+that is moved away takes its row along. A subfolder with a `results.csv` of its own is another study: the one that comes
+with the program is `results/cpu_study`, and its `FINDINGS.md` says what it found.
+
+## Columns of results.csv
+The first {len(ORIGINAL_COLUMNS)} are those of the original study's table, so that both stack. An empty cell means:
+not measured.
+
+| column | meaning |
+|---|---|
+{rows}"""
 
 
 def _unlike_images(rows):
@@ -158,8 +252,8 @@ def _unlike_images(rows):
         key = (row["Dataset"], row["train_samples"], row["test_samples"], row["val_fraction"], size, seed)
         seen.setdefault(key, set()).add(row["data"])
     return [
-        f"runs on {dataset} with {train_samples:,} images are of {len(prints)} different sets of images: compare only "
-        "rows that agree in the column data"
+        f"runs on {dataset} with {int(train_samples):,} images are of {len(prints)} different sets of images: compare "
+        "only rows that agree in the column data"
         for (dataset, train_samples, *_), prints in seen.items()
         if len(prints) > 1
     ]

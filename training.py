@@ -1,5 +1,6 @@
 """One run from its last saved state to its end: epochs of SGD, evaluation, and everything that is recorded."""
 
+import itertools
 import math
 import time
 
@@ -8,9 +9,11 @@ from torch.nn import functional as F
 
 import runs
 import states
-from config import DUMP_EVERY_EPOCHS, learning_rate, progress_bar
+from config import DUMP_EVERY_EPOCHS, EVALUATION_BATCH, learning_rate, progress_bar
 from data import evaluation_batches, training_order
+from distributed import World
 from files import write_csv, write_json
+from layer_defs import synchronize
 from models import build_from_config
 from probes import Recorder
 from steps import SGD, Losses, build_step, forward, steps_in
@@ -20,31 +23,43 @@ class Training:
     """The training of one run on a Dataset that lies on `device`, continued from what the run directory holds.
 
     `points` are the SafePoints at which a signal stops it: between steps, and between batches of an evaluation,
-    after last.pt is written.
+    after last.pt is written. Of the processes of a `world`, the first one writes, and all stop at the same step.
     """
 
-    def __init__(self, config, run, dataset, fingerprint, device, points):
+    def __init__(self, config, run, dataset, fingerprint, device, points, world=None):
         torch.manual_seed(config.seed)
         torch.backends.cudnn.benchmark = True  # on CUDA, kernels are chosen by trial: shapes hardly change
         self.config, self.run, self.dataset, self.fingerprint = config, run, dataset, fingerprint
-        self.device, self.points = device, points
+        self.device, self.points, self.world = device, points, world or World()
         self.model = build_from_config(config, len(dataset.classes)).to(device, memory_format=torch.channels_last)
         self.optimizer = SGD(self.model.parameters(), config.momentum, config.weight_decay)
-        self.recorder = Recorder(self.model) if config.probe_layers else None
-        self.progress = states.load_state(run, config, fingerprint, self.model, self.optimizer, self.recorder)
-        self.step = build_step(config, self.model, self.optimizer, dataset.train, self.recorder)
+        self.recorder = Recorder(self.model, self.world) if config.probe_layers else None
         self.steps = steps_in(len(dataset.train), config.batch_size)
+        self.progress = self.world.first(self.load)
+        if config.sync_bn and self.world.size > 1:
+            synchronize(self.model, self.world.mean)
+        self.world.spread([*self.model.state_dict().values(), *self.optimizer.tensors()])
+        self.step = build_step(config, self.model, self.optimizer, dataset.train, self.recorder, self.world)
         self.saved = time.monotonic()
+
+    def load(self):
+        """Takes the last state back and returns the progress, in which what trains from here on is noted."""
+        progress = states.load_state(self.run, self.config, self.fingerprint, self.model, self.optimizer, self.recorder)
+        within = progress["within"]
+        done = progress["epoch"] * self.steps + (len(within["losses"]) if within else 0)
+        states.note_origin(progress["history"], states.origin(done, self.device, self.world.size))
+        return progress
 
     def finish(self):
         """Trains from the saved state on, and writes everything but the pictures; summary.json comes last."""
         config, run, progress = self.config, self.run, self.progress
-        what = f"{config.arch} with {config.norm_type} on {config.dataset} ({self.device})"
-        print(f"training {what}, {self.how_far()} of {config.epochs} epochs done: {run.path}", flush=True)
-        states.note_origin(progress["history"], states.origin(self.steps_done(), self.device))
+        if self.world.is_first:
+            where = f"{self.device}" if self.world.size == 1 else f"{self.world.size} × {self.device.type}"
+            what = f"{config.arch} with {config.norm_type} on {config.dataset} ({where})"
+            print(f"training {what}, {self.how_far()} of {config.epochs} epochs done: {run.path}", flush=True)
+            if progress["rows"]:
+                write_csv(run.metrics, runs.METRICS_COLUMNS, progress["rows"])
         diverged_at = None
-        if progress["rows"]:
-            write_csv(run.metrics, runs.METRICS_COLUMNS, progress["rows"])
         try:
             while progress["epoch"] < config.epochs and diverged_at is None:
                 diverged_at = self.train_epoch(progress["epoch"] + 1)
@@ -55,9 +70,10 @@ class Training:
         finally:
             if self.recorder is not None:
                 self.recorder.close()
-        summary["files"]["metrics.csv"] = write_csv(run.metrics, runs.METRICS_COLUMNS, progress["rows"])
-        run.previous.unlink(missing_ok=True)
-        write_json(run.summary, summary)
+        if self.world.is_first:
+            summary["files"]["metrics.csv"] = write_csv(run.metrics, runs.METRICS_COLUMNS, progress["rows"])
+            run.previous.unlink(missing_ok=True)
+            write_json(run.summary, summary)
 
     def steps_done(self):
         within = self.progress["within"]
@@ -70,18 +86,22 @@ class Training:
     def save(self, within=None):
         """Writes last.pt; `within` is what a begun epoch has so far."""
         self.progress["within"] = within
-        states.save_state(
-            self.run, self.config, self.fingerprint, self.model, self.optimizer, self.recorder, self.progress
-        )
+        if self.world.is_first:
+            states.save_state(
+                self.run, self.config, self.fingerprint, self.model, self.optimizer, self.recorder, self.progress
+            )
         self.saved = time.monotonic()
 
-    def pause(self, losses, seconds):
-        """Within an epoch: saves where it is time to, or where a signal has come, which then stops the run."""
-        is_stop_due = self.points.is_stop_due()
-        if is_stop_due or time.monotonic() - self.saved >= 60 * self.config.checkpoint_minutes:
-            self.save(losses.state_dict() | {"seconds": seconds})
-        if is_stop_due:
-            self.points.check()
+    def pause(self, losses, seconds, has_diverged=False):
+        """Within an epoch: saves where it is time to, or where a signal has come, which then stops the run. Whether
+        any process has seen that the loss is not finite."""
+        is_save_due = time.monotonic() - self.saved >= 60 * self.config.checkpoint_minutes
+        signal, is_save_due, has_diverged = self.world.most(self.points.signal(), is_save_due, has_diverged)
+        if not has_diverged:
+            if signal or is_save_due:
+                self.save(losses.state_dict() | {"seconds": seconds})
+            self.points.check(signal)
+        return has_diverged
 
     def train_epoch(self, epoch):
         """One epoch, recorded: dumps, checkpoint, state, and its row of metrics.csv. Returns None, or the step at
@@ -93,17 +113,20 @@ class Training:
         if self.recorder is not None and is_dump:
             if has_diverged:
                 self.recorder.drop_after(diverged_at)
-            states.save_probes(run, epoch, self.recorder.dump(), progress["files"])
+            dump = self.recorder.dump()
+            if self.world.is_first:
+                states.save_probes(run, epoch, dump, progress["files"])
         if has_diverged:
             return diverged_at
-        if is_dump:
+        if is_dump and self.world.is_first:
             states.save_checkpoint(run, config, self.model, epoch, progress["files"])
         progress["epoch"] = epoch
         progress["rows"].append(row)
         progress["seconds"] += row["seconds"]
         self.save()
-        write_csv(run.metrics, runs.METRICS_COLUMNS, progress["rows"])
-        print(epoch_line(config, row), flush=True)
+        if self.world.is_first:
+            write_csv(run.metrics, runs.METRICS_COLUMNS, progress["rows"])
+            print(epoch_line(config, row), flush=True)
         return None
 
     def run_epoch(self, epoch):
@@ -129,13 +152,12 @@ class Training:
                 samples = len(order[batch])
                 losses.record(*self.step(order[batch], flips[batch], rate, first + index), samples)
                 bar.update(samples)
-                seen = losses.look()
+                seen, diverged = losses.look(), None
                 if seen is not None:
                     loss, accuracy, diverged = seen
                     bar.set_postfix_str(f"loss {loss:.4f}, acc {accuracy:.1%}")
-                    if diverged is not None:
-                        return None, first + diverged
-                self.pause(losses, time.perf_counter() - start)
+                if self.pause(losses, time.perf_counter() - start, diverged is not None):
+                    return None, first + losses.result(config.batch_size)[2]
         train_loss, train_accuracy, diverged = losses.result(config.batch_size)
         if diverged is not None:
             return None, first + diverged
@@ -145,7 +167,7 @@ class Training:
         for name, held_out in (("validation", self.dataset.validation), ("test", self.dataset.test)):
             if held_out is not None:
                 row[f"{name}_loss"], row[f"{name}_accuracy"] = evaluate(
-                    config, self.step.model, held_out, lambda: self.pause(losses, train_seconds)
+                    config, self.model, held_out, lambda: self.pause(losses, train_seconds), self.world
                 )
         row["seconds"] = time.perf_counter() - start
         row["images_per_second"] = len(split) / train_seconds
@@ -164,7 +186,13 @@ class Training:
         if diverged_at is not None:
             summary |= {"status": "diverged", "diverged_at_step": diverged_at}
         else:
-            loss, accuracy = evaluate(self.config, self.model, self.dataset.train, self.points.check)
+            loss, accuracy = evaluate(
+                self.config,
+                self.model,
+                self.dataset.train,
+                lambda: self.points.check(*self.world.most(self.points.signal())),
+                self.world,
+            )
             ratio = summary["test_accuracy"] / accuracy if accuracy else None
             summary |= {"train_loss": loss, "train_accuracy": accuracy, "generalization_ratio": ratio}
         about = {"identity": runs.identity_hash(self.config), "history": progress["history"]}
@@ -172,18 +200,25 @@ class Training:
 
 
 @torch.no_grad()
-def evaluate(config, model, split, pause=lambda: None):
-    """(mean cross-entropy, accuracy) over a split, in eval mode, unaugmented; pause() is called between batches."""
+def evaluate(config, model, split, pause=lambda: None, world=None):
+    """(mean cross-entropy, accuracy) over a split, in eval mode, unaugmented; pause() is called between batches, which
+    the processes of a world take in turn."""
+    world = world or World()
+    world.spread(model.buffers())
     model.eval()
     losses, correct = [], []
+    own = evaluation_batches(split, config.image_size, first=world.rank, every=world.size)
     with progress_bar(len(split), "evaluating") as bar:
-        for images, labels in evaluation_batches(split, config.image_size):
-            logits = forward(config, model, images)
-            losses.append(F.cross_entropy(logits, labels, reduction="sum"))
-            correct.append((logits.argmax(1) == labels).sum())
-            bar.update(len(labels))
+        for _ in range(0, len(split), EVALUATION_BATCH * world.size):
+            for images, labels in itertools.islice(own, 1):
+                logits = forward(config, model, images)
+                losses.append(F.cross_entropy(logits, labels, reduction="sum"))
+                correct.append((logits.argmax(1) == labels).sum())
+                bar.update(len(labels) * world.size)
             pause()
-    return torch.stack(losses).cpu().double().sum().item() / len(split), torch.stack(correct).sum().item() / len(split)
+    sums = [torch.stack(values).cpu().double().sum().item() if values else 0.0 for values in (losses, correct)]
+    loss, right = world.total(torch.tensor(sums, dtype=torch.float64)).tolist()
+    return loss / len(split), right / len(split)
 
 
 def epoch_line(config, row):

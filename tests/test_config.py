@@ -151,8 +151,10 @@ def test_paths_and_devices_are_not_part_of_a_runs_identity():
 
 def test_every_other_field_is_part_of_a_runs_identity():
     runtime = {"data_dir", "download", "results_dir", "device", "cuda_graph", "keep", "overwrite", "c_dir"}
-    runtime |= {"checkpoint_minutes", "mix_versions"}
-    assert {f.name for f in dataclasses.fields(config.Config)} - runtime == parse_args([]).identity().keys()
+    runtime |= {"checkpoint_minutes", "mix_versions", "sync_bn"}
+    fields = {f.name for f in dataclasses.fields(config.Config)} - runtime
+    assert config.Config(batch_shares=2).identity().keys() == fields
+    assert parse_args([]).identity().keys() == fields - {"batch_shares"}
 
 
 @pytest.mark.parametrize(

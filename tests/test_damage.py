@@ -173,6 +173,15 @@ def test_a_damaged_picture_is_drawn_again(recorded, again, tmp_path, name, kind)
     assert (run.path / name).stat().st_size > 10_000
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_summary_of_probes_is_made_again(recorded, again, tmp_path, kind):
+    run = copy(recorded["finished"], tmp_path / "r")
+    expected = files.read_json(run.probes_summary)
+    damage(run.probes_summary, kind)
+    again(run)
+    assert files.read_json(run.probes_summary) == expected
+
+
 def test_where_all_states_are_damaged_nothing_is_trained_from_zero(recorded, again, tmp_path):
     run = copy(recorded["unfinished"], tmp_path / "r")
     for path in (run.last, run.previous):
@@ -273,7 +282,7 @@ def test_a_measurement_of_another_checkpoint_is_in_no_table(recorded, tmp_path, 
     assert run_class_similarity.main([str(other.path)]) == 0
     shutil.copy(other.measurement("class_similarity"), run.measurement("class_similarity"))
     [row], complaints = table_of(run)
-    assert row["Class Similarity"] is None
+    assert row["Class Similarity"] == ""
     assert "another checkpoint" in complaints
     assert run_class_similarity.main([str(run.path)]) == 1
     assert "another checkpoint" in capsys.readouterr().err

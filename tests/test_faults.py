@@ -178,7 +178,12 @@ def test_killed_while_it_recovers_from_a_damaged_state(small, whole, tmp_path):
 
 @pytest.mark.parametrize(
     ("number", "code", "word"),
-    [(signal.SIGTERM, 99, "signal"), (signal.SIGUSR1, 99, "signal"), (signal.SIGINT, 130, "interrupted")],
+    [
+        (signal.SIGTERM, 99, "signal"),
+        (signal.SIGUSR1, 99, "signal"),
+        (signal.SIGUSR2, 99, "signal"),
+        (signal.SIGINT, 130, "interrupted"),
+    ],
 )
 def test_a_signal_finishes_the_step_and_the_same_command_continues_within_the_epoch(tmp_path, number, code, word):
     flags = ["--dataset=Synthetic", "--device=cpu", "--train_samples=2000", "--test_samples=20", "--batch_size=8"]
@@ -210,18 +215,13 @@ def test_stopped_at_a_safe_point_it_continues_bit_for_bit(train, whole, tmp_path
     """Each epoch has four, after its steps, and one in its evaluation; the 31st is in the evaluation of the end."""
     passed = 0
 
-    def is_stop_due(points):
+    def came(points):
         nonlocal passed
         passed += 1
-        return passed == stop_at
-
-    def check(points):
-        if passed == min(stop_at, 30):
-            raise KeyboardInterrupt
+        return signal.SIGINT if passed == stop_at else 0
 
     with monkeypatch.context() as patch:
-        patch.setattr("errors.SafePoints.check", check)
-        patch.setattr("errors.SafePoints.is_stop_due", is_stop_due)
+        patch.setattr("errors.SafePoints.signal", came)
         with pytest.raises(KeyboardInterrupt, match="the same command continues after"):
             train(tmp_path)
     assert content(train(tmp_path)) == content(whole[0])
@@ -388,7 +388,7 @@ def test_many_processes_add_to_the_table_at_once(small, tmp_path):
     while any(process.exitcode is None for process in running):
         if (tmp_path / "results.csv").exists():
             found = rows(tmp_path)
-            assert all(len(row) == len(table.ORIGINAL_COLUMNS + table.OWN_COLUMNS) and row["run"] for row in found)
+            assert all(list(row) == list(table.COLUMNS) and row["run"] for row in found)
             seen.append(len(found))
         time.sleep(0.01)
     assert [process.exitcode for process in running] == [0] * 32
@@ -403,13 +403,13 @@ def watched(argv, every, readings):
     """A run in a process of its own that reports, after each so many steps, its (resident bytes, open files)."""
     original, steps = training.Training.pause, 0
 
-    def pause(self, losses, seconds):
+    def pause(*arguments):
         nonlocal steps
         steps += 1
         if steps % every == 0:
             resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
             readings.put((resident, len(os.listdir("/proc/self/fd"))))
-        original(self, losses, seconds)
+        return original(*arguments)
 
     training.Training.pause = pause
     child(argv)

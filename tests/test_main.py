@@ -20,6 +20,7 @@ import data
 import files
 import main
 import runs
+import states
 import steps
 import table
 import training
@@ -67,6 +68,7 @@ def test_a_run_leaves_every_file(finished):
         "summary.json",
         "curves.png",
         "probes.png",
+        "probes.json",
         "checkpoints/last.pt",
         "checkpoints/epoch_0002.pt",
         "probes/epoch_0002.pt",
@@ -153,9 +155,33 @@ def test_probe_every_thins_the_iterations(tmp_path):
     assert dump["iteration"].tolist() == [0, 4]
 
 
+def test_probes_json_keeps_ends_and_means_of_the_dumps(tmp_path, monkeypatch):
+    finished = train(tmp_path)
+    dump = torch.load(finished.probes(2), weights_only=True)
+    kept = states.read_probes_summary(finished)
+    assert kept["sites"] == dump["sites"]
+    assert kept["iteration"] == dump["iteration"].tolist()
+    for key in KEYS:
+        values = dump[key].double()
+        for name, expected in (("first", values[0]), ("last", values[-1]), ("mean", values.mean(1))):
+            torch.testing.assert_close(torch.tensor(kept[key][name]).double(), expected, rtol=1e-5, atol=1e-9)
+    monkeypatch.setattr(states, "SUMMARIZED", 3)  # of more iterations than fit
+    states.summarize_probes(finished)
+    thinned = states.read_probes_summary(finished)
+    last = len(dump["iteration"]) - 1
+    assert thinned["iteration"] == [0, round(last / 2), last]
+    assert [thinned[key]["mean"] for key in KEYS] == [
+        [kept[key]["mean"][index] for index in thinned["iteration"]] for key in KEYS
+    ]
+    finished.probes_summary.unlink()
+    assert states.read_probes_summary(finished)["iteration"] == thinned["iteration"]
+
+
 def test_without_probes_there_are_no_dumps(tmp_path):
     run = train(tmp_path, "--probe_layers=False", "--epochs=1")
     assert not run.probe_dumps()
+    assert not run.probes_summary.exists()
+    assert states.read_probes_summary(run) is None
     assert not run.probes_picture.exists()
 
 
@@ -289,7 +315,7 @@ def test_results_csv_has_a_row_a_run(tmp_path):
         rows = {row["run"]: row for row in csv.DictReader(file)}
     assert rows.keys() == {done.path.name, diverged.path.name}
     row = rows[done.path.name]
-    assert tuple(row)[:16] == table.ORIGINAL_COLUMNS
+    assert tuple(row)[:16] == tuple(table.ORIGINAL_COLUMNS)
     assert float(row["Test Accuracy"]) == pytest.approx(100 * summary(done)["test_accuracy"])
     assert (row["Success"], rows[diverged.path.name]["Success"]) == ("True", "False")
     assert rows[diverged.path.name]["Test Accuracy"] == ""

@@ -1,26 +1,29 @@
 """README.md stays true: its flags are the parser's, its commands are accepted, the files it names exist."""
 
 import argparse
-import dataclasses
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from config import Config, parse_args
+import run_report
+from config import FLAGS, parse_args
 from flags import class_similarity_parser, hessian_parser
 from run_sweep import OWN
 from sweeps import build_parser, expand
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+FLAGS_PAGE = (ROOT / "docs" / "flags.md").read_text(encoding="utf-8")
 
 
 def flags_table():
     """The table of flags as the parser's fields give it."""
     lines = ["| flag | values | default | meaning |", "|---|---|---|---|"]
-    for option in dataclasses.fields(Config):
+    for option in FLAGS:
         kind = option.metadata["type"].__name__
         values = {"boolean": "True, False", "str": "text", "device_name": "text", "parse": "number"}[kind]
         if option.metadata["choices"]:
@@ -52,14 +55,18 @@ def test_the_table_of_flags_is_the_parsers():
     assert flags_table() in README, f"the README's table should read\n{flags_table()}"
 
 
-@pytest.mark.parametrize("parser", [hessian_parser(), class_similarity_parser()], ids=lambda parser: parser.prog)
+PARSERS = {"run_hessian.py": hessian_parser(), "run_class_similarity.py": class_similarity_parser()}
+PARSERS["run_report.py"] = run_report.build_parser()
+
+
+@pytest.mark.parametrize("parser", PARSERS.values(), ids=PARSERS)
 def test_the_tables_of_measuring_flags_are_the_parsers(parser):
-    assert measurement_table(parser) in README, f"the README's table should read\n{measurement_table(parser)}"
+    assert measurement_table(parser) in FLAGS_PAGE, f"docs/flags.md should read\n{measurement_table(parser)}"
 
 
 def test_the_table_of_sweep_flags_is_the_parsers():
     table = measurement_table(build_parser(), OWN)
-    assert table in README, f"the README's table should read\n{table}"
+    assert table in FLAGS_PAGE, f"docs/flags.md should read\n{table}"
 
 
 @pytest.mark.parametrize("command", commands("run_sweep.py"))
@@ -81,11 +88,22 @@ def test_every_command_is_accepted(command):
     assert words == ["--help"] or parse_args(words)
 
 
-@pytest.mark.parametrize("command", [*commands("run_hessian.py"), *commands("run_class_similarity.py")])
-def test_every_measuring_command_is_accepted(command):
+def test_every_torchrun_command_is_accepted():
+    lines = [line for line in README.splitlines() if line.startswith("torchrun ")]
+    assert lines
+    assert all(parse_args(shlex.split(line)[3:]) for line in lines)
+
+
+@pytest.mark.parametrize("command", [command for script in PARSERS for command in commands(script)])
+def test_every_measuring_and_reporting_command_is_accepted(command):
     _, script, *flags = shlex.split(command)
-    parser = {"run_hessian.py": hessian_parser, "run_class_similarity.py": class_similarity_parser}[script]()
-    assert parser.parse_args(flags)
+    assert PARSERS[script].parse_args(flags)
+
+
+def test_its_python_measures_a_foreign_network():
+    [program] = re.findall(r"```python\n(import torch\n.*?)```", README, re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert re.fullmatch(r"trace -?[\d.e+]+ ± [\d.e+]+, largest eigenvalue [\d.e+]+\n", done.stdout), done.stderr
 
 
 def test_the_make_commands_exist():

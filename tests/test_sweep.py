@@ -2,7 +2,6 @@
 
 import collections
 import csv
-import dataclasses
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import pytest
 import files
 import run_sweep
 import sweeps
-from config import Config, parse_args
+from config import FLAGS, parse_args
 from errors import UsageError
 
 ROOT = Path(__file__).parent.parent
@@ -83,7 +82,7 @@ def test_main_understands_the_flags_of_every_run(preset):
 
 def test_every_flag_of_main_can_be_swept():
     flags = {action.dest for action in sweeps.build_parser()._actions} - set(run_sweep.OWN) - {"help"}
-    assert flags == {option.name for option in dataclasses.fields(Config)} - set(sweeps.NOT_SWEPT)
+    assert flags == {option.name for option in FLAGS} - set(sweeps.NOT_SWEPT)
 
 
 def test_planning_needs_no_torch():
@@ -143,7 +142,8 @@ def test_what_is_done_is_not_done_again(swept, capsys):
 def test_a_dry_run_estimates_time_and_disk_from_what_is_done(swept, capsys):
     assert sweep(swept, "--norm_type=LayerNorm", "--seed=0,1", "--dry_run") == 0
     said = capsys.readouterr().out
-    assert "training takes about" in said
+    assert "1 runs take about" in said
+    assert "judged by the finished ones" in said
     assert "done  vgg_LayerNorm" in said
 
 
@@ -198,3 +198,25 @@ def test_a_stopped_sweep_stops_its_children_and_goes_on(tmp_path, number, code):
     flags = [*long, "--seed=0,1,2", "--dry_run"]
     dry = subprocess.run([sys.executable, ROOT / "run_sweep.py", *flags], capture_output=True, text=True, check=True)
     assert "2 begun, 1 new" in dry.stdout
+
+
+def test_two_sweeps_of_one_grid_share_the_work(tmp_path):
+    """Started at once, as on two machines that share a disk: no run is trained twice, none fails."""
+    flags = [*SMALL, "--norm_type=LayerNorm,Plain,RMSNorm", f"--results_dir={tmp_path}"]
+    argv = [sys.executable, ROOT / "run_sweep.py", *flags]
+    both = [subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=300) for process in both]
+    assert not list((tmp_path / "logs").glob("*.failed")), said
+    assert {process.returncode for process in both} <= {0, 1}
+    assert all(process.returncode == 0 or "unfinished" in words for process, (words, _) in zip(both, said, strict=True))
+    assert sweep(tmp_path, "--norm_type=LayerNorm,Plain,RMSNorm") == 0
+    assert sorted(row["Norm"] for row in rows(tmp_path)) == ["LayerNorm", "Plain", "RMSNorm"]
+    for log in (tmp_path / "logs").glob("*.log"):
+        assert log.read_text().count("epoch 1/1") == 1
+
+
+def test_runs_of_several_processes(tmp_path):
+    assert sweep(tmp_path, "--processes=2") == 0
+    [row] = rows(tmp_path)
+    assert row["batch_shares"] == "2"
+    assert "_shares2_" in row["run"]

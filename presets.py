@@ -1,0 +1,65 @@
+"""Grids of runs that have a name: what run_sweep.py's --preset means."""
+
+from config import CONV_OF_NORM, NORM_TYPES
+
+ORIGINAL_GROUPINGS = (1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125, 1e-7, 8.0, 16.0, 32.0, 64.0)
+ORIGINAL_NORMS = tuple(
+    name
+    for name in NORM_TYPES[: NORM_TYPES.index("MeanCentering")]
+    if name not in ("WeightNorm", "ScaledWeightStandardization")
+)
+
+
+def _original(momentum, weight_decay):
+    """The study's grid; vit's 64 pairs of channels and the like are left out where they do not divide a width."""
+    return {
+        "arch": ("vgg", "resnet-56", "vit"),
+        "norm_type": ORIGINAL_NORMS,
+        "p_grouping": ORIGINAL_GROUPINGS,
+        "dataset": ("CIFAR-10", "CIFAR-100"),
+        "batch_size": (256, 16),
+        "skipinit": (False, True),
+        "momentum": (momentum,),
+        "weight_decay": (weight_decay,),
+    }
+
+
+# The study that comes with the program, for two cores: short schedules, and smaller subsets for the larger networks.
+THRICE = ("BatchNorm", "LayerNorm", "InstanceNorm", "GroupNorm", "EvoNormBO", "Plain")
+ONCE = tuple(name for name in NORM_TYPES if name not in THRICE)
+WEIGHT_BASED = tuple(CONV_OF_NORM)
+_SHORT = {"dataset": ("ImageFolder",), "batch_size": (256,), "lr_warmup": (True,), "precision": ("bf16",)}
+_VGG = _SHORT | {
+    "arch": ("vgg",),
+    "epochs": (3,),
+    "hessian_flags": "--samples=250 --lanczos_steps=15 --trace_probes=10",
+}
+_SMALLER = _SHORT | {"train_samples": (5_000,), "test_samples": (2_000,), "batch_size": (64,), "epochs": (4,)}
+_SMALLER |= {"hessian_flags": "--samples=100 --lanczos_steps=10 --trace_probes=8"}
+_VIT = {"arch": ("vit",), "image_size": (32,), "patch_size": (4,)}
+CPU_STUDY = (
+    _VGG | {"norm_type": THRICE, "seed": (0, 1, 2)},
+    _VGG | {"norm_type": ONCE},
+    _SMALLER | {"arch": ("vgg",), "norm_type": ("GroupNorm",), "p_grouping": ORIGINAL_GROUPINGS, "seed": (0, 1)},
+    _SMALLER | {"arch": ("resnet-56",), "norm_type": (*THRICE, *WEIGHT_BASED)},
+    _SMALLER | {"arch": ("resnet-56",), "norm_type": WEIGHT_BASED, "seed": (1,)},
+    _SMALLER | _VIT | {"norm_type": ("LayerNorm", "BatchNorm", "GroupNorm", "RMSNorm", "DynamicTanh", "Plain")},
+)
+
+# {name: grids, the runs of all of which are the sweep}; "hessian_flags" are those of a grid's measurements
+PRESETS = {
+    "original": (_original(0.9, 1e-4), _original(0.0, 0.0)),
+    "cpu_study": CPU_STUDY,
+    "quick": (
+        {
+            "arch": ("vgg",),
+            "norm_type": ("BatchNorm", "LayerNorm", "Plain"),
+            "dataset": ("Synthetic",),
+            "train_samples": (500,),
+            "test_samples": (200,),
+            "image_size": (16,),
+            "batch_size": (50,),
+            "epochs": (3,),
+        },
+    ),
+}

@@ -1,0 +1,148 @@
+"""What the report says in words: its summary, what the data cannot say, its methods."""
+
+from findings import CELL, LEAST, MEASURES, OUTCOMES, effect, hyperparameters
+from report_page import interval, number, p_value
+
+SHORT = {
+    "Test Accuracy": "test accuracy",
+    "Train Accuracy": "train accuracy",
+    "Gen. Ratio": "the ratio of test to train accuracy",
+    "Gap": "the gap between train and test accuracy",
+}
+EFFECTS = {
+    "Mom & WD": ("momentum and weight decay", "on", "off"),
+    "SkipInit": ("SkipInit", "on", "off"),
+    "Batch Size": ("batch size", "", ""),
+}
+
+
+def summary(table, ranks, correlations, granulated):
+    """The findings best supported, at most three of different kinds, each a sentence with its numbers.
+
+    Support is the size of an effect over the half-width of its interval, which has to leave out zero.
+    """
+    found = [*_of_norms(ranks), *_of_measures(correlations, granulated), *_of_settings(table)]
+    best = {}
+    for kind, support, words in found:
+        if support > 1 and support > best.get(kind, (0, ""))[0]:
+            best[kind] = support, words
+    return [words for _, words in sorted(best.values(), reverse=True)[:3]]
+
+
+def _support(value, low, high):
+    width = (high - low) / 2
+    return abs(value) / width if width > 0 and (low > 0 or high < 0) else 0.0
+
+
+def _of_norms(ranks):
+    if len(ranks) < 2:
+        return
+    for place, word in ((0, "above"), (-1, "below")):
+        row = ranks.iloc[place]
+        yield (
+            f"norm {word}",
+            _support(row["advantage"], row["low"], row["high"]),
+            f"{row['Norm']} had the {'highest' if place == 0 else 'lowest'} test accuracy of {len(ranks)} norms: "
+            f"{abs(row['advantage']):.1f} points {word} the mean of norms in cells of equal hyperparameters (95 % "
+            f"interval {interval(row['low'], row['high'])}; n = {row['n']} runs; rank "
+            f"{interval(row['rank_low'], row['rank_high'])}).",
+        )
+
+
+def _of_measures(correlations, granulated):
+    frame = correlations[(correlations["coefficient"] == "Spearman") & (correlations["way"] == "within cells")]
+    for row in frame.to_dict("records"):
+        if row["p_holm"] < 0.05:
+            pooled = correlations[
+                (correlations["coefficient"] == "Spearman")
+                & (correlations["way"] == "pooled")
+                & (correlations["measure"] == row["measure"])
+                & (correlations["outcome"] == row["outcome"])
+            ]["value"].iloc[0]
+            [psi] = granulated[
+                (granulated["measure"] == row["measure"]) & (granulated["outcome"] == row["outcome"])
+            ].to_dict("records")
+            yield (
+                "measure",
+                _support(row["value"], row["low"], row["high"]),
+                f"Where only the norm differs, {MEASURES.get(row['measure'], row['measure'])} goes with "
+                f"{SHORT[row['outcome']]}: Spearman's ρ = {row['value']:.2f} within cells (95 % interval "
+                f"{interval(row['low'], row['high'])}; n = {row['n']}; p {_equals(row['p_holm'])} after Holm); "
+                f"pooled over all runs ρ = {pooled:.2f}, granulated Ψ = {psi['value']:.2f} "
+                f"({interval(psi['low'], psi['high'])}).",
+            )
+
+
+def _equals(p):
+    return p_value(p) if p < 0.001 else f"= {p_value(p)}"
+
+
+def _of_settings(table):
+    for axis, (name, on, off) in EFFECTS.items():
+        for outcome in ("Test Accuracy", "Gap"):
+            found = effect(table, axis, outcome)
+            if found is not None:
+                value, low, high, n, (first, second) = found
+                to, base = (on, off) if on else (number(float(second)), number(float(first)))
+                yield (
+                    f"setting {axis}",
+                    _support(value, low, high),
+                    f"{name[0].upper()}{name[1:]} {to} instead of {base} changed {SHORT[outcome]} by "
+                    f"{value:+.1f} points (95 % interval {interval(low, high)}; n = {n} groups of runs "
+                    f"alike in all else).",
+                )
+
+
+def cannot_say(table, correlations):
+    """What no reader should take from these runs: sentences."""
+    usable = table[~table["has_failed"]]
+    words = []
+    axes = ["Label", *hyperparameters(table)]
+    sizes = usable.groupby([usable[name].astype(str) for name in axes]).size() if len(usable) else None
+    if sizes is not None and sizes.median() < 3:
+        words.append(
+            f"Chance between seeds: half of the {len(sizes)} combinations of settings have {sizes.median():.0f} run or "
+            "fewer, so differences between single combinations are not separated from it."
+        )
+    failed = int(table["has_failed"].sum())
+    if failed:
+        by_norm = table[table["has_failed"]]["Norm"].value_counts()
+        words.append(
+            f"What failed runs would have reached: {failed} of {len(table)} failed "
+            f"({', '.join(f'{name} {count}' for name, count in by_norm.items())}); means are over the others."
+        )
+    missing = [MEASURES[name] for name in MEASURES if table[name].notna().sum() < LEAST]
+    if missing:
+        words.append(f"Anything about {', '.join(missing)}: measured on fewer than {LEAST} runs.")
+    constant = [name for name in CELL if table[name].astype(str).nunique() == 1]
+    if constant:
+        values = ", ".join(f"{name}: {number(table[name].iloc[0])}" for name in constant)
+        words.append(f"Other settings than these, which all runs share: {values}.")
+    if len(usable) and correlations["value"].notna().any():
+        words.append(
+            "Causes: measures and outcomes come from the same networks. A measure that goes with an outcome need not "
+            "move it, and intervals take runs for independent, though they share settings."
+        )
+    return words
+
+
+METHODS = [
+    f"Outcomes: {', '.join(OUTCOMES.values())}. A run counts as failed where it ended without a finite result or has "
+    "no test accuracy; failed runs are counted and take part in nothing else.",
+    "Cell: runs that are equal in all hyperparameters but the norm, its grouping and the seed.",
+    "Above its cells: a run's test accuracy less the mean, over norms, of the norms' means in its cell; averaged over "
+    "a norm's runs. Interval and ranks: 95 % of resamples of each norm's runs.",
+    f"Coefficients: Pearson's r, Spearman's ρ and Kendall's τ-b, as scipy computes them; none from fewer than "
+    f"{LEAST} runs or of a constant.",
+    "Pooled: all runs that did not fail. Within cells: the mean over cells of the cell's coefficient, weighted by "
+    "runs.",
+    "Intervals: 95 % of resamples of runs (within their cells; of groups for Ψ). They take runs for independent.",
+    "p: of independence, two-sided; pooled as scipy gives it, within cells by the normal approximation. Holm: adjusted "
+    "for the number of measures and outcomes of the same way and coefficient (Holm 1979).",
+    "Granulated (Jiang et al. 2020): ψ of a hyperparameter is the mean, over groups of runs that differ in it alone, "
+    "of the sign agreement of measure and outcome over pairs; Ψ is the mean of all ψ. The lowest and highest ψ are the "
+    "worst cases that Dziugaite et al. 2020 ask for: a measure that predicts has them on one side of zero.",
+    "The Hessian is that of the mean cross-entropy; class similarity is the mean cosine between class means of the "
+    "features that the classifier pools. README.md has the definitions of this program's measures; the table of the "
+    "original study has other ones (its Trace is not the trace of the Hessian).",
+]

@@ -1,0 +1,70 @@
+"""The README's way to add a norm: its three blocks of code, put where it says, into a copy of the program."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NAME = "MeanAbsoluteNorm"
+SMALL = ["--dataset=Synthetic", "--train_samples=60", "--test_samples=20", "--image_size=16", "--batch_size=20"]
+SMALL += ["--epochs=1", "--device=cpu", "--results_dir=results"]
+
+EVERYTHING = f"""
+import sys
+import torch
+import main, measuring, run_class_similarity, run_hessian, run_report
+from models import build_model
+
+SMALL = sys.argv[1:]
+for arch in ("vgg", "resnet-56", "vit"):
+    patches = ["--patch_size=8"] if arch == "vit" else []
+    main.main([f"--arch={{arch}}", "--norm_type=mean absolute norm", *SMALL, *patches])
+    model = build_model(arch, norm_type="{NAME}", num_classes=10, image_size=16, patch_size=8 if patches else 16)
+    assert any(type(module).__name__ == "{NAME}" for module in model.modules())
+assert run_hessian.main(["--results_dir=results", "--samples=10", "--lanczos_steps=2", "--trace_probes=1"]) == 0
+assert run_class_similarity.main(["--results_dir=results", "--samples=20"]) == 0
+assert run_report.main(["--results_dir=results", "--resamples=100"]) == 0
+"""
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory):
+    """A copy of the program to which the README's norm is added."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("### Add your own\n")[2].partition("\n## ")[0]
+    name, layer, line = re.findall(r"```(?:python)?\n(.*?)```", section, re.DOTALL)
+    folder = tmp_path_factory.mktemp("program")
+    for path in ROOT.glob("*.py"):
+        (folder / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+    edits = {"config.py": [("NORM_TYPES = (\n", f"NORM_TYPES = (\n{name}")]}
+    edits["layer_defs.py"] = [("\nNORMS = {\n", f"\n{layer}\n\nNORMS = {{\n{line}")]
+    for file, replacements in edits.items():
+        text = (folder / file).read_text(encoding="utf-8")
+        for old, new in replacements:
+            assert text.count(old) == 1
+            text = text.replace(old, new)
+        (folder / file).write_text(text, encoding="utf-8")
+    return folder
+
+
+def call(folder, *arguments):
+    done = subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_it_trains_in_every_network_and_is_measured_and_reported(extended):
+    call(extended, "-c", EVERYTHING, *SMALL)
+    page = (extended / "results" / "report.html").read_text(encoding="utf-8")
+    rows = (extended / "results" / "results.csv").read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 4
+    assert all(f",{NAME}," in row for row in rows[1:])
+    assert NAME in page
+
+
+def test_flags_and_sweeps_know_it(extended):
+    assert NAME in call(extended, "main.py", "--help")
+    said = call(extended, "run_sweep.py", f"--norm_type={NAME},BatchNorm", "--arch=vgg,vit", "--dry_run")
+    assert said.count(f"_{NAME}_") == 2

@@ -1,0 +1,159 @@
+"""results.csv: rows that runs and measurements add one by one are those that rebuilding from the folders gives."""
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import files
+import run_class_similarity
+import run_report
+import runs
+import table
+from config import Config
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.usefixtures("narrow")
+
+
+def rows(results):
+    with open(results / "results.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_rebuilt_is_the_same(results):
+    added = (results / "results.csv").read_bytes()
+    assert run_report.main(["--collect", f"--results_dir={results}"]) == 0
+    assert (results / "results.csv").read_bytes() == added
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory, small):
+    """A folder with two runs, one of which diverged."""
+    results = tmp_path_factory.mktemp("recorded")
+    with pytest.MonkeyPatch.context() as patch:
+        from conftest import NARROW
+
+        patch.setitem(__import__("config").VGG_LAYERS, "cfg_10", NARROW)
+        import main
+
+        for flags in (["--seed=1"], ["--init_lr=1e30", "--norm_type=Plain"]):
+            main.main([*small, "--epochs=1", f"--results_dir={results}", *flags])
+    return results
+
+
+@pytest.fixture
+def results(recorded, tmp_path):
+    return shutil.copytree(recorded, tmp_path / "results")
+
+
+def test_added_rows_are_those_of_a_rebuilt_table(results, train):
+    assert_rebuilt_is_the_same(results)
+    run = train(results, "--seed=0", "--epochs=1")
+    assert {row["status"] for row in rows(results)} == {"done", "diverged"}
+    assert len(rows(results)) == 3
+    assert_rebuilt_is_the_same(results)
+    assert run_class_similarity.main([str(run.path), "--samples=20"]) == 0
+    assert [row["class_similarity_samples"] for row in rows(results) if row["run"] == run.path.name] == ["20"]
+    assert_rebuilt_is_the_same(results)
+
+
+def test_the_row_of_a_deleted_run_goes_when_another_is_added(results, train):
+    shutil.rmtree(next(results.glob("vgg_Plain*")))
+    train(results, "--seed=0", "--epochs=1")
+    assert sorted(row["seed"] for row in rows(results)) == ["0", "1"]
+    assert_rebuilt_is_the_same(results)
+
+
+def test_a_run_that_is_started_over_has_no_row_until_it_ends(results, train, monkeypatch):
+    seen = []
+    monkeypatch.setattr("main.Training.finish", lambda self: seen.append(rows(results)) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(results, "--seed=1", "--epochs=1", "--overwrite=True")
+    assert [row["Norm"] for row in seen[0]] == ["Plain"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_text("Model,Norm\nvgg,Plain\n"),
+        lambda path: path.write_bytes(path.read_bytes()[:-40]),
+        lambda path: path.write_bytes(b"\xff\x00" * 50),
+        lambda path: path.write_text(""),
+    ],
+    ids=["missing", "foreign", "cut", "bytes", "empty"],
+)
+def test_a_table_that_is_not_whole_is_rebuilt(results, damage):
+    expected = (results / "results.csv").read_bytes()
+    damage(results / "results.csv")
+    table.update([runs.RunDirectory(next(results.glob("vgg_Plain*")))])
+    assert (results / "results.csv").read_bytes() == expected
+
+
+def test_a_damaged_run_is_said_and_has_no_row(results, capsys):
+    path = next(results.glob("vgg_Plain*/summary.json"))
+    path.write_text(path.read_text().replace("diverged", "done"))
+    table.collect(results)
+    assert [row["seed"] for row in rows(results)] == ["1"]
+    assert "does not fit its checksum" in capsys.readouterr().err
+
+
+def test_cells_are_what_the_files_say(results):
+    [row] = [row for row in rows(results) if row["status"] == "done"]
+    summary = files.read_json(results / row["run"] / "summary.json")
+    assert float(row["Test Accuracy"]) == pytest.approx(100 * summary["test_accuracy"])
+    assert float(row["Gen. Ratio"]) == summary["generalization_ratio"]
+    assert row["Trace"] == row["validation_loss"] == ""
+    assert (row["Success"], row["Mom & WD"], row["train_samples"]) == ("True", "True", "50")
+
+
+def test_the_columns_are_explained_beside_the_table(results):
+    assert (results / "README.md").read_text(encoding="utf-8") == table.explanation()
+    assert (ROOT / "results" / "README.md").read_text(encoding="utf-8") == table.explanation()
+    assert all(f"\n| {name} | " in table.explanation() for name in rows(results)[0])
+    assert {*table.SETTINGS, "val_fraction"} <= Config(batch_shares=2).identity().keys()
+
+
+def test_a_readme_of_someone_else_is_left_alone(results):
+    (results / "README.md").write_text("# My thesis\n")
+    table.collect(results)
+    assert (results / "README.md").read_text() == "# My thesis\n"
+
+
+def test_a_run_in_the_working_directory_gets_its_row(results, monkeypatch):
+    folder = next(results.glob("vgg_Plain*"))
+    expected = (results / "results.csv").read_bytes()
+    (results / "results.csv").unlink()
+    monkeypatch.chdir(folder)
+    table.update([runs.RunDirectory(".")])
+    assert (results / "results.csv").read_bytes() == expected
+
+
+def test_processes_that_add_rows_at_once_lose_none(results):
+    """Both runs' rows are taken out and put in again by eight processes."""
+    names = [str(path.parent) for path in results.glob("*/summary.json")]
+    expected = (results / "results.csv").read_bytes()
+    program = "import sys, table, runs; [table.update([runs.RunDirectory(sys.argv[1])]) for _ in range(20)]"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", program, names[index % 2]], cwd=ROOT, env=os.environ)
+        for index in range(8)
+    ]
+    assert [process.wait() for process in processes] == [0] * 8
+    assert (results / "results.csv").read_bytes() == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [(["--table=a.csv"], "--table"), (["--results_dir=nowhere"], "nowhere")],
+    ids=["table", "folder"],
+)
+def test_a_wrong_command_is_one_line(flags, words):
+    done = subprocess.run([sys.executable, ROOT / "run_report.py", "--collect", *flags], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert words in done.stderr
