@@ -26,24 +26,22 @@ def _original(momentum, weight_decay):
 
 # The study that comes with the program, for two cores: short schedules, and smaller subsets for the larger networks.
 THRICE = ("BatchNorm", "LayerNorm", "InstanceNorm", "GroupNorm", "EvoNormBO", "Plain")
-ONCE = tuple(name for name in NORM_TYPES if name not in THRICE)
 WEIGHT_BASED = tuple(CONV_OF_NORM)
 _SHORT = {"dataset": ("ImageFolder",), "batch_size": (256,), "lr_warmup": (True,), "precision": ("bf16",)}
 _VGG = _SHORT | {
     "arch": ("vgg",),
     "epochs": (3,),
-    "hessian_flags": "--samples=250 --lanczos_steps=15 --trace_probes=10",
+    "hessian_flags": "--samples=130 --lanczos_steps=15 --trace_probes=12",
 }
 _SMALLER = _SHORT | {"train_samples": (5_000,), "test_samples": (2_000,), "batch_size": (64,), "epochs": (4,)}
-_SMALLER |= {"hessian_flags": "--samples=100 --lanczos_steps=10 --trace_probes=8"}
+_SMALLER |= {"hessian_flags": "--samples=60 --lanczos_steps=10 --trace_probes=12"}
 _VIT = {"arch": ("vit",), "image_size": (32,), "patch_size": (4,)}
 CPU_STUDY = (
-    _VGG | {"norm_type": THRICE, "seed": (0, 1, 2)},
-    _VGG | {"norm_type": ONCE},
-    _SMALLER | {"arch": ("vgg",), "norm_type": ("GroupNorm",), "p_grouping": ORIGINAL_GROUPINGS, "seed": (0, 1)},
-    _SMALLER | {"arch": ("resnet-56",), "norm_type": (*THRICE, *WEIGHT_BASED)},
-    _SMALLER | {"arch": ("resnet-56",), "norm_type": WEIGHT_BASED, "seed": (1,)},
+    _VGG | {"norm_type": NORM_TYPES},
+    _SMALLER | {"arch": ("resnet-56",), "norm_type": (*WEIGHT_BASED, *THRICE)},
+    _SMALLER | {"arch": ("vgg",), "norm_type": ("GroupNorm",), "p_grouping": ORIGINAL_GROUPINGS},
     _SMALLER | _VIT | {"norm_type": ("LayerNorm", "BatchNorm", "GroupNorm", "RMSNorm", "DynamicTanh", "Plain")},
+    _VGG | {"norm_type": THRICE, "seed": (1, 2)},
 )
 
 # {name: grids, the runs of all of which are the sweep}; "hessian_flags" are those of a grid's measurements
