@@ -258,10 +258,10 @@ def leave_free(disk, size):
     return filler
 
 
-@pytest.mark.parametrize("free", [0, 4096, 20_000, 60_000, 100_000, 140_000, 180_000, 220_000, 260_000])
-def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on_once_there_is_space(train, whole, tmp_path, free):
+@pytest.mark.parametrize("share", [0, 0.02, 0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9])
+def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on_once_there_is_space(train, whole, tmp_path, share):
     with small_disk(tmp_path / "disk", 2_000_000) as disk:
-        filler = leave_free(disk, free)
+        filler = leave_free(disk, int(share * sum(path.stat().st_size for path in whole[0].path.rglob("*"))))
         with pytest.raises(OSError, match="No space left") as caught:
             train(disk / "results", EVERY_STEP)
         assert "\n" not in describe_os_error(caught.value)
