@@ -176,7 +176,8 @@ def _growth(probed):
 
 def _groupings(probed):
     """Size of GroupNorm's groups against stable rank, and gradients near the input, at initialization."""
-    whole = in_largest_cells([(row, part) for row, part in probed if 0 < row["Grouping"] <= 1], "Grouping")
+    own = [(row, part) for row, part in probed if row["Norm"] == "GroupNorm" and 0 < row["Grouping"] <= 1]
+    whole = in_largest_cells(own, "Grouping")
     for network in sorted({row["Model"] for row, _ in whole}):
         own = [pair for pair in whole if pair[0]["Model"] == network]
         groupings = np.array([row["Grouping"] for row, _ in own])

@@ -32,6 +32,7 @@ NORM_TYPES = (
     "DynamicTanh",
 )
 CONV_TYPES = ("Plain", "sWS", "WeightNormalized", "WeightCentered")
+GROUPED_NORMS = ("GroupNorm",)  # those that take --p_grouping
 BATCH_NORMS = ("BatchNorm", "EvoNormBO", "VarianceNorm", "MeanCentering")  # their statistics run over samples
 CONV_OF_NORM = {"WeightNorm": "WeightNormalized", "ScaledWeightStandardization": "sWS"}
 DATASETS = ("CIFAR-10", "CIFAR-100", "ImageFolder", "Synthetic")
@@ -298,20 +299,22 @@ def from_settings(settings):
 
 
 ONLY_WITH = {
-    "cfg": ("arch", "vgg"),
-    "skipinit": ("arch", "resnet-56"),
-    "preact": ("arch", "resnet-56"),
-    "patch_size": ("arch", "vit"),
-    "p_grouping": ("norm_type", "GroupNorm"),
-}  # {flag: (owner, the owner's value that can honour it)}
+    "cfg": ("arch", ("vgg",)),
+    "skipinit": ("arch", ("resnet-56",)),
+    "preact": ("arch", ("resnet-56",)),
+    "patch_size": ("arch", ("vit",)),
+    "p_grouping": ("norm_type", GROUPED_NORMS),
+}  # {flag: (owner, the owner's values that can honour it)}
 
 
 def _check_applicable(config, given):
     """A flag that the chosen network, norm or data set cannot honour is an error, not ignored."""
     for name, (owner, wanted) in ONLY_WITH.items():
         used = getattr(config, name) if name in ("skipinit", "preact") else name in given
-        if used and getattr(config, owner) != wanted:
-            raise UsageError(f"--{name} needs --{owner}={wanted}; {getattr(config, owner)} cannot honour it")
+        if used and getattr(config, owner) not in wanted:
+            raise UsageError(
+                f"--{name} needs --{owner}={' or '.join(wanted)}; {getattr(config, owner)} cannot honour it"
+            )
     if config.norm_type in CONV_OF_NORM and config.conv_type != "Plain":
         raise UsageError(f"--norm_type={config.norm_type} brings its own convolution; leave --conv_type out")
     if config.download and not config.dataset.startswith("CIFAR"):
@@ -328,7 +331,7 @@ def _check_network(config):
             check_patches(config.image_size, config.patch_size)
         except ValueError as error:
             raise UsageError(f"--patch_size={config.patch_size}: {error}") from None
-    if config.norm_type == "GroupNorm":
+    if config.norm_type in GROUPED_NORMS:
         widths = {"vgg": vgg_widths(config.cfg), "resnet-56": RESNET_WIDTHS, "vit": (VIT_WIDTH,)}[config.arch]
         layer = {"vgg": "convolution", "resnet-56": "stage", "vit": "block"}[config.arch]
         for index, width in enumerate(widths, start=1):
@@ -355,7 +358,7 @@ def check_patches(image_size, patch_size):
 
 
 def num_groups(p_grouping, width, layer):
-    """GroupNorm's number of groups for `width` channels.
+    """The number of groups of a grouped norm for `width` channels.
 
     p > 1: p groups. p ≤ 1: groups of 1/p channels, one group where 1/p is the width or more.
     Raises ValueError, naming layer, width and groups, where the groups do not divide the width.

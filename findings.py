@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from config import ARCHS, NORM_TYPES
+from config import ARCHS, GROUPED_NORMS, NORM_TYPES
 from errors import RunError
 from flags import canonical_name
 
@@ -70,7 +70,7 @@ def read_tables(paths):
 def tidy(table):
     """The frame with today's spellings, numbers as numbers, and Norm and Grouping that say what differs.
 
-    Grouping is P Grouping where the norm is GroupNorm, else NaN; Label is the norm with it; Gap is train − test
+    Grouping is P Grouping where the norm takes it, else NaN; Label is the norm with it; Gap is train − test
     accuracy; has_failed says which runs ended without a finite result.
     """
     table = table.copy()
@@ -83,7 +83,7 @@ def tidy(table):
         table[name] = words.map({"true": True, "false": False})
     table["Model"] = [_spelled(name, ARCHS) for name in table["Model"]]
     table["Norm"] = [_spelled(name, NORM_TYPES) for name in table["Norm"]]
-    table["Grouping"] = table["P Grouping"].where(table["Norm"] == "GroupNorm")
+    table["Grouping"] = table["P Grouping"].where(table["Norm"].isin(GROUPED_NORMS))
     grouped = [f"{norm} p={p:g}" if p == p else norm for norm, p in zip(table["Norm"], table["Grouping"], strict=True)]
     table["Label"] = grouped
     table["Gap"] = table["Train Accuracy"] - table["Test Accuracy"]

@@ -33,7 +33,7 @@ class Layers:
 
     def norm(self, width, layer):
         """(norm, activation) for `width` channels. Raises ValueError naming `layer` where groups do not divide it."""
-        groups = config.num_groups(self.p_grouping, width, layer) if self.norm_type == "GroupNorm" else 32
+        groups = config.num_groups(self.p_grouping, width, layer) if self.norm_type in config.GROUPED_NORMS else 32
         return build_norm(self.norm_type, width, groups)
 
 
@@ -216,17 +216,19 @@ def build_model(
     ):
         if value not in choices:
             raise ValueError(f"{name} {value!r} is none of {', '.join(choices)}")
-    for name, is_asked, owner, chosen in (
-        ("skipinit", skipinit, "resnet-56", arch),
-        ("preact", preact, "resnet-56", arch),
-        ("cfg", cfg != "cfg_10", "vgg", arch),
-        ("patch_size", patch_size != 16, "vit", arch),
-        ("p_grouping", p_grouping != 32, "GroupNorm", norm_type),
+    for name, is_asked in (
+        ("skipinit", skipinit),
+        ("preact", preact),
+        ("cfg", cfg != "cfg_10"),
+        ("patch_size", patch_size != 16),
+        ("p_grouping", p_grouping != 32),
     ):
-        if is_asked and chosen != owner:
-            raise ValueError(f"{name} is {owner}'s; {chosen} cannot honour it")
+        owner, wanted = config.ONLY_WITH[name]
+        chosen = {"arch": arch, "norm_type": norm_type}[owner]
+        if is_asked and chosen not in wanted:
+            raise ValueError(f"{name} is for {' and '.join(wanted)}; {chosen} cannot honour it")
     if arch == "vit":
-        groups = config.num_groups(p_grouping, config.VIT_WIDTH, "vit") if norm_type == "GroupNorm" else 32
+        groups = config.num_groups(p_grouping, config.VIT_WIDTH, "vit") if norm_type in config.GROUPED_NORMS else 32
         image_size = image_size or config.VIT_IMAGE_SIZE
         return VisionTransformer(norm_type, num_classes, conv_type, groups, image_size, patch_size)
     layers = Layers(norm_type, conv_type, p_grouping)

@@ -155,7 +155,7 @@ def _ordered_groupings(groupings):
 
 
 def draw_groupings(table, path):
-    """Test accuracy of GroupNorm over its groupings, from single channels to one group; False where there are none."""
+    """Test accuracy of grouped norms over their groupings, from single channels to one group; False without two."""
     usable = table[~table["has_failed"] & table["Grouping"].notna()]
     groupings = _ordered_groupings(usable["Grouping"].unique())
     if len(groupings) < 2:
@@ -165,9 +165,10 @@ def draw_groupings(table, path):
     palette = iter(COLOURS[1:])
     datasets = sorted(usable["Dataset"].unique())
     of_dataset = {name: next(palette) for name in datasets[: len(COLOURS) - 1]}
-    for (network, dataset, batch), group in usable.groupby(["Model", "Dataset", "Batch Size"]):
+    for (norm, network, dataset, batch), group in usable.groupby(["Norm", "Model", "Dataset", "Batch Size"]):
         by = group.groupby("Grouping")["Test Accuracy"].agg(["mean", "std", "count"]).reindex(groupings)
-        label = f"{_text(network)}, {_text(dataset)}, batch {batch:g} (n = {int(by['count'].sum())})"
+        named = f"{_text(norm)}, " if usable["Norm"].nunique() > 1 else ""
+        label = f"{named}{_text(network)}, {_text(dataset)}, batch {batch:g} (n = {int(by['count'].sum())})"
         axis.errorbar(
             range(len(groupings)),
             by["mean"],
@@ -252,7 +253,7 @@ def draw_depth_of_groupings(probed, moment, path):
     """Likeness of samples over depth for each grouping of GroupNorm; False where there are no two."""
     from matplotlib import colormaps
 
-    own = [(row, part) for row, part in probed if row["Grouping"] == row["Grouping"]]
+    own = [(row, part) for row, part in probed if row["Norm"] == "GroupNorm"]
     groupings = _ordered_groupings({row["Grouping"] for row, _ in own})
     if len(groupings) < 2:
         return False

@@ -181,7 +181,7 @@ class Report:
         if len(ranks):
             words = "Test accuracy above the mean of norms in cells of equal hyperparameters, with 95 % intervals."
             add("ranking", "norms", words, report_figures.draw_ranking, ranks, "Norm")
-            words = "Test accuracy by grouping of GroupNorm: mean and standard deviation over runs."
+            words = "Test accuracy by grouping: mean and standard deviation over runs."
             add("groupings", "norms", words, report_figures.draw_groupings, table)
         if measures:
             words = "Every measure and outcome; * where p < 0.05 after Holm. Ψ: granulated."
@@ -246,7 +246,7 @@ class Report:
                 "Every cell: means, standard deviations, n, failures", page.cells_table(frames["by_cell"])
             )
         if len(frames["groupings"]) > 1:
-            norms += page.details("GroupNorm by grouping", page.ranking_table(frames["groupings"], "Label"))
+            norms += page.details("Norms by grouping", page.ranking_table(frames["groupings"], "Label"))
         measures = f"<p>No measure is there for {findings.LEAST} runs or more.</p>"
         if len(granulated):
             measures = pictures["measures"]

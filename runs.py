@@ -19,7 +19,7 @@ from pathlib import Path
 
 import filelock
 
-from config import Config, from_settings, shares_of_batch
+from config import GROUPED_NORMS, Config, from_settings, shares_of_batch
 from errors import RunError, UsageError
 from files import locked, read_json, remove_leftovers
 
@@ -124,7 +124,7 @@ def identity_hash(config):
 def run_name(config):
     """`<arch>_<norm>_<dataset>_…_seed0_<8 hex>`: what differs from the defaults, readable; the hash, exact."""
     parts = [config.arch, config.norm_type, config.dataset]
-    if config.norm_type == "GroupNorm":
+    if config.norm_type in GROUPED_NORMS:
         parts.append(f"p{config.p_grouping:g}")
     if config.conv_type != "Plain":
         parts.append(config.conv_type)

@@ -146,7 +146,7 @@ def expand(given, preset=None, processes=1):
         for values in itertools.product(*grid.values()):
             chosen = dict(zip(grid, values, strict=True)) | shared
             for name, (owner, wanted) in ONLY_WITH.items():
-                if chosen.get(owner, getattr(Config, owner)) != wanted:
+                if chosen.get(owner, getattr(Config, owner)) not in wanted:
                     chosen.pop(name, None)
             key = tuple(chosen.items())
             if key in seen:

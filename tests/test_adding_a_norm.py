@@ -29,16 +29,41 @@ assert run_class_similarity.main(["--results_dir=results", "--samples=20"]) == 0
 assert run_report.main(["--results_dir=results", "--resamples=100"]) == 0
 """
 
+# a second one, as the README says of norms with groups and of those with running statistics: name, class, line
+GROUPED = (
+    '    "GroupMaximumNorm",\n',
+    """
+
+class GroupMaximumNorm(_RunningNorm):
+    def __init__(self, num_channels, num_groups):
+        super().__init__(num_channels, mean=False)
+        self.num_groups = num_groups
+
+    def forward(self, x):
+        size = self.running_var
+        if self.training:
+            grouped = x.unflatten(1, (self.num_groups, -1)).abs().amax((0, 2, 3, 4))
+            size = grouped.repeat_interleave(self.num_channels // self.num_groups)
+            self.update(variance=size)
+        return self.affine(x, 1 / (size + EPS)[None])
+""",
+    '    "GroupMaximumNorm": NormType(GroupMaximumNorm),\n',
+)
+
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory):
     """A copy of the program to which the README's norm is added."""
     section = (ROOT / "README.md").read_text(encoding="utf-8").partition("### Add your own\n")[2].partition("\n## ")[0]
-    name, layer, line = re.findall(r"```(?:python)?\n(.*?)```", section, re.DOTALL)
+    name, layer, line = (
+        of_readme + own
+        for of_readme, own in zip(re.findall(r"```(?:python)?\n(.*?)```", section, re.DOTALL), GROUPED, strict=True)
+    )
     folder = tmp_path_factory.mktemp("program")
     for path in ROOT.glob("*.py"):
         (folder / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
     edits = {"config.py": [("NORM_TYPES = (\n", f"NORM_TYPES = (\n{name}")]}
+    edits["config.py"].append(("GROUPED_NORMS = (", 'GROUPED_NORMS = ("GroupMaximumNorm", '))
     edits["layer_defs.py"] = [("\nNORMS = {\n", f"\n{layer}\n\nNORMS = {{\n{line}")]
     for file, replacements in edits.items():
         text = (folder / file).read_text(encoding="utf-8")
@@ -68,3 +93,12 @@ def test_flags_and_sweeps_know_it(extended):
     assert NAME in call(extended, "main.py", "--help")
     said = call(extended, "run_sweep.py", f"--norm_type={NAME},BatchNorm", "--arch=vgg,vit", "--dry_run")
     assert said.count(f"_{NAME}_") == 2
+
+
+def test_one_with_groups_takes_their_number_and_running_statistics(extended):
+    call(extended, "main.py", "--norm_type=GroupMaximumNorm", "--p_grouping=0.25", *SMALL[:-1], "--results_dir=grouped")
+    [run] = (extended / "grouped").glob("vgg_GroupMaximumNorm_Synthetic_p0.25_*")
+    look = f"import torch; print(torch.load('{run}/checkpoints/epoch_0001.pt')['blocks.0.norm.running_var'])"
+    sizes = [float(x) for x in re.findall(r"\d+\.\d+", call(extended, "-c", look))]
+    assert len(sizes) >= 4
+    assert len(set(sizes[:4])) == 1 != sizes[0]
