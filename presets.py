@@ -39,6 +39,7 @@ _VIT = {"arch": ("vit",), "image_size": (32,), "patch_size": (4,)}
 CPU_STUDY = (
     _VGG | {"norm_type": NORM_TYPES},
     _SMALLER | {"arch": ("resnet-56",), "norm_type": (*WEIGHT_BASED, *THRICE)},
+    _SMALLER | {"arch": ("resnet-56",), "norm_type": WEIGHT_BASED, "seed": (1,)},
     _SMALLER | {"arch": ("vgg",), "norm_type": ("GroupNorm",), "p_grouping": ORIGINAL_GROUPINGS},
     _SMALLER | _VIT | {"norm_type": ("LayerNorm", "BatchNorm", "GroupNorm", "RMSNorm", "DynamicTanh", "Plain")},
     _VGG | {"norm_type": THRICE, "seed": (1, 2)},

@@ -46,7 +46,7 @@ def colour(norm):
     return OF_NORM.get(norm, OTHER)
 
 
-def _legend(figure, norms, networks, colours=OF_NORM):
+def _legend(figure, norms, networks, colours=OF_NORM, columns=8):
     from matplotlib.lines import Line2D
 
     handles = [
@@ -56,7 +56,9 @@ def _legend(figure, norms, networks, colours=OF_NORM):
         Line2D([], [], color="#444444", marker=MARKERS.get(name, "^"), ls="none", mfc="none", label=_text(name))
         for name in networks
     ]
-    figure.legend(handles=handles, loc="lower center", ncols=min(len(handles), 8), frameon=False, fontsize="small")
+    figure.legend(
+        handles=handles, loc="lower center", ncols=min(len(handles), columns), frameon=False, fontsize="small"
+    )
 
 
 def _in_order(values, order):
@@ -239,9 +241,9 @@ def read_probes(runs_of_table):
     return found
 
 
-def draw_depth(probed, moment, path):
-    """Each statistic over depth, at the first or the last iteration: columns are networks, a line is a norm's mean."""
-    return _draw_statistics(probed, path, lambda part, key: part[key][moment], "site (1 = nearest the input)")
+def draw_depth(probed, moment, keys, path):
+    """Statistics over depth, at the first or the last iteration: columns are networks, a line is a norm's mean."""
+    return _draw_statistics(probed, path, lambda part, key: part[key][moment], "site (1 = nearest the input)", keys)
 
 
 def draw_iterations(probed, path):
@@ -269,10 +271,13 @@ def _draw_statistics(probed, path, values_of, xlabel, keys=KEYS, colours=OF_NORM
     networks = _in_order({row["Model"] for row, _ in probed}, ARCHS)
     if not networks:
         return False
-    figure, axes = _figure(len(keys), len(networks), figsize=(5.6 * len(networks) + 0.6, 3.1 * len(keys) + 0.8))
-    height = 3.1 * len(keys) + 0.8
+    named = _in_order({about["Norm"] for about, _ in probed}, colours)
+    columns = min(8, 3 * len(networks))
+    bottom = 0.7 + 0.25 * -(-len(named) // columns)  # inches below the axes, for the legend's lines
+    height = 3 * len(keys) + bottom
+    figure, axes = _figure(len(keys), len(networks), figsize=(5.6 * len(networks) + 0.6, height))
     figure.subplots_adjust(
-        left=0.16 / len(networks), right=0.985, bottom=1.2 / height, top=1 - 0.35 / height, hspace=0.3
+        left=0.16 / len(networks), right=0.985, bottom=bottom / height, top=1 - 0.35 / height, hspace=0.3
     )
     for row, key in enumerate(keys):
         for column, network in enumerate(networks):
@@ -300,6 +305,6 @@ def _draw_statistics(probed, path, values_of, xlabel, keys=KEYS, colours=OF_NORM
             axis.set_ylabel(f"{TITLES[key]} ({kind})" if column == 0 else "")
             axis.set(xlabel=xlabel if row == len(keys) - 1 else "", title=network if row == 0 else "")
             axis.grid(alpha=0.3)
-    _legend(figure, _in_order({about["Norm"] for about, _ in probed}, colours), [], colours)
+    _legend(figure, named, [], colours, columns)
     save_figure(figure, path, _palette())
     return True

@@ -203,9 +203,11 @@ class Report:
             words = f"Statistics over depth at {when}: means over a norm's runs{where}."
             if moment == "first":
                 words += " The head of a ViT starts from zero, so no gradient passes it then."
-            add(f"depth_{moment}", "inside", words, report_figures.draw_depth, by_norm, moment)
+            add(f"depth_{moment}", "inside", words, report_figures.draw_depth, by_norm, moment, report_figures.KEYS)
             words = f"GroupNorm by grouping over depth at {when}: means over runs{where}."
             add(f"groupings_{moment}", "inside", words, report_figures.draw_depth_of_groupings, by_grouping, moment)
+        words = f"Activation variance over depth at the first iteration: means over a norm's runs{where}."
+        add("variance", "papers", words, report_figures.draw_depth, by_norm, "first", ("activation_variance",))
         words = f"Statistics over training: means over sites and a norm's runs{where}."
         add("iterations", "inside", words, report_figures.draw_iterations, by_norm)
 
@@ -223,7 +225,7 @@ class Report:
 
         pictures = {
             section: "".join(page.picture(path, said) for path, said, where in self.figures if where == section)
-            for section in ("norms", "measures", "inside")
+            for section in ("norms", "measures", "papers", "inside")
         }
         ranks, correlations, granulated = frames["ranking"], frames["correlations"], frames["granulated"]
         failed = int(table["has_failed"].sum())
@@ -258,7 +260,7 @@ class Report:
             ("Which norm is best, and where", norms),
             ("What goes with generalization", measures),
             ("Claims of the original study", claims.of_the_original(table, ranks, correlations, granulated)),
-            ("Claims of papers", claims.published_html(frames["claims"])),
+            ("Claims of papers", pictures["papers"] + claims.published_html(frames["claims"])),
             ("Beside another table", self.beside(page, claims, frames)),
             ("Inside the networks", pictures["inside"]),
             ("Runs", page.runs_table(table, links)),
