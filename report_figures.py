@@ -24,6 +24,8 @@ HESSIAN = ("Trace", "Eigen Mean", "Eigen Variance", "Max Eigen")
 MOST_RUNS = 1000  # whose probe dicts and spectra are read, evenly chosen
 STARRED = 0.05
 GROUPING_SCALE = "viridis"
+NODE_WIDTH = 0.1  # in asinh λ, of a Ritz value in the densities side by side
+FEWEST = 0.01  # eigenvalues per unit of it that are still drawn
 
 
 @functools.cache
@@ -61,6 +63,12 @@ def _legend(figure, norms, networks, colours=OF_NORM, columns=8):
     )
 
 
+def _below(count, panels):
+    """(columns of a legend of `count` names below some panels side by side, inches that it and the labels take)."""
+    columns = min(8, 3 * panels)
+    return columns, 0.7 + 0.25 * -(-count // columns)
+
+
 def _in_order(values, order):
     values = set(values)
     return [name for name in order if name in values] + sorted(values - set(order), key=str)
@@ -68,8 +76,8 @@ def _in_order(values, order):
 
 def draw_ranking(ranks, label, path):
     """How far each norm lies above the mean of its cells, with intervals."""
-    figure, [[axis]] = _figure(1, 1, figsize=(9, 1.6 + 0.36 * len(ranks)))
-    figure.subplots_adjust(left=0.26, right=0.97, bottom=0.9 / (1.6 + 0.36 * len(ranks)), top=0.97)
+    figure, [[axis]] = _figure(1, 1, figsize=(9.6, 1.6 + 0.36 * len(ranks)))
+    figure.subplots_adjust(left=0.31, right=0.97, bottom=0.9 / (1.6 + 0.36 * len(ranks)), top=0.97)
     for place, row in enumerate(ranks.iloc[::-1].to_dict("records")):
         each = colour(row[label].partition(" p=")[0])
         spread = [[row["advantage"] - row["low"]], [row["high"] - row["advantage"]]]
@@ -208,21 +216,23 @@ def draw_densities(runs_of_table, path):
     networks = _in_order([network for network, _ in found], ARCHS)
     if not networks:
         return False
-    figure, axes = _figure(1, len(networks), figsize=(6.4 * len(networks), 5))
-    figure.subplots_adjust(left=0.1 / len(networks) + 0.02, right=0.985, bottom=0.27, top=0.92)
+    named = _in_order([norm for _, norm in found], NORM_TYPES)
+    columns, bottom = _below(len(named), len(networks))
+    height = 3.6 + bottom
+    figure, axes = _figure(1, len(networks), figsize=(6.4 * len(networks), height))
+    figure.subplots_adjust(left=0.1 / len(networks) + 0.02, right=0.985, bottom=bottom / height, top=1 - 0.35 / height)
     for axis, network in zip(axes.flat, networks, strict=True):
         for (arch, norm), content in found.items():
             if arch == network:
-                low, high = content["min_eigen"], content["max_eigen"]
-                span = (high - low) or 1.0
-                points = np.linspace(low - 0.02 * span, high + 0.02 * span, 1500)
-                density = spectral_density(content["probes"], points, span / 150).mean(0)
-                floor = 1e-3 / content["dimension"] / span
-                axis.plot(points, np.maximum(density, floor), color=colour(norm), lw=1.2)
-        axis.set(xscale="symlog", yscale="log", xlabel="eigenvalue λ", title=network)
-        axis.set_ylabel("density of eigenvalues (per unit of λ)")
+                probes = [probe | {"nodes": np.arcsinh(probe["nodes"]).tolist()} for probe in content["probes"]]
+                low, high = (np.arcsinh(content[name]) for name in ("min_eigen", "max_eigen"))
+                points = np.linspace(low - 3 * NODE_WIDTH, high + 3 * NODE_WIDTH, 1000)
+                density = content["dimension"] * spectral_density(probes, points, NODE_WIDTH).mean(0)
+                axis.plot(np.sinh(points), np.where(density < FEWEST, np.nan, density), color=colour(norm), lw=1.2)
+        axis.set(xscale="asinh", yscale="log", xlabel="eigenvalue λ", title=network)
+        axis.set_ylabel("eigenvalues per unit of asinh λ")
         axis.grid(alpha=0.3)
-    _legend(figure, _in_order([norm for _, norm in found], NORM_TYPES), [])
+    _legend(figure, named, [], columns=columns)
     save_figure(figure, path, _palette())
     return True
 
@@ -272,8 +282,7 @@ def _draw_statistics(probed, path, values_of, xlabel, keys=KEYS, colours=OF_NORM
     if not networks:
         return False
     named = _in_order({about["Norm"] for about, _ in probed}, colours)
-    columns = min(8, 3 * len(networks))
-    bottom = 0.7 + 0.25 * -(-len(named) // columns)  # inches below the axes, for the legend's lines
+    columns, bottom = _below(len(named), len(networks))
     height = 3 * len(keys) + bottom
     figure, axes = _figure(len(keys), len(networks), figsize=(5.6 * len(networks) + 0.6, height))
     figure.subplots_adjust(
