@@ -77,7 +77,7 @@ def of_the_original(table, ranks, correlations, granulated):
                 f"{own.index[0] + 1} of {len(ranks)}",
                 interval(row["rank_low"], row["rank_high"]),
                 f"{ends} of {cells}",
-                "yes" if holds else "not surely" if _may_hold(row, is_best, last) else "no",
+                _said(row, holds, is_best, last),
             ]
         )
     if rows:
@@ -90,8 +90,11 @@ def of_the_original(table, ranks, correlations, granulated):
     return Raw("".join(parts)) or Raw("<p>These runs lack what the claims are about.</p>")
 
 
-def _may_hold(row, is_best, last):
-    return row["rank_low"] <= 2 if is_best else row["rank_high"] >= last
+def _said(row, holds, is_best, last):
+    if row["n"] < 2:
+        return "cannot be said with n = 1"
+    may_hold = row["rank_low"] <= 2 if is_best else row["rank_high"] >= last
+    return "yes" if holds else "not surely" if may_hold else "no"
 
 
 def _ends(table, norm, is_best):

@@ -150,7 +150,8 @@ def ranking(table, outcome="Test Accuracy", label="Norm", resamples=RESAMPLES, s
 
     `advantage` is the mean over runs of the outcome less the mean of the norms' means in the run's cell (all
     hyperparameters equal); low and high are the 95 % interval of resampling each norm's runs, and rank_low, rank_high
-    that of the rank. Runs that failed are counted in `failed`.
+    that of the rank: NaN for a norm with one run, which says nothing of its spread. Runs that failed are counted in
+    `failed`.
     """
     usable = table[~table["has_failed"] & table[outcome].notna()]
     if usable.empty:
@@ -172,7 +173,8 @@ def ranking(table, outcome="Test Accuracy", label="Norm", resamples=RESAMPLES, s
     failed = table.groupby(label)["has_failed"].sum()
     found.insert(2, "failed", found[label].map(failed).astype(int))
     for name, values in (("", samples), ("rank_", ranks)):
-        found[f"{name}low"], found[f"{name}high"] = np.quantile(values, [0.025, 0.975], axis=1)
+        bounds = np.where(found["n"] > 1, np.quantile(values, [0.025, 0.975], axis=1), np.nan)
+        found[f"{name}low"], found[f"{name}high"] = bounds
     return found.sort_values("advantage", ascending=False, ignore_index=True)
 
 

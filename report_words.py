@@ -131,7 +131,8 @@ METHODS = [
     "no test accuracy; failed runs are counted and take part in nothing else.",
     "Cell: runs that are equal in all hyperparameters but the norm, its grouping and the seed.",
     "Above its cells: a run's test accuracy less the mean, over norms, of the norms' means in its cell; averaged over "
-    "a norm's runs. Interval and ranks: 95 % of resamples of each norm's runs.",
+    "a norm's runs. Interval and ranks: 95 % of resamples of each norm's runs; a norm with one run has none, and does "
+    "not move in the ranks of the others.",
     f"Coefficients: Pearson's r, Spearman's ρ and Kendall's τ-b, as scipy computes them; none from fewer than "
     f"{LEAST} runs or of a constant.",
     "Pooled: all runs that did not fail. Within cells: the mean over cells of the cell's coefficient, weighted by "

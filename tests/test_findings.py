@@ -223,6 +223,14 @@ def test_failed_runs_are_counted_and_not_averaged():
     assert findings.by_cell(runs)["n"].sum() == 6
 
 
+def test_one_run_has_no_interval():
+    runs = table(3, Norm=["Plain", "Plain", "BatchNorm"])
+    runs["Test Accuracy"] = [80.0, 82, 90]
+    ranks = findings.ranking(runs, resamples=50)
+    assert ranks["n"].tolist() == [1, 2]
+    assert ranks[["low", "high", "rank_low", "rank_high"]].isna().all(axis=1).tolist() == [True, False]
+
+
 def test_a_table_of_failures_has_an_empty_ranking():
     runs = table(3, Success=["False"] * 3)
     assert findings.ranking(runs).empty
