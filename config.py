@@ -85,7 +85,7 @@ class Config:
     )
     p_grouping: float = _flag(
         32.0,
-        "GroupNorm's groups: above 1, the number of groups; up to 1, groups of 1/p channels "
+        f"groups of {', '.join(GROUPED_NORMS)}: above 1, the number of groups; up to 1, groups of 1/p channels "
         "(1: InstanceNorm, 0.5: pairs, 1e-7: one group)",
         group="network",
         type=number(float, low=1e-12, high=1e6),

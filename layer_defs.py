@@ -75,7 +75,8 @@ class _RunningNorm(_Norm):
     """A norm with running batch statistics: mean from 0, variance from 1, new = 0.9 · old + 0.1 · batch.
 
     `across`, where several processes share a batch and its statistics are to be those of all of it, gives the mean
-    over samples of what is the mean over this process's: see synchronize.
+    over samples of what is the mean over this process's: see synchronize. Buffers of running statistics have names
+    that begin with `running_`, by which measurements with batch statistics know such a layer.
     """
 
     across = None

@@ -17,6 +17,7 @@ from states import read_probes_summary
 # From the palettes of Paul Tol (muted) and of Okabe & Ito: told apart with the common forms of colour blindness.
 COLOURS = ("#000000", "#332288", "#88ccee", "#882255", "#ddcc77", "#117733", "#aa4499", "#cc6677", "#e69f00", "#d55e00")
 COLOURS += ("#44aa99", "#777777", "#0072b2", "#999933")
+COLOURS += ("#661100", "#6699cc", "#225522", "#ee8866", "#bbcc33", "#000088", "#ffaabb", "#997700")  # for norms to come
 OTHER = "#bbbbbb"
 OF_NORM = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(NORM_TYPES)}
 MARKERS = dict(zip(ARCHS, "osD", strict=True))
@@ -35,7 +36,7 @@ def _palette():
     from PIL import Image
 
     marks = np.array([colors.to_rgb(each) for each in COLOURS[1:]])
-    tints = [1 - alpha * (1 - marks) for alpha in np.linspace(1, 0.1, 10)]
+    tints = [1 - alpha * (1 - marks) for alpha in np.linspace(1, 0.15, 6)]
     greys = np.repeat(np.linspace(0, 1, 32)[:, None], 3, axis=1)
     scales = [colormaps[name](np.linspace(0, 1, 47))[:, :3] for name in ("PuOr", GROUPING_SCALE)]
     entries = (np.concatenate([*tints, greys, *scales]) * 255).round().astype(np.uint8)
@@ -90,6 +91,19 @@ def draw_ranking(ranks, label, path):
     save_figure(figure, path, _palette())
 
 
+def _scale_of(measure, values):
+    """(name and options of an axis's scale, to it, back from it): of the Hessian's measures the logarithm, or what is
+    like it on both sides of zero."""
+    size = values.abs().median()
+    is_even = (values <= 0).any() and values.abs().max() < 30 * size
+    if measure not in HESSIAN or values.empty or is_even:
+        return ("linear", {}), np.asarray, np.asarray
+    if (values > 0).all():
+        return ("log", {}), np.log10, lambda x: 10**x
+    width = size / 2 or 1.0
+    return ("asinh", {"linear_width": width}), lambda x: np.arcsinh(x / width), lambda x: width * np.sinh(x)
+
+
 def draw_outcome(table, outcome, titles, path):
     """Every measure of {column: title} against one outcome, with a line through each cell."""
     measures = list(titles)
@@ -101,24 +115,22 @@ def draw_outcome(table, outcome, titles, path):
     axes_of = hyperparameters(usable)
     for axis, measure in zip(axes.flat, measures, strict=False):
         pair = usable.dropna(subset=[measure, outcome])
-        is_logarithmic = measure in HESSIAN and (pair[measure] > 0).mean() > 0.9
-        if is_logarithmic:
-            pair = pair[pair[measure] > 0]
+        (name, options), to_scale, from_scale = _scale_of(measure, pair[measure])
+        size = 36 if len(pair) < 100 else 14
         for (norm, network), group in pair.groupby(["Norm", "Model"]):
             marker = MARKERS.get(network, "^")
-            axis.scatter(group[measure], group[outcome], s=14, color=colour(norm), marker=marker, alpha=0.7, lw=0)
+            axis.scatter(group[measure], group[outcome], s=size, color=colour(norm), marker=marker, alpha=0.7, lw=0)
         cells = pair.groupby([pair[name].astype(str) for name in axes_of]) if axes_of else [("", pair)]
         for _, group in cells:
-            x = np.log10(group[measure]) if is_logarithmic else group[measure]
+            x = to_scale(group[measure])
             if len(group) >= LEAST and np.ptp(x) > 0:
                 slope = np.cov(x, group[outcome])[0, 1] / np.var(x, ddof=1)
                 ends = np.array([x.min(), x.max()])
                 line = group[outcome].mean() + slope * (ends - x.mean())
-                axis.plot(10**ends if is_logarithmic else ends, line, color="#555555", lw=0.7, alpha=0.6)
+                axis.plot(from_scale(ends), line, color="#555555", lw=0.7, alpha=0.6)
         axis.set(xlabel=f"{titles[measure]} (n = {len(pair)})", ylabel=OUTCOMES[outcome])
-        if is_logarithmic and len(pair):
-            axis.set_xscale("log")
-        else:
+        axis.set_xscale(name, **options)
+        if name == "linear":
             axis.xaxis.get_major_locator().set_params(nbins=5)
         axis.grid(alpha=0.3)
     for axis in list(axes.flat)[len(measures) :]:

@@ -7,12 +7,13 @@ from urllib.parse import quote
 
 from findings import MEASURES
 
+WIDE = 60  # characters from which a cell is broken into lines
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;max-width:1180px;padding:1rem 1.2rem 4rem;color:#1a1a1a}
 h1{font-size:1.7rem}h2{margin-top:2.4rem;border-bottom:1px solid #ccc}figure{margin:1.2rem 0}img{max-width:100%}
 figcaption{color:#444;font-size:.9rem}table{border-collapse:collapse;font-size:.86rem;margin:.6rem 0}
 th,td{padding:.18rem .55rem;border-bottom:1px solid #e3e3e3;text-align:left;white-space:nowrap}
-td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
+td.w{white-space:normal;min-width:20rem}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
 th{background:#f4f4f4;position:sticky;top:0}th[aria-sort]{background:#e2ecf7}
 th button{all:unset;cursor:pointer}th button:focus-visible{outline:2px solid #0072b2}
 .scroll{overflow:auto;max-height:70vh;border:1px solid #ddd}.summary li{margin:.5rem 0}.note{color:#555}
@@ -80,9 +81,11 @@ def table_of(columns, rows, identity=""):
         cells = []
         for cell, (_, is_number) in zip(row, columns, strict=True):
             shown, key = cell if isinstance(cell, tuple) else (cell, None)
+            is_wide = not isinstance(shown, Raw) and len(str(shown)) > WIDE
             shown = shown if isinstance(shown, Raw) else escaped(shown)
             by = f' data-v="{escaped(key)}"' if key is not None else ""
-            cells.append(f"<td{' class=n' * is_number}{by}>{shown}</td>")
+            kind = " class=n" if is_number else " class=w" if is_wide else ""
+            cells.append(f"<td{kind}{by}>{shown}</td>")
         lines.append(f"<tr>{''.join(cells)}</tr>")
     mark = f' id="{identity}"' if identity else ""
     return (

@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from config import Config
+from config import GROUPED_NORMS, Config
 from errors import RunError
 from files import locked, read_json, remove_leftovers, write_bytes, write_csv
 from runs import RunDirectory, read_summary
@@ -26,7 +26,7 @@ ORIGINAL_COLUMNS = {
     "Train Accuracy": "% of the training images, after the last epoch, eval mode, unaugmented",
     "SkipInit": "whether residual branches were scaled from 0",
     "Success": "whether training stayed finite (`status` is `done`)",
-    "P Grouping": "`--p_grouping`; it acts on GroupNorm alone",
+    "P Grouping": f"`--p_grouping`; it acts on {', '.join(GROUPED_NORMS)} alone",
     "Gen. Ratio": "test accuracy / train accuracy",
 }
 SETTINGS = (

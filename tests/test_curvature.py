@@ -27,7 +27,7 @@ from layer_defs import build_norm, conv_of
 from models import build_model, twin
 from probes import Recorder
 
-WITH_RUNNING_STATISTICS = ("BatchNorm", "EvoNormBO", "VarianceNorm", "MeanCentering")
+WITH_RUNNING_STATISTICS = config.BATCH_NORMS
 NETWORKS = {
     "vgg": {"arch": "vgg"},
     "resnet-56": {"arch": "resnet-56"},

@@ -343,3 +343,7 @@ def test_numbers_are_short_and_missing_ones_empty():
         "0.123",
         "1e-07",
     ]
+
+
+def test_every_norm_and_some_to_come_have_a_colour_of_their_own():
+    assert len(set(report_figures.COLOURS)) == len(report_figures.COLOURS) >= len(config.NORM_TYPES) + 5
