@@ -52,7 +52,17 @@ def run_command(command):
         signal.signal(number, signal.SIG_IGN)  # what is done is done: the exit code says how
     if message is not None and not (code in (INTERRUPTED, REQUEUE) and os.environ.get("RANK", "0") != "0"):
         print(f"{script}: {' '.join(message.splitlines())}", file=sys.stderr)
-    sys.exit(code if isinstance(code, int) else 0)
+    end_process(code if isinstance(code, int) else 0)
+
+
+def end_process(code):
+    """Ends with an exit code; one of several processes ends at once, without the interpreter's way out, in which what
+    gloo's threads still hold can abort it (pytorch/pytorch #179291)."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def describe_os_error(error):

@@ -12,6 +12,7 @@ import layer_defs
 import steps
 from config import BATCH_NORMS, NORM_TYPES, parse_args
 from data import Split
+from errors import end_process
 from models import build_model
 from probes import Recorder
 
@@ -81,7 +82,8 @@ def main():
     world.leave()
     failures = {name: wrong for name, wrong in failures.items() if wrong}
     if failures:
-        sys.exit(f"process {world.rank}: {failures}")
+        print(f"process {world.rank}: {failures}", file=sys.stderr)
+    end_process(1 if failures else 0)
 
 
 if __name__ == "__main__":
