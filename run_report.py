@@ -194,11 +194,12 @@ class Report:
                 )
                 if shown:
                     add(name, "measures", words, report_figures.draw_outcome, table, outcome, shown)
-        words = (
-            "Spectral density of the Hessian, the first measured run of each norm; a Ritz value is 0.1 wide in asinh λ."
-        )
-        add("densities", "inside", words, report_figures.draw_densities, self.folders)
         where = " in the cell of each network that has most of them"
+        words = (
+            f"Spectral density of the Hessian: the first run of each norm{where}. A Ritz value is 0.1 wide in asinh λ."
+        )
+        measured = [(row, run) for row, run in self.folders if run.measurement("hessian").exists()]
+        add("densities", "inside", words, report_figures.draw_densities, findings.in_largest_cells(measured))
         by_norm = findings.in_largest_cells(probed)
         by_grouping = findings.in_largest_cells(probed, "Grouping")
         for moment, when in (("first", "the first iteration"), ("last", "the last recorded iteration")):
