@@ -150,6 +150,17 @@ def _difference(larger, smaller):
     return np.median(larger) - np.median(smaller), p, n
 
 
+def _spearman(first, second):
+    """(ρ, p): p by permutations, all of them for up to 7 pairs, where scipy's own is 0 for ranks that agree wholly."""
+    first, second = stats.rankdata(first), stats.rankdata(second)
+
+    def rho(x):
+        return np.corrcoef(x, second)[0, 1]
+
+    found = stats.permutation_test((first,), rho, permutation_type="pairings", n_resamples=9999, rng=0)
+    return found.statistic, found.pvalue
+
+
 def _growth(probed):
     """Activation variance of ResNets at initialization: that of the last block's output over that of the first's."""
     growths = {True: [], False: []}
@@ -197,7 +208,7 @@ def _groupings(probed):
             ),
         ):
             if len(own) >= LEAST and len(set(groupings)) > 1 and np.ptp(values) > 0:
-                value, p = stats.spearmanr(groupings, values)
+                value, p = _spearman(groupings, np.array(values))
                 yield (
                     f"{claim} (Lubana et al. 2021)",
                     f"{network}, {len(set(groupings))} groupings: Spearman's ρ of 1/channels in a group and {words}, "

@@ -1,6 +1,7 @@
 """Claims beside made-up runs in which they hold, or do not, against scipy; trends of one table beside another's."""
 
 import html
+import math
 import re
 
 import numpy as np
@@ -154,3 +155,13 @@ def test_signs_agree_where_both_intervals_leave_out_zero():
         found[name] = {(line[0], line[1]): line[4] for line in table[1:]}["class similarity", "test accuracy (%)"]
     assert (found["same"], found["opposite"]) == ("agrees", "does not")
     assert found["noise"].startswith("cannot be said")
+
+
+def test_the_p_of_ranks_that_agree_wholly_counts_permutations():
+    values = np.arange(7.0)
+    assert claims._spearman(values, values**3) == pytest.approx((1, 2 / math.factorial(7)))
+    noise = np.random.default_rng(0).permutation(40)
+    rho, p = claims._spearman(np.arange(40), noise)
+    expected = stats.spearmanr(np.arange(40), noise)
+    assert rho == pytest.approx(expected.statistic)
+    assert p == pytest.approx(expected.pvalue, abs=0.02)
