@@ -92,16 +92,16 @@ def draw_ranking(ranks, label, path):
 
 
 def _scale_of(measure, values):
-    """(name and options of an axis's scale, to it, back from it): of the Hessian's measures the logarithm, or what is
-    like it on both sides of zero."""
+    """An axis's scale and its options: of the Hessian's measures the logarithm, or what is like it on both sides of
+    zero where some are not positive and sizes differ much."""
     size = values.abs().median()
-    is_even = (values <= 0).any() and values.abs().max() < 30 * size
-    if measure not in HESSIAN or values.empty or is_even:
-        return ("linear", {}), np.asarray, np.asarray
+    if measure not in HESSIAN or not size > 0:
+        return "linear", {}
     if (values > 0).all():
-        return ("log", {}), np.log10, lambda x: 10**x
-    width = size / 2 or 1.0
-    return ("asinh", {"linear_width": width}), lambda x: np.arcsinh(x / width), lambda x: width * np.sinh(x)
+        return "log", {}
+    if values.abs().max() < 8 * size:
+        return "linear", {}
+    return "symlog", {"linthresh": 10.0 ** np.floor(np.log10(size)), "linscale": 0.6}
 
 
 def draw_outcome(table, outcome, titles, path):
@@ -115,21 +115,22 @@ def draw_outcome(table, outcome, titles, path):
     axes_of = hyperparameters(usable)
     for axis, measure in zip(axes.flat, measures, strict=False):
         pair = usable.dropna(subset=[measure, outcome])
-        (name, options), to_scale, from_scale = _scale_of(measure, pair[measure])
+        name, options = _scale_of(measure, pair[measure])
+        axis.set_xscale(name, **options)
+        scale = axis.xaxis.get_transform()
         size = 36 if len(pair) < 100 else 14
         for (norm, network), group in pair.groupby(["Norm", "Model"]):
             marker = MARKERS.get(network, "^")
             axis.scatter(group[measure], group[outcome], s=size, color=colour(norm), marker=marker, alpha=0.7, lw=0)
         cells = pair.groupby([pair[name].astype(str) for name in axes_of]) if axes_of else [("", pair)]
         for _, group in cells:
-            x = to_scale(group[measure])
+            x = scale.transform(group[measure].to_numpy(float))
             if len(group) >= LEAST and np.ptp(x) > 0:
                 slope = np.cov(x, group[outcome])[0, 1] / np.var(x, ddof=1)
                 ends = np.array([x.min(), x.max()])
                 line = group[outcome].mean() + slope * (ends - x.mean())
-                axis.plot(from_scale(ends), line, color="#555555", lw=0.7, alpha=0.6)
+                axis.plot(scale.inverted().transform(ends), line, color="#555555", lw=0.7, alpha=0.6)
         axis.set(xlabel=f"{titles[measure]} (n = {len(pair)})", ylabel=OUTCOMES[outcome])
-        axis.set_xscale(name, **options)
         if name == "linear":
             axis.xaxis.get_major_locator().set_params(nbins=5)
         axis.grid(alpha=0.3)
