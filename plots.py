@@ -8,7 +8,7 @@ import numpy as np
 
 from files import read_csv, read_json, write_bytes
 from probes import CONV_KEYS, KEYS
-from states import load_probes
+from states import load_probes_of_whole_batches
 
 TRAIN, VALIDATION, TEST = "#0072b2", "#009e73", "#d55e00"  # Okabe & Ito's colour-blind safe palette
 TITLES = {
@@ -92,8 +92,8 @@ def draw_curves(run, title):
 
 
 def draw_probes(run, title):
-    """probes.png: each statistic over iterations and depth (heatmap), and over depth at four moments."""
-    probes = load_probes(run)
+    """probes.png: each statistic over iterations of whole batches and depth (heatmap), over depth at four moments."""
+    probes = load_probes_of_whole_batches(run)
     if probes is None or not len(probes["iteration"]):
         return
     iterations = probes["iteration"].numpy()

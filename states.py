@@ -195,6 +195,24 @@ def load_probes(run):
     return joined
 
 
+def load_probes_of_whole_batches(run):
+    """As load_probes, without the last batch of each epoch where it is smaller than the others, for statistics that
+    depend on the number of samples jump there. With it where no recorded batch is larger."""
+    probes = load_probes(run)
+    if probes is None:
+        return None
+    try:
+        settings = read_json(run.config)
+        samples, size = settings["data"]["train_samples"], settings["batch_size"]
+        steps = -(-samples // size)
+    except (KeyError, TypeError, ZeroDivisionError) as error:
+        raise RunError(f"{run.config} is damaged ({error})") from None
+    whole = (probes["iteration"] + 1) % steps != 0
+    if samples % size == 0 or not whole.any():
+        return probes
+    return {key: values if key == "sites" else values[whole] for key, values in probes.items()}
+
+
 def summarize_probes(run):
     """Writes probes.json, where there are probe dicts."""
     content = _probes_summary(run)
@@ -204,8 +222,8 @@ def summarize_probes(run):
 
 def _probes_summary(run):
     """What of the probe dicts fits into a few kilobytes: each statistic by site at the first and the last iteration,
-    and its mean over sites at up to SUMMARIZED evenly chosen iterations. None without probe dicts."""
-    probes = load_probes(run)
+    and its mean over sites at up to SUMMARIZED evenly chosen iterations, of whole batches. None without probe dicts."""
+    probes = load_probes_of_whole_batches(run)
     if probes is None or not len(probes["iteration"]):
         return None
     chosen = torch.linspace(0, len(probes["iteration"]) - 1, SUMMARIZED).round().long().unique()

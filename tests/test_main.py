@@ -155,26 +155,34 @@ def test_probe_every_thins_the_iterations(tmp_path):
     assert dump["iteration"].tolist() == [0, 4]
 
 
-def test_probes_json_keeps_ends_and_means_of_the_dumps(tmp_path, monkeypatch):
+def test_probes_json_keeps_ends_and_means_of_whole_batches(tmp_path, monkeypatch):
+    """50 samples in batches of 16: the fourth of an epoch has 2."""
     finished = train(tmp_path)
     dump = torch.load(finished.probes(2), weights_only=True)
     kept = states.read_probes_summary(finished)
+    whole = [0, 1, 2, 4, 5, 6]
     assert kept["sites"] == dump["sites"]
-    assert kept["iteration"] == dump["iteration"].tolist()
+    assert dump["iteration"].tolist() == list(range(8))
+    assert kept["iteration"] == whole
     for key in KEYS:
-        values = dump[key].double()
+        values = dump[key].double()[whole]
         for name, expected in (("first", values[0]), ("last", values[-1]), ("mean", values.mean(1))):
             torch.testing.assert_close(torch.tensor(kept[key][name]).double(), expected, rtol=1e-5, atol=1e-9)
     monkeypatch.setattr(states, "SUMMARIZED", 3)  # of more iterations than fit
     states.summarize_probes(finished)
     thinned = states.read_probes_summary(finished)
-    last = len(dump["iteration"]) - 1
-    assert thinned["iteration"] == [0, round(last / 2), last]
-    assert [thinned[key]["mean"] for key in KEYS] == [
-        [kept[key]["mean"][index] for index in thinned["iteration"]] for key in KEYS
-    ]
+    assert thinned["iteration"] == [0, 2, 6]
+    assert [thinned[key]["mean"] for key in KEYS] == [[kept[key]["mean"][i] for i in (0, 2, 5)] for key in KEYS]
     finished.probes_summary.unlink()
     assert states.read_probes_summary(finished)["iteration"] == thinned["iteration"]
+
+
+@pytest.mark.parametrize("size", [10, 64], ids=["which divides the images", "larger than the images"])
+def test_no_probes_are_left_out_where_all_batches_are_alike(tmp_path, size):
+    finished = train(tmp_path, f"--batch_size={size}", "--init_lr=0.1")
+    dump = torch.load(finished.probes(2), weights_only=True)
+    assert len(dump["iteration"]) == 2 * -(-50 // size)
+    assert states.read_probes_summary(finished)["iteration"] == dump["iteration"].tolist()
 
 
 def test_without_probes_there_are_no_dumps(tmp_path):

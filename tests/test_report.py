@@ -254,7 +254,7 @@ def test_probe_measures_are_means_over_sites(real):
     report_ = run_report.Report(run_report.build_parser().parse_args([]), [real / "results.csv"], real)
     table, titles = report_.with_probes({}, report_.probes(report_figures))
     row, run = report_.folders[0]
-    probes = states.load_probes(run)
+    probes = states.load_probes_of_whole_batches(run)
     own = table[table["run"] == row["run"]].iloc[0]
     assert own["stable_rank last"] == pytest.approx(probes["stable_rank"][-1].double().mean().item(), rel=1e-5)
     assert own["std first"] == pytest.approx(probes["std"][0].double().mean().item(), rel=1e-5)
