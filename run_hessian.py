@@ -110,8 +110,9 @@ def measure(checkpoint, args):
         "sample_indices_sha256": indices_hash,
     }
     print(
-        f"trace {found.trace:.5g} ± {found.trace_standard_error:.3g}, largest eigenvalue {found.max_eigen:.5g} "
-        f"(± {found.max_eigen_residual:.1g}), smallest {found.min_eigen:.4g} (± {found.min_eigen_residual:.1g}), "
+        f"trace {found.trace:.5g} ± {found.trace_standard_error:.3g} (s.e.), largest eigenvalue {found.max_eigen:.5g} "
+        f"(residual {found.max_eigen_residual:.1g}), smallest {found.min_eigen:.4g} "
+        f"(residual {found.min_eigen_residual:.1g}), "
         f"loss {loss:.4g}, {found.products} products in {_duration(result['seconds'])}",
         flush=True,
     )
