@@ -317,6 +317,7 @@ def draw_class_similarity(path):
         spread.hist(values, bins=np.linspace(-1, 1, 81), color=colour, alpha=0.45, label=f"{name}: mean {mean:.3f}")
         spread.axvline(mean, color=colour, ls="--", lw=1.2)
     spread.set(xlabel="cosine between the means of two classes", ylabel=f"pairs of classes (of {len(pairs[0])})")
+    spread.yaxis.get_major_locator().set_params(integer=True)
     spread.grid(alpha=0.3)
     spread.legend(fontsize="small")
     ratio = content["within_over_between"]
