@@ -306,7 +306,7 @@ class Spectrum:
     values of all probes; an eigenvalue lies within their residual. nodes, weights (probes, steps) float64: the
     quadrature of each probe that took all steps; a Krylov space that finished early is filled up with weight 0.
     block_traces: {name: (trace, standard error)} of diagonal blocks, which add up to the trace. products: how many
-    matrix-vector products were taken.
+    matrix-vector products were taken; samples: by how many probes.
     """
 
     trace: float
@@ -323,6 +323,7 @@ class Spectrum:
     weights: torch.Tensor
     block_traces: dict
     products: int
+    samples: int
 
 
 def rademacher(dimension, generator, dtype=torch.float64):
@@ -337,6 +338,16 @@ def _mean_and_error(samples):
     return samples.mean().item(), float(error)
 
 
+def _probes_for(part, traces):
+    """How many probes make the standard error of the trace so small a part of it, judged by those (probes,) that are
+    there: their own number where they do, and no more than twice as many, for that is a guess."""
+    mean, error = _mean_and_error(traces)
+    if error <= part * abs(mean):
+        return len(traces)
+    needed = len(traces) * (error / (part * mean)) ** 2 if mean and math.isfinite(error) else math.inf
+    return max(len(traces) + 1, math.ceil(min(2 * len(traces), needed)))
+
+
 def spectrum(
     matvec,
     dimension,
@@ -345,6 +356,9 @@ def spectrum(
     generator,
     *,
     trace_probes=0,
+    trace_error=None,
+    most_probes=None,
+    expect=None,
     blocks=None,
     dtype=torch.float64,
     device="cpu",
@@ -353,18 +367,25 @@ def spectrum(
     """The Spectrum of a symmetric matrix (dimension, dimension) from Rademacher probes.
 
     num_probes take num_steps of Lanczos each (Ubaru, Chen & Saad 2017); trace_probes more take one product each,
-    which is all that the trace (Hutchinson 1990) and the second moment need. blocks: {name: size} in the order of
-    the vector, sizes adding up to the dimension. dtype and device: of the vectors that matvec is given.
-    Raises ValueError for no probes and for blocks that do not fit, else as `krylov` does.
+    which is all that the trace (Hutchinson 1990) and the second moment need. With trace_error, probes are added until
+    the trace's standard error is at most this part of it, or there are most_probes in all; expect(products) is then
+    told how many products these may take. blocks: {name: size} in the order of the vector, sizes adding up to the
+    dimension. dtype and device: of the vectors that matvec is given.
+    Raises ValueError for no probes, for an error that is not positive or has no most_probes, and for blocks that do
+    not fit, else as `krylov` does.
     """
     if num_probes < 1 or trace_probes < 0:
         raise ValueError("at least one probe must take the steps of Lanczos")
+    if trace_error is not None and not (trace_error > 0 and most_probes):
+        raise ValueError("a trace_error is positive, and needs most_probes, for a trace may be zero")
     blocks = {"all": dimension} if blocks is None else blocks
     if sum(blocks.values()) != dimension:
         raise ValueError(f"the blocks have {sum(blocks.values())} entries, the matrix {dimension}")
     quadratures, products = [], 0
     block_samples, squares = [], []
-    for index in range(num_probes + trace_probes):
+    wanted = num_probes + trace_probes
+    while len(squares) < wanted:
+        index = len(squares)
         probe = rademacher(dimension, generator, dtype).to(device)
         found = krylov(matvec, probe, num_steps if index < num_probes else 1, basis_device)
         if index < num_probes:
@@ -375,6 +396,10 @@ def spectrum(
         parts = (probe * image).split(list(blocks.values()))
         block_samples.append(torch.stack([part.sum() for part in parts]).cpu().double())
         squares.append(torch.linalg.vector_norm(image).cpu().double() ** 2)
+        if len(squares) == wanted and trace_error is not None:
+            wanted = min(_probes_for(trace_error, torch.stack(block_samples).sum(1)), max(most_probes, wanted))
+            if expect is not None:
+                expect(products + wanted - len(squares))
     block_samples, squares = torch.stack(block_samples), torch.stack(squares)
     traces = block_samples.sum(1)
     trace, trace_error = _mean_and_error(traces)
@@ -401,4 +426,5 @@ def spectrum(
         weights=torch.stack([F.pad(weights, (0, steps - len(weights))) for _, weights, _ in quadratures]),
         block_traces={name: _mean_and_error(samples) for name, samples in zip(blocks, block_samples.T, strict=True)},
         products=products,
+        samples=len(squares),
     )

@@ -53,6 +53,7 @@ def number(kind, low=None, high=None, above=None, below=None):
 
 
 count = number(int, low=1, high=10**9)
+MOST_TIMES = 20  # as many trace probes as --trace_probes says may a --trace_error take
 
 
 def device_name(text):
@@ -155,6 +156,14 @@ A Lanczos probe takes lanczos_steps Hessian-vector products (HVPs), a trace prob
     add_flag(parser, "num_probes", 2, "random vectors that Lanczos starts from", count)
     add_flag(parser, "lanczos_steps", 30, "of each of them; more resolve the edges of the spectrum", count)
     add_flag(parser, "trace_probes", 20, "more random vectors, for trace, mean and variance alone", number(int, low=0))
+    add_flag(
+        parser,
+        "trace_error",
+        None,
+        "go on with trace probes until the trace's standard error is at most this part of it (0.1: 10 %), or there are "
+        f"{MOST_TIMES} times as many",
+        number(float, above=0),
+    )
     at_once = "images at once, fewer where memory asks for it; changes no result in eval mode"
     add_flag(parser, "batch_size", 128, at_once, count)
     modes = ("eval", "train")

@@ -31,10 +31,10 @@ _SHORT = {"dataset": ("ImageFolder",), "batch_size": (256,), "lr_warmup": (True,
 _VGG = _SHORT | {
     "arch": ("vgg",),
     "epochs": (3,),
-    "hessian_flags": "--samples=130 --lanczos_steps=15 --trace_probes=12",
+    "hessian_flags": "--samples=130 --lanczos_steps=15 --trace_probes=12 --trace_error=0.1",
 }
 _SMALLER = _SHORT | {"train_samples": (5_000,), "test_samples": (2_000,), "batch_size": (64,), "epochs": (4,)}
-_SMALLER |= {"hessian_flags": "--samples=60 --lanczos_steps=10 --trace_probes=12"}
+_SMALLER |= {"hessian_flags": "--samples=60 --lanczos_steps=10 --trace_probes=12 --trace_error=0.1"}
 _VIT = {"arch": ("vit",), "image_size": (32,), "patch_size": (4,)}
 CPU_STUDY = (
     _VGG | {"norm_type": NORM_TYPES},

@@ -7,13 +7,14 @@ Leaves hessian.json and hessian.png in each run directory.
 """
 
 from errors import RunError, end_quietly_on_signals, run_command
-from flags import hessian_parser
+from flags import MOST_TIMES, hessian_parser
 
 if __name__ == "__main__":
     end_quietly_on_signals()
     hessian_parser().parse_args()  # --help and wrong flags answer before torch takes its seconds to load
 
 import math
+import sys
 import time
 
 import torch
@@ -45,6 +46,11 @@ class CountedBatches:
             if self.bar is not None:
                 self.bar.update(len(labels) / len(self.split))
 
+    def expect(self, products):
+        """So many products are to come in all."""
+        self.bar.total = products
+        self.bar.refresh()
+
 
 def measure(checkpoint, args):
     """The content of hessian.json for one checkpoint."""
@@ -68,9 +74,10 @@ def measure(checkpoint, args):
         raise RunError(f"{checkpoint.run.path}: the loss is {loss} on these images")
     products = args.num_probes * steps + args.trace_probes
     gradients = 2 if graph_bytes else 3  # that take as long as a product
+    least = "" if args.trace_error is None else "at least "
     print(
-        f"{checkpoint.run.path.name} epoch {checkpoint.epoch}: {products} products of {dimension:,} parameters on "
-        f"{len(subset)} images, about {_duration(gradients * gradient_seconds * products)} on {checkpoint.device}; "
+        f"{checkpoint.run.path.name} epoch {checkpoint.epoch}: {least}{products} products of {dimension:,} parameters "
+        f"on {len(subset)} images, about {_duration(gradients * gradient_seconds * products)} on {checkpoint.device}; "
         f"a batch of {batch_size} holds {held / 1e9:.2g} GB, "
         + (f"the graphs of all, kept for speed, {graph_bytes / 1e9:.2g} GB, " if graph_bytes else "")
         + f"the Lanczos vectors {basis_bytes / 1e9:.2g} GB ({basis_device})",
@@ -84,6 +91,9 @@ def measure(checkpoint, args):
             steps,
             seeded_generator("hessian", args.seed),
             trace_probes=args.trace_probes,
+            trace_error=args.trace_error,
+            most_probes=args.num_probes + MOST_TIMES * max(1, args.trace_probes),
+            expect=batches.expect,
             blocks=layer_sizes(model),
             dtype=getattr(torch, args.dtype),
             device=checkpoint.device,
@@ -105,6 +115,7 @@ def measure(checkpoint, args):
             for nodes, weights in zip(found.nodes, found.weights, strict=True)
         ],
         "products": found.products,
+        "trace_samples": found.samples,
         "seconds": time.perf_counter() - start,
         "num_samples": len(subset),
         "sample_indices_sha256": indices_hash,
@@ -116,6 +127,9 @@ def measure(checkpoint, args):
         f"loss {loss:.4g}, {found.products} products in {_duration(result['seconds'])}",
         flush=True,
     )
+    if args.trace_error is not None and not found.trace_standard_error <= args.trace_error * abs(found.trace):
+        part = found.trace_standard_error / abs(found.trace) if found.trace else math.inf
+        print(f"the standard error is still {part:.0%} of the trace after {found.samples} probes", file=sys.stderr)
     return result
 
 

@@ -552,6 +552,33 @@ def test_standard_errors_cover_the_truth(probes, trace_probes):
         assert within[1] > (0.94 if name == "eigen_variance" else 0.965), name
 
 
+def test_probes_are_added_until_the_error_of_the_trace_is_small_enough():
+    matrix, eigenvalues = indefinite()
+    exact, deviations, expected = eigenvalues.sum().item(), [], []
+    for seed in range(300):
+        goal = {"trace_probes": 6, "trace_error": 0.1, "most_probes": 10_000, "expect": expected.append}
+        found = estimate(matrix, 2, 3, seed, **goal)
+        assert found.trace_standard_error <= 0.1 * abs(found.trace)
+        assert expected[-1] == found.products == found.samples + 2 * 2
+        first = estimate(matrix, 2, 3, seed, trace_probes=6)
+        assert (found.samples == 8) == (first.trace_standard_error <= 0.1 * abs(first.trace))
+        same = estimate(matrix, 2, 3, seed, trace_probes=found.samples - 2)
+        assert (same.trace, same.samples) == (found.trace, found.samples)
+        assert torch.equal(same.nodes, found.nodes)
+        deviations.append(abs(found.trace - exact) / found.trace_standard_error)
+    assert sum(deviation < 3 for deviation in deviations) > 0.95 * len(deviations)
+
+
+def test_a_trace_of_zero_takes_the_most_probes():
+    matrix, _ = symmetric(torch.tensor([3.0, -3, 1, -1, 0.5, -0.5], dtype=torch.float64))
+    assert estimate(matrix, 1, 2, trace_probes=3, trace_error=0.01, most_probes=50).samples == 50
+    assert estimate(torch.zeros(4, 4).double(), 1, 2, trace_probes=3, trace_error=0.01, most_probes=50).samples == 4
+    with pytest.raises(ValueError, match="most_probes"):
+        estimate(matrix, 1, 2, trace_error=0.01)
+    with pytest.raises(ValueError, match="positive"):
+        estimate(matrix, 1, 2, trace_error=0.0, most_probes=9)
+
+
 def test_the_estimates_are_right_on_average():
     matrix, eigenvalues = indefinite()
     found = [estimate(matrix, 2, 2, seed) for seed in range(2000)]

@@ -147,6 +147,21 @@ def test_the_trace_probes_are_quadratic_forms_of_the_hessian(run):
     assert content["trace_standard_error"] is None
 
 
+def test_trace_probes_are_added_for_the_error_that_is_asked_for(run, capsys):
+    flags = [str(run.path), *QUICK, "--num_probes=1"]
+    assert run_hessian.main([*flags, "--trace_probes=2", "--trace_error=1e-9"]) == 0
+    content = read(run.path / "hessian.json")
+    assert content["trace_samples"] == 1 + 20 * 2
+    assert content["products"] == 2 + 20 * 2
+    said = capsys.readouterr()
+    assert "at least 4 products" in said.out
+    part = content["trace_standard_error"] / abs(content["trace"])
+    assert said.err == f"the standard error is still {part:.0%} of the trace after 41 probes\n"
+    assert run_hessian.main([*flags, "--trace_probes=2", "--trace_error=1e9", "--overwrite"]) == 0
+    assert read(run.path / "hessian.json")["trace_samples"] == 3
+    assert capsys.readouterr().err == ""
+
+
 def test_the_batch_size_changes_no_result(run):
     run_hessian.main([str(run.path), *ONE_PRODUCT, "--dtype=float64"])
     expected = read(run.path / "hessian.json")
