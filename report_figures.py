@@ -219,6 +219,8 @@ def chosen(runs_of_table, most=MOST_RUNS):
 
 def draw_densities(runs_of_table, path):
     """Spectral densities side by side: a panel a network, a line a norm (its first run). False where none is there."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
     found = {}
     for row, run in chosen(runs_of_table):
         json = run.measurement("hessian")
@@ -243,6 +245,10 @@ def draw_densities(runs_of_table, path):
                 density = content["dimension"] * spectral_density(probes, points, NODE_WIDTH).mean(0)
                 axis.plot(np.sinh(points), np.where(density < FEWEST, np.nan, density), color=colour(norm), lw=1.2)
         axis.set(xscale="asinh", yscale="log", xlabel="eigenvalue λ", title=network)
+        powers = [10**power for power in range(12)]
+        axis.xaxis.set_major_locator(FixedLocator([*(-power for power in reversed(powers)), 0, *powers]))
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}".replace("-", "−"))
+        axis.xaxis.set_minor_locator(NullLocator())
         axis.set_ylabel("eigenvalues per unit of asinh λ")
         axis.grid(alpha=0.3)
     _legend(figure, named, [], columns=columns)
@@ -290,6 +296,23 @@ def draw_depth_of_groupings(probed, moment, path):
     return _draw_statistics(named, path, values_of, xlabel, keys, colours)
 
 
+def _scale_and_frame(axis, is_logarithmic):
+    """A logarithmic scale for what spans a magnitude, and limits for the lines that go on to the end, which those of
+    runs that diverged leave."""
+    longest = max(line.get_xdata()[-1] for line in axis.lines)
+    lasting = [line.get_ydata() for line in axis.lines if line.get_xdata()[-1] > longest / 2]
+    values = np.concatenate(lasting).astype(float)
+    values = values[np.isfinite(values)]
+    if is_logarithmic and (values > 0).any() and values.max() > 10 * values[values > 0].min():
+        axis.set_yscale("log")
+        values = values[values > 0]
+    scale = axis.yaxis.get_transform()
+    values = scale.transform(values)
+    if len(values) and np.ptp(values) > 0:
+        margin = 0.05 * np.ptp(values)
+        axis.set_ylim(scale.inverted().transform([values.min() - margin, values.max() + margin]))
+
+
 def _draw_statistics(probed, path, values_of, xlabel, keys=KEYS, colours=OF_NORM, is_over_time=False):
     networks = _in_order({row["Model"] for row, _ in probed}, ARCHS)
     if not networks:
@@ -320,9 +343,7 @@ def _draw_statistics(probed, path, values_of, xlabel, keys=KEYS, colours=OF_NORM
                 mean = np.where(np.isfinite(stacked).any(0), mean, np.nan)
                 marker = None if is_over_time else "."
                 axis.plot(x, mean, color=colours.get(norm, OTHER), lw=1.2, marker=marker)
-            lines = [line.get_ydata() for line in axis.lines]
-            if key in LOGARITHMIC and any((np.nan_to_num(line) > 0).any() for line in lines):
-                axis.set_yscale("log")
+            _scale_and_frame(axis, key in LOGARITHMIC)
             kind = "convolutions" if key in CONV_KEYS else "activations"
             axis.set_ylabel(f"{TITLES[key]} ({kind})" if column == 0 else "")
             axis.set(xlabel=xlabel if row == len(keys) - 1 else "", title=network if row == 0 else "")

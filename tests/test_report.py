@@ -261,6 +261,23 @@ def test_probe_measures_are_means_over_sites(real):
     assert titles["std first"] == "standard deviation, first iteration"
 
 
+@pytest.mark.parametrize(
+    ("lasting", "is_logarithmic", "scale"),
+    [([1.0, 2.0, 4.0], True, "linear"), ([0.0, 1.0, 1000.0], True, "log"), ([-1.0, 5.0, 99.0], False, "linear")],
+)
+def test_runs_that_diverged_leave_the_frame(lasting, is_logarithmic, scale):
+    from matplotlib.figure import Figure
+
+    axis = Figure().subplots()
+    axis.plot([0, 50, 100], lasting)
+    axis.plot([0, 1], [1.0, 1e20])
+    report_figures._scale_and_frame(axis, is_logarithmic)
+    low, high = axis.get_ylim()
+    assert axis.get_yscale() == scale
+    least = min(value for value in lasting if value > 0 or scale == "linear")
+    assert low < least < max(lasting) < high < 2 * max(lasting)
+
+
 @pytest.mark.parametrize("name", ["probes.json", "probes/epoch_0002.pt"])
 def test_damaged_probes_are_said_and_left_out(real, tmp_path, capsys, name):
     """The dict is read where the summary is missing."""
