@@ -162,10 +162,12 @@ def _spearman(first, second):
 
 
 def _growth(probed):
-    """Activation variance of ResNets at initialization: that of the last block's output over that of the first's."""
+    """Activation variance of ResNets at initialization: that of the last block's output over that of the first's.
+    Without SkipInit, which silences the branches, and with norms behind the sums of branches and shortcuts."""
     growths = {True: [], False: []}
     for row, part in probed:
-        if row["Model"] != "resnet-56" or str(row.get("preact")).lower() == "true":
+        is_other = any(str(row.get(name)).lower() == "true" for name in ("preact", "SkipInit"))
+        if row["Model"] != "resnet-56" or is_other:
             continue
         is_weight_based = row["Norm"] in CONV_OF_NORM
         if not is_weight_based and row["Norm"] == "Plain":

@@ -43,6 +43,7 @@ CPU_STUDY = (
     _SMALLER | {"arch": ("vgg",), "norm_type": ("GroupNorm",), "p_grouping": ORIGINAL_GROUPINGS},
     _SMALLER | _VIT | {"norm_type": ("LayerNorm", "BatchNorm", "GroupNorm", "RMSNorm", "DynamicTanh", "Plain")},
     _VGG | {"norm_type": THRICE, "seed": (1, 2)},
+    _SMALLER | {"arch": ("resnet-56",), "norm_type": (*WEIGHT_BASED, "Plain", "BatchNorm"), "skipinit": (True,)},
 )
 
 # {name: grids, the runs of all of which are the sweep}; "hessian_flags" are those of a grid's measurements

@@ -48,11 +48,14 @@ def said(rows, pairs):
 
 @pytest.mark.parametrize(("growth", "verdict"), [(1000.0, "agrees"), (0.001, "does not")])
 def test_growth_of_activation_variance_is_between_outputs_of_blocks(growth, verdict):
-    """Branches, and what stands before the first block, do not count; nor does Plain, which is neither kind."""
+    """Branches, and what stands before the first block, do not count; nor does Plain, which is neither kind, nor what
+    SkipInit silences, nor what is normalized before the sums."""
     norms = ["WeightNorm", "ScaledWeightStandardization"] * 2 + ["BatchNorm", "LayerNorm"] * 2 + ["Plain"]
     variances = [[9, 2, 5, 2 * growth * (1 + 0.1 * index)] for index in range(4)]
     variances += [[9, 2, 5, 2 + 0.1 * index] for index in range(4)] + [[1, 1, 1, 1e30]]
     rows = [{"Model": "ResNet-56", "Norm": norm} for norm in norms]
+    rows += [{"Model": "ResNet-56", "Norm": "WeightNorm", name: "True"} for name in ("SkipInit", "preact")]
+    variances += [[1, 1, 1, 1e30]] * 2
     [line] = lines(said(rows, probed(rows, activation_variance=variances)))
     expected = np.log10(growth * 1.15) - np.log10(1.075)
     assert line[2] == f"{expected:.3g}"
