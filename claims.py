@@ -239,7 +239,7 @@ def _outliers(table):
                 parts = [f"{median} in {count}" for median, count in zip(medians, counts, strict=True)]
                 yield (
                     "BatchNorm's spectrum has fewer and smaller outliers than others (Ghorbani et al. 2019)",
-                    f"{network}: {words}, median {', '.join(parts)}",
+                    f"{network}, eval mode: {words}, median {', '.join(parts)}",
                     *found,
                 )
 
