@@ -77,7 +77,7 @@ def of_the_original(table, ranks, correlations, granulated):
                 f"{own.index[0] + 1} of {len(ranks)}",
                 interval(row["rank_low"], row["rank_high"]),
                 f"{ends} of {cells}",
-                _said(row, holds, is_best, last),
+                _said(row, cells, holds, is_best, last),
             ]
         )
     if rows:
@@ -90,7 +90,9 @@ def of_the_original(table, ranks, correlations, granulated):
     return Raw("".join(parts)) or Raw("<p>These runs lack what the claims are about.</p>")
 
 
-def _said(row, holds, is_best, last):
+def _said(row, cells, holds, is_best, last):
+    if not cells:
+        return "cannot be said: no cell has four norms"
     if row["n"] < 2:
         return "cannot be said with n = 1"
     may_hold = row["rank_low"] <= 2 if is_best else row["rank_high"] >= last

@@ -4,6 +4,7 @@ Tables are pandas frames with the columns of results.csv; scipy gives the coeffi
 """
 
 import csv
+import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,21 @@ def read_tables(paths):
         if missing:
             raise RunError(f"{path} has no column {missing[0]!r}: is it a table of runs?")
         frames.append(frame.assign(table=str(path)))
-    return tidy(pd.concat(frames, ignore_index=True))
+    return without_copies(tidy(pd.concat(frames, ignore_index=True)))
+
+
+def without_copies(table):
+    """The runs, each once: of those that agree in everything but measurements, to the last digit of the seconds that
+    they took, the one with most measures. What is left out is said on stderr."""
+    if "seconds" not in table or "run" not in table:
+        return table
+    same = [name for name in (*REQUIRED, "seed", "seconds", "test_loss", "train_loss") if name in table]
+    is_timed = pd.to_numeric(table["seconds"], errors="coerce").notna()
+    measured = table[list(MEASURES)].notna().sum(axis=1).sort_values(ascending=False, kind="stable").index
+    is_copy = table.loc[measured, same].duplicated().sort_index() & is_timed
+    for row in table[is_copy].to_dict("records"):
+        print(f"left out: {row['run']} of {row['table']} is the copy of another run", file=sys.stderr)
+    return table[~is_copy].reset_index(drop=True)
 
 
 def tidy(table):
@@ -135,9 +150,10 @@ def in_largest_cells(pairs, label="Norm"):
 
 
 def by_cell(table):
-    """Mean, s.d. and n of each outcome for each norm (grouping) in each cell, and how many runs failed there."""
-    keys = ["Label", *CELL]
-    groups = table.assign(**{name: table[name].astype(str) for name in CELL}).groupby(keys, sort=True)
+    """Mean, s.d. and n of each outcome for each norm (grouping) in each cell, and how many runs failed there; a cell
+    is what CELL and all other hyperparameters that differ between the runs say."""
+    keys = ["Label", *dict.fromkeys([*CELL, *hyperparameters(table)])]
+    groups = table.assign(**{name: table[name].astype(str) for name in keys[1:]}).groupby(keys, sort=True)
     counts = pd.DataFrame({"n": groups.size(), "failed": groups["has_failed"].sum()})
     parts = [counts]
     for name in ("Test Accuracy", "Train Accuracy", "Gen. Ratio"):
@@ -149,33 +165,43 @@ def ranking(table, outcome="Test Accuracy", label="Norm", resamples=RESAMPLES, s
     """How far each norm lies above the mean of all norms in the same cell, with its rank: a frame, best first.
 
     `advantage` is the mean over runs of the outcome less the mean of the norms' means in the run's cell (all
-    hyperparameters equal); low and high are the 95 % interval of resampling each norm's runs, and rank_low, rank_high
-    that of the rank: NaN for a norm with one run, which says nothing of its spread. Runs that failed are counted in
-    `failed`.
+    hyperparameters equal; cells with one norm say nothing, and are left out); low and high are the 95 % interval of
+    resampling the cells, and every norm's runs in each, and rank_low, rank_high that of the rank: NaN for a norm with
+    one run, which says nothing of its spread. Runs that failed are counted in `failed`.
     """
+    names = [label, "n", "failed", "mean", "advantage", "low", "high", "rank_low", "rank_high"]
     usable = table[~table["has_failed"] & table[outcome].notna()]
+    usable = usable.assign(cell=combinations(usable, hyperparameters(table)))
+    is_shared = usable.groupby("cell")[label].transform("nunique") > 1
+    usable = usable[is_shared] if is_shared.any() else usable
     if usable.empty:
-        return pd.DataFrame(columns=[label, "n", "failed", "mean", "advantage", "low", "high", "rank_low", "rank_high"])
-    cells = combinations(usable, hyperparameters(table))
-    usable = usable.assign(cell=cells)
-    of_norm = usable.groupby(["cell", label])[outcome].mean()
-    advantage = usable[outcome] - usable["cell"].map(of_norm.groupby("cell").mean())
+        return pd.DataFrame(columns=names)
+    groups = usable.groupby(["cell", label])[outcome].agg(["mean", "size"]).reset_index()
+    cells, of_group = np.unique(groups["cell"], return_inverse=True)
+    members = pd.get_dummies(of_group).to_numpy(float).T  # (cells, groups)
+    sizes = pd.get_dummies(groups[label]) * groups["size"].to_numpy()[:, None]  # (groups, norms): runs
+
+    def advantages(means, weights):
+        """(B, norms) from the means of groups (B, groups) and how often each cell counts (B, cells)."""
+        above = means - (means @ members.T / members.sum(1)) @ members
+        weights = weights @ members
+        with np.errstate(invalid="ignore"):
+            return (above * weights) @ sizes.to_numpy(float) / (weights @ sizes.to_numpy(float))
+
+    advantage = advantages(groups["mean"].to_numpy()[None], np.ones((1, len(cells))))[0].round(9)
     generator = np.random.default_rng(seed)
-    rows, samples = [], []
-    for name, values in advantage.groupby(usable[label], sort=True):
-        drawn = generator.integers(0, len(values), (resamples, len(values)))
-        samples.append(values.to_numpy()[drawn].mean(1))
-        rows.append({label: name, "n": len(values), "mean": usable.loc[values.index, outcome].mean()})
-        rows[-1]["advantage"] = values.mean()
-    samples = np.array(samples)
-    ranks = stats.rankdata(-samples, axis=0)
-    found = pd.DataFrame(rows)
-    failed = table.groupby(label)["has_failed"].sum()
-    found.insert(2, "failed", found[label].map(failed).astype(int))
+    means = np.empty((resamples, len(groups)))
+    for index, (_, values) in enumerate(usable.groupby(["cell", label])[outcome]):
+        means[:, index] = values.to_numpy()[generator.integers(0, len(values), (resamples, len(values)))].mean(1)
+    samples = advantages(means, _counts(generator, len(cells), resamples))
+    ranks = stats.rankdata(-np.where(np.isnan(samples), advantage, samples), axis=1)
+    found = usable.groupby(label)[outcome].agg(["size", "mean"]).reset_index().rename(columns={"size": "n"})
+    found.insert(2, "failed", found[label].map(table.groupby(label)["has_failed"].sum()).astype(int))
+    found["advantage"] = advantage
     for name, values in (("", samples), ("rank_", ranks)):
-        bounds = np.where(found["n"] > 1, np.quantile(values, [0.025, 0.975], axis=1), np.nan)
+        bounds = np.where(found["n"] > 1, np.nanquantile(values, [0.025, 0.975], axis=0).round(9), np.nan)
         found[f"{name}low"], found[f"{name}high"] = bounds
-    return found.sort_values("advantage", ascending=False, ignore_index=True)
+    return found[names].sort_values("advantage", ascending=False, ignore_index=True)
 
 
 def effect(table, axis, outcome, resamples=RESAMPLES, seed=0):

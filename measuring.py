@@ -1,6 +1,7 @@
 """What the measuring commands share: which runs and checkpoints, their network and images, and one line for each
 run that is left out."""
 
+import errno
 import hashlib
 import sys
 from collections.abc import Callable
@@ -180,6 +181,8 @@ def measure_runs(args, measurement):
                 reason = f"{run.path}: {error}"
             except OSError as error:
                 reason = f"{run.path}: {describe_os_error(error)}"
+                if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                    reason += "; what is measured is written into the run's folder, so copy that to where you may write"
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -189,7 +192,10 @@ def measure_runs(args, measurement):
     except KeyboardInterrupt as stop:
         raise type(stop)(f"{done} measured; the same command measures the rest") from None
     finally:
-        table.update(measured)
+        try:
+            table.update(measured)
+        except OSError as error:
+            print(f"results.csv lacks what was measured: {describe_os_error(error)}", file=sys.stderr)
     print(f"{done} measured" + (f", {left_out} left out" if left_out else ""))
     return 1 if left_out else 0
 

@@ -300,7 +300,7 @@ def _scale_and_frame(axis, is_logarithmic):
     """A logarithmic scale for what spans a magnitude, and limits for the lines that go on to the end, which those of
     runs that diverged leave."""
     longest = max(line.get_xdata()[-1] for line in axis.lines)
-    lasting = [line.get_ydata() for line in axis.lines if line.get_xdata()[-1] > longest / 2]
+    lasting = [line.get_ydata() for line in axis.lines if line.get_xdata()[-1] >= longest / 2]
     values = np.concatenate(lasting).astype(float)
     values = values[np.isfinite(values)]
     if is_logarithmic and (values > 0).any() and values.max() > 10 * values[values > 0].min():

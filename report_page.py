@@ -5,6 +5,8 @@ import html
 import math
 from urllib.parse import quote
 
+import numpy as np
+
 from findings import MEASURES
 
 WIDE = 60  # characters from which a cell is broken into lines
@@ -59,7 +61,7 @@ def number(value, digits=3):
     """A number for people: digits significant ones, nothing for what is not there."""
     if value is None or value != value:
         return ""
-    if isinstance(value, bool):
+    if isinstance(value, (bool, np.bool_)):
         return "on" if value else "off"
     if isinstance(value, float) and math.isfinite(value) and value == round(value) and abs(value) < 1e6:
         return f"{value:.0f}"

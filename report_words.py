@@ -9,6 +9,7 @@ SHORT = {
     "Gen. Ratio": "the ratio of test to train accuracy",
     "Gap": "the gap between train and test accuracy",
 }
+SHARED = (*CELL, "SkipInit", "epochs", "train_samples", "image_size", "init_lr", "precision")
 EFFECTS = {
     "Mom & WD": ("momentum and weight decay", "on", "off"),
     "SkipInit": ("SkipInit", "on", "off"),
@@ -93,7 +94,7 @@ def _of_settings(table):
                 )
 
 
-def cannot_say(table, correlations):
+def cannot_say(table, ranks, correlations):
     """What no reader should take from these runs: sentences."""
     usable = table[~table["has_failed"]]
     words = []
@@ -101,8 +102,15 @@ def cannot_say(table, correlations):
     sizes = usable.groupby([usable[name].astype(str) for name in axes]).size() if len(usable) else None
     if sizes is not None and sizes.median() < 3:
         words.append(
-            f"Chance between seeds: half of the {len(sizes)} combinations of settings have {sizes.median():.0f} run or "
-            "fewer, so differences between single combinations are not separated from it."
+            f"Chance between seeds: half of the {len(sizes)} combinations of settings have no more than "
+            f"{'1 run' if sizes.median() < 2 else '2 runs'}, so differences between single combinations are not "
+            "separated from it."
+        )
+    few = [f"{row['Norm']} {row['n']}" for row in ranks.to_dict("records") if 1 < row["n"] < LEAST]
+    if few:
+        words.append(
+            f"How sure the intervals of norms with fewer than {LEAST} runs are ({', '.join(few)}): resampling makes "
+            "them too narrow; those of two runs are just both."
         )
     failed = int(table["has_failed"].sum())
     if failed:
@@ -113,8 +121,9 @@ def cannot_say(table, correlations):
         )
     missing = [MEASURES[name] for name in MEASURES if table[name].notna().sum() < LEAST]
     if missing:
-        words.append(f"Anything about {', '.join(missing)}: measured on fewer than {LEAST} runs.")
-    constant = [name for name in CELL if table[name].astype(str).nunique() == 1]
+        words.append(f"Anything about {'; '.join(missing)}: measured on fewer than {LEAST} runs.")
+    constant = [name for name in SHARED if name in table and table[name].notna().all()]
+    constant = [name for name in constant if table[name].astype(str).nunique() == 1 and str(table[name].iloc[0])]
     if constant:
         values = ", ".join(f"{name}: {number(table[name].iloc[0])}" for name in constant)
         words.append(f"Other settings than these, which all runs share: {values}.")
@@ -131,8 +140,8 @@ METHODS = [
     "no test accuracy; failed runs are counted and take part in nothing else.",
     "Cell: runs that are equal in all hyperparameters but the norm, its grouping and the seed.",
     "Above its cells: a run's test accuracy less the mean, over norms, of the norms' means in its cell; averaged over "
-    "a norm's runs. Interval and ranks: 95 % of resamples of each norm's runs; a norm with one run has none, and does "
-    "not move in the ranks of the others.",
+    "a norm's runs. Interval and ranks: 95 % of resamples of cells, and in each cell of every norm's runs, from which "
+    "the means of cells are made anew; a norm with one run has none.",
     f"Coefficients: Pearson's r, Spearman's ρ and Kendall's τ-b, as scipy computes them; none from fewer than "
     f"{LEAST} runs or of a constant.",
     "Pooled: all runs that did not fail. Within cells: the mean over cells of the cell's coefficient, weighted by "

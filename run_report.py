@@ -232,7 +232,7 @@ class Report:
         }
         ranks, correlations, granulated = frames["ranking"], frames["correlations"], frames["granulated"]
         failed = int(table["has_failed"].sum())
-        found = words.summary(table, ranks, correlations, granulated) if len(granulated) else []
+        found = words.summary(table, ranks, correlations, granulated)
         if len(table) == 0:
             found_html = "<p>There are no runs yet.</p>"
         elif found:
@@ -242,7 +242,7 @@ class Report:
                 "<p>These runs support no finding: no difference or correlation has an interval without zero.</p>"
             )
         about = f"<p>{len(table)} runs, {failed} of which failed; {table['Norm'].nunique()} norms.</p>"
-        cannot = words.cannot_say(table, correlations)
+        cannot = words.cannot_say(table, ranks, correlations)
         summary = about + found_html + ("<h3>What these runs cannot say</h3>" + page.listed(cannot) if cannot else "")
         norms = "<p>No run ended with an accuracy.</p>"
         if len(ranks):

@@ -1,6 +1,8 @@
 """results.csv: one row a run, derived from the run directories at any time."""
 
 import csv
+import io
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -85,6 +87,7 @@ def _setting(name):
 COLUMNS = ORIGINAL_COLUMNS | {name: _setting(name) for name in SETTINGS} | IMAGES | RESULTS | MEASURED | ORIGIN
 TITLE = "# Results of normalization runs"
 LOCK = ".results.lock"
+USUAL = {"curvature": "hessian", "bn_mode": "eval", "split": "train"}  # what the columns of measurements are of
 
 
 def table_row(run):
@@ -127,7 +130,7 @@ def table_row(run):
 
 
 def _measured(run, summary):
-    """(what a run's measurements of its last checkpoint say, those of the Hessian in eval mode alone; complaints)."""
+    """(what a run's measurements of its last checkpoint say, where they were made in the usual way; complaints)."""
     measured, complaints = {}, []
     last = summary.get("files", {}).get(f"checkpoints/epoch_{summary['epochs_done']:04d}.pt")
     for name in ("hessian", "class_similarity"):
@@ -142,7 +145,7 @@ def _measured(run, summary):
             complaints.append(f"{error}; --overwrite=True measures again")
             continue
         settings = content.get("settings", {})
-        if settings.get("curvature", "hessian") == "hessian" and settings.get("bn_mode", "eval") == "eval":
+        if all(settings.get(flag, usual) == usual for flag, usual in USUAL.items()):
             measured |= content | {f"{name}_samples": content.get("num_samples")}
     return measured, complaints
 
@@ -154,15 +157,16 @@ def _percent(fraction):
 def collect(results_dir):
     """Rebuilds results_dir/results.csv from the run directories, one row a run that has ended. Returns its path.
 
-    What is damaged, and rows that look alike but are of different images, are said on stderr.
+    What is damaged, and rows that look alike but are of different images, are said on stderr. A table with rows of
+    runs that are not there is kept beside it.
     """
     with locked(Path(results_dir) / LOCK):
-        return _write(results_dir, _ended(results_dir), {})
+        return _rebuild(Path(results_dir))
 
 
 def update(runs):
-    """Puts the rows of these runs into the results.csv beside them, and takes those of deleted runs out: what
-    collect() would make, without reading all other runs. Where there is no whole table, it is rebuilt."""
+    """Puts the rows of these runs into the results.csv beside them, and leaves all other rows as they are. Where
+    there is no whole table, it is rebuilt."""
     folders = {}
     for run in runs:
         path = Path(os.path.abspath(run.path))
@@ -171,9 +175,34 @@ def update(runs):
         with locked(results_dir / LOCK):
             kept = _rows(results_dir / "results.csv")
             if kept is None:
-                kept, names = {}, _ended(results_dir)
-            there = set(os.listdir(results_dir))
-            _write(results_dir, names, {name: row for name, row in kept.items() if name in there})
+                _rebuild(results_dir)
+            else:
+                _write(results_dir, names, kept)
+
+
+def _rebuild(results_dir):
+    """The table of all runs that have ended, in place of one whose rows are kept elsewhere if this loses any."""
+    table = results_dir / "results.csv"
+    if _has_rows_of_its_own(table):
+        names = (f"results.old{f'-{count}' if count > 1 else ''}.csv" for count in itertools.count(1))
+        place = next(path for path in map(results_dir.joinpath, names) if not path.exists())
+        os.replace(table, place)
+        print(f"{table} had rows of runs that are not there: it is {place.name} now, and made anew", file=sys.stderr)
+    return _write(results_dir, _ended(results_dir), {})
+
+
+def _has_rows_of_its_own(table):
+    """Whether a table holds a line that no run's folder beside it stands for."""
+    try:
+        with open(table, encoding="utf-8", newline="") as file:
+            header, *lines = csv.reader(file)
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, csv.Error):
+        return os.path.getsize(table) > 0
+    place = header.index("run") if "run" in header else None
+    names = {line[place] if place is not None and len(line) == len(header) else None for line in lines}
+    return any(not name or not (table.parent / name).is_dir() for name in names)
 
 
 def _ended(results_dir):
@@ -185,10 +214,11 @@ def _rows(table):
     """{run: row} of a results.csv, or None where it is missing, not whole, or of another version of this program."""
     try:
         with open(table, encoding="utf-8", newline="") as file:
-            header, *lines = csv.reader(file)
+            content = file.read()
+        header, *lines = csv.reader(io.StringIO(content, newline=""))
     except (OSError, ValueError, csv.Error):
         return None
-    if header != list(COLUMNS) or any(len(line) != len(header) for line in lines):
+    if not content.endswith("\n") or header != list(COLUMNS) or any(len(line) != len(header) for line in lines):
         return None
     rows = [dict(zip(header, line, strict=True)) for line in lines]
     return {row["run"]: row for row in rows}
@@ -231,12 +261,13 @@ def explanation():
 Each run has a folder of its own here, `<arch>_<norm>_<dataset>_…_seed<seed>_<8 hex>`; the hex is a hash of every
 setting that changes the numbers. `results.csv` has one row for each run that has ended. It is derived: every run adds
 its row, and `python run_report.py --collect` rebuilds all of them from the folders. So it can be deleted, and a folder
-that is moved away takes its row along. A subfolder with a `results.csv` of its own is another study: the one that comes
-with the program is `results/cpu_study`, and its `FINDINGS.md` says what it found.
+that is moved away loses its row then (which `results.old.csv` keeps). A subfolder with a `results.csv` of its own is
+another study: the one that comes with the program is `results/cpu_study`, and its `FINDINGS.md` says what it found.
 
 ## Columns of results.csv
 The first {len(ORIGINAL_COLUMNS)} are those of the original study's table, so that both stack. An empty cell means:
-not measured.
+not measured, or measured in another way than with {", ".join(f"`--{flag}={usual}`" for flag, usual in USUAL.items())}:
+such measurements are in the run's folder alone.
 
 | column | meaning |
 |---|---|

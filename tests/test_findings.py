@@ -215,6 +215,42 @@ def test_the_ranking_takes_out_what_the_cells_differ_in():
     assert ranks["rank_low"].tolist() == [1, 2, 3]
 
 
+def test_intervals_of_two_norms_mirror_each_other():
+    runs = table(12, **{"Model": ["VGG"] * 6 + ["ResNet-56"] * 6, "Batch Size": ["16"] * 12, "Mom & WD": ["True"] * 12})
+    runs["Norm"] = ["BatchNorm", "Plain"] * 6
+    first, second = findings.ranking(runs, resamples=500).to_dict("records")
+    assert first["advantage"] == -second["advantage"] > 0
+    assert (first["low"], first["high"]) == (pytest.approx(-second["high"]), pytest.approx(-second["low"]))
+    assert first["low"] < first["advantage"] < first["high"]
+
+
+def test_the_interval_of_norms_covers_the_truth_about_as_often_as_it_says():
+    """Two norms that differ by 4 points in 20 cells of two runs each, 100 tables: 95 % intervals hold ± 2."""
+    generator, held = np.random.default_rng(0), 0
+    runs = table(80, **{"Model": ["VGG"] * 80, "Batch Size": np.repeat(np.arange(20), 4), "Mom & WD": ["True"] * 80})
+    runs["Norm"] = ["BatchNorm", "BatchNorm", "Plain", "Plain"] * 20
+    for _ in range(100):
+        effects = 4 + generator.normal(size=20).repeat(4)
+        noise = generator.normal(size=80) + 10 * generator.normal(size=20).repeat(4)
+        runs["Test Accuracy"] = 50 + noise + effects * (runs["Norm"] == "BatchNorm")
+        row = findings.ranking(runs, resamples=200).iloc[0]
+        held += row["low"] <= 2 <= row["high"]
+    assert held >= 88
+
+
+def test_a_norm_that_stands_alone_in_its_cells_is_compared_with_nothing():
+    runs = table(4, **{"Norm": ["BatchNorm", "Plain", "RMSNorm", "RMSNorm"], "Mom & WD": ["True"] * 4})
+    runs = runs.assign(Model="vgg", **{"Batch Size": [16, 16, 64, 64]})
+    assert set(findings.ranking(runs, resamples=50)["Norm"]) == {"BatchNorm", "Plain"}
+
+
+def test_a_cell_is_equal_in_all_hyperparameters():
+    runs = table(4, Norm=["Plain"] * 4).assign(
+        epochs=[1, 1, 60, 60], Model="vgg", **{"Batch Size": 16, "Mom & WD": True}
+    )
+    assert findings.by_cell(runs)[["epochs", "n"]].to_numpy().tolist() == [["1", 2], ["60", 2]]
+
+
 def test_failed_runs_are_counted_and_not_averaged():
     runs = table(6, **{"Success": ["False"] + ["True"] * 5, "Norm": ["Plain"] * 6, "P Grouping": ["32"] * 6})
     [row] = findings.ranking(runs, resamples=50).itertuples()
@@ -224,7 +260,7 @@ def test_failed_runs_are_counted_and_not_averaged():
 
 
 def test_one_run_has_no_interval():
-    runs = table(3, Norm=["Plain", "Plain", "BatchNorm"])
+    runs = table(3, Norm=["Plain", "Plain", "BatchNorm"]).assign(Model="vgg", **{"Batch Size": 16, "Mom & WD": True})
     runs["Test Accuracy"] = [80.0, 82, 90]
     ranks = findings.ranking(runs, resamples=50)
     assert ranks["n"].tolist() == [1, 2]

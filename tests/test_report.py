@@ -32,7 +32,7 @@ def made_up(n=160, seed=0):
     generator = np.random.default_rng(seed)
     norms = ["BatchNorm", "EvoNormBO", "Instance_Normalization", "Plain", "GroupNorm"]
     norm = np.array([norms[index % 5] for index in range(n)])
-    bonus = pd.Series(norm).map({"EvoNormBO": 6, "BatchNorm": 4, "Instance_Normalization": -8, "Plain": -5}).fillna(0)
+    bonus = pd.Series(norm).map({"EvoNormBO": 6, "BatchNorm": 4, "Instance_Normalization": -9, "Plain": -6}).fillna(0)
     similarity = generator.normal(size=n)
     rows = {
         "Model": ["VGG" if index % 2 else "ResNet-56" for index in range(n)],
@@ -276,6 +276,30 @@ def test_runs_that_diverged_leave_the_frame(lasting, is_logarithmic, scale):
     assert axis.get_yscale() == scale
     least = min(value for value in lasting if value > 0 or scale == "linear")
     assert low < least < max(lasting) < high < 2 * max(lasting)
+
+
+def test_one_recorded_iteration_is_drawn():
+    from matplotlib.figure import Figure
+
+    axis = Figure().subplots()
+    axis.plot([0], [3.0], marker=".")
+    report_figures._scale_and_frame(axis, True)
+
+
+def test_two_norms_support_a_finding_and_no_claim_of_four(tmp_path):
+    table = made_up(40)
+    table = table[table["Norm"].isin(["EvoNormBO", "Instance_Normalization"])].assign(**{"Class Similarity": np.nan})
+    page = report(tmp_path, table.drop(columns=["Trace", "Max Eigen"]).assign(epochs=3))
+    assert "EvoNormBO had the highest test accuracy of 2 norms" in page
+    assert "cannot be said: no cell has four norms" in page
+    assert "which all runs share: Dataset: CIFAR-10, Mom &amp; WD: on, SkipInit: off, epochs: 3." in page
+    assert "class similarity; class similarity, pooled features;" in page
+
+
+def test_intervals_from_few_runs_are_said_to_be_too_narrow(tmp_path):
+    page = report(tmp_path, made_up(10).assign(Model="vgg", **{"Batch Size": 16}))
+    assert "(BatchNorm 2, EvoNormBO 2" in page or "EvoNormBO 2, BatchNorm 2" in page
+    assert "those of two runs are just both" in page
 
 
 @pytest.mark.parametrize("name", ["probes.json", "probes/epoch_0002.pt"])

@@ -62,11 +62,59 @@ def test_added_rows_are_those_of_a_rebuilt_table(results, train):
     assert_rebuilt_is_the_same(results)
 
 
-def test_the_row_of_a_deleted_run_goes_when_another_is_added(results, train):
+def test_rows_of_runs_that_are_elsewhere_stay_until_the_table_is_rebuilt(results, train, capsys):
+    """Someone hands on a run's folder and the table of all his runs."""
     shutil.rmtree(next(results.glob("vgg_Plain*")))
-    train(results, "--seed=0", "--epochs=1")
+    run = train(results, "--seed=0", "--epochs=1")
+    assert run_class_similarity.main([str(run.path), "--samples=20"]) == 0
+    before = rows(results)
+    assert sorted(row["seed"] for row in before) == ["0", "0", "1"]
+    table.collect(results)
     assert sorted(row["seed"] for row in rows(results)) == ["0", "1"]
+    assert "it is results.old.csv now" in capsys.readouterr().err
+    with open(results / "results.old.csv", newline="", encoding="utf-8") as file:
+        assert list(csv.DictReader(file)) == before
     assert_rebuilt_is_the_same(results)
+    assert [path.name for path in results.glob("*.csv")].count("results.old-2.csv") == 0
+
+
+def test_a_table_of_someone_else_is_kept(results, capsys):
+    foreign = b"Model,Norm\nvgg,Plain\n"
+    for name in ("results.old.csv", "results.old-2.csv"):
+        (results / "results.csv").write_bytes(foreign)
+        table.update([runs.RunDirectory(next(results.glob("vgg_Plain*")))])
+        assert (results / name).read_bytes() == foreign
+        assert name in capsys.readouterr().err
+    assert len(rows(results)) == 2
+
+
+def test_columns_are_of_the_usual_measurements(results):
+    run = runs.RunDirectory(next(results.glob("vgg_BatchNorm*")))
+    assert run_class_similarity.main([str(run.path), "--samples=20", "--split=test"]) == 0
+    [row] = [row for row in rows(results) if row["run"] == run.path.name]
+    assert row["Class Similarity"] == ""
+    assert run_class_similarity.main([str(run.path), "--samples=20", "--overwrite=True"]) == 0
+    [row] = [row for row in rows(results) if row["run"] == run.path.name]
+    assert float(row["Class Similarity"]) == files.read_json(run.path / "class_similarity.json")["class_similarity"]
+
+
+def test_a_table_that_cannot_be_written_costs_no_measurement(results, capsys):
+    run = runs.RunDirectory(next(results.glob("vgg_BatchNorm*")))
+    (results / table.LOCK).unlink(missing_ok=True)
+    (results / table.LOCK).mkdir()
+    assert run_class_similarity.main([str(run.path), "--samples=20"]) == 0
+    found = capsys.readouterr()
+    assert "results.csv lacks what was measured" in found.err
+    assert "1 measured" in found.out
+
+
+def test_a_copied_run_is_reported_once(results, capsys):
+    run = next(results.glob("vgg_BatchNorm*"))
+    shutil.copytree(run, results / "a copy")
+    assert run_class_similarity.main([str(run), "--samples=20"]) == 0
+    assert run_report.main([f"--results_dir={results}", "--resamples=100"]) == 0
+    assert "left out: a copy of" in capsys.readouterr().err
+    assert "<h1>Normalization: a report on 2 runs</h1>" in (results / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_run_that_is_started_over_has_no_row_until_it_ends(results, train, monkeypatch):
