@@ -21,6 +21,10 @@ TITLES = {
 }
 LOGARITHMIC = ("std", "grad_norm", "activation_norm", "activation_variance", "stable_rank")
 SPECTRUM_WIDTH = 1 / 300  # of a Ritz value in the drawn density, as part of the whole range
+LEAST_RANGE = 5  # largest over smallest value from which a scale is logarithmic
+FEW_TICKS = 300  # and below which powers of ten are too few ticks for it
+MOST_NUMBERED = 12  # classes up to which each cosine stands in its field
+MOST_NAMES = 45  # of layers that are written below an axis; more are numbered
 MOST_COLUMNS = 300  # of a heatmap: more iterations are averaged into bins
 
 
@@ -65,6 +69,24 @@ def _text(name):
     return "".join(character if character.isprintable() else "·" for character in str(name)).replace("$", r"\$")
 
 
+def _whole_numbers(axis):
+    """Ticks at whole numbers, were it one alone."""
+    axis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+
+
+def scale_logarithmically(axis, values):
+    """A logarithmic y axis for positive values that span a good half magnitude, with ticks enough to read it."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    values = values[np.isfinite(values) & (values > 0)]
+    if len(values) and values.max() > LEAST_RANGE * values.min():
+        axis.set_yscale("log")
+        if values.max() < FEW_TICKS * values.min():
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter(NullFormatter())
+
+
 def draw_curves(run, title):
     """curves.png: loss and accuracy over epochs, from metrics.csv."""
     rows = read_csv(run.metrics)
@@ -79,10 +101,11 @@ def draw_curves(run, title):
             values = [float(row[f"{split}_{quantity}"] or "nan") * scale for row in rows]
             if any(map(math.isfinite, values)):
                 name = "train (running, augmented)" if split == "train" else split
-                axis.plot(epochs, values, color=colour, marker="o" if len(epochs) <= 30 else None, ms=4, label=name)
+                marker = {"train": "o", "validation": "^", "test": "s"}[split] if len(epochs) <= 30 else None
+                axis.plot(epochs, values, color=colour, marker=marker, mfc="none", ms=6, label=name)
         axis.set(xlabel="epoch", ylabel=label)
         axis.grid(alpha=0.3)
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        _whole_numbers(axis.xaxis)
         if axis.lines:
             axis.legend()
         else:
@@ -107,7 +130,13 @@ def draw_probes(run, title):
         _draw_heatmap(figure, heatmap, iterations, values, key, kind)
         _draw_profile(profile, iterations, values, moments, key, kind, probes["sites"][kind])
     has_shortcuts = any("shortcut" in name for name in probes["sites"]["conv"])
-    figure.suptitle(_text(title) + "\nlayers are numbered from the input" + "; crosses: shortcuts" * has_shortcuts)
+    is_white = any(not probes[key].isfinite().all() for key in KEYS)
+    figure.suptitle(
+        _text(title)
+        + "\niterations of whole batches; layers are numbered from the input"
+        + "; crosses: shortcuts" * has_shortcuts
+        + "; white: not finite" * is_white
+    )
     save_figure(figure, run.probes_picture, dpi=85)
 
 
@@ -116,30 +145,42 @@ def _site_label(kind):
 
 
 def _norm(values, key):
-    """Matplotlib's colour scale: logarithmic for what spans magnitudes, and no wider than six of them."""
+    """Matplotlib's colour scale of (iterations, sites), logarithmic for what spans magnitudes: that of the iterations
+    that are finite as a whole, and wider than six magnitudes only where more than a few values are that small."""
     from matplotlib.colors import LogNorm, Normalize
 
+    is_whole = np.isfinite(values).all(1)
+    values = values[is_whole] if is_whole.any() else values
     positive = values[np.isfinite(values) & (values > 0)]
-    if key not in LOGARITHMIC or not len(positive):
+    if key not in LOGARITHMIC or not len(positive) or positive.max() < LEAST_RANGE * positive.min():
         finite = values[np.isfinite(values)]
         low, high = (finite.min(), finite.max()) if len(finite) else (0, 1)
         return Normalize(low, high if high > low else low + 1e-9)
     high = positive.max()
-    low = max(positive.min(), high * 1e-6)
-    return LogNorm(low, high if high > low else low * 1.0001)
+    low = max(positive.min(), min(high * 1e-6, np.quantile(positive, 0.05)))
+    return LogNorm(low, high)
 
 
 def _draw_heatmap(figure, axis, iterations, values, key, kind):
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import LogLocator
+
     bins = np.array_split(np.arange(len(iterations)), min(len(iterations), MOST_COLUMNS))
     binned = np.stack([values[part].mean(0) for part in bins])
     edges = np.array([iterations[part[0]] for part in bins] + [iterations[-1] + 1], dtype=float)
     depth = np.arange(values.shape[1] + 1) + 0.5
-    mesh = axis.pcolormesh(edges, depth, binned.T, norm=_norm(binned, key), cmap="cividis", rasterized=True)
-    figure.colorbar(mesh, ax=axis)
+    norm, finite = _norm(binned, key), binned[np.isfinite(binned)]
+    mesh = axis.pcolormesh(edges, depth, binned.T, norm=norm, cmap="cividis", rasterized=True)
+    beyond = len(finite) > 0 and (bool(finite.min() < norm.vmin), bool(finite.max() > norm.vmax))
+    extend = {(True, False): "min", (False, True): "max", (True, True): "both"}.get(beyond, "neither")
+    ticks = {}
+    if isinstance(norm, LogNorm) and norm.vmax < FEW_TICKS * norm.vmin:
+        ticks = {"ticks": LogLocator(subs=(1, 2, 5)), "format": "%g"}
+    figure.colorbar(mesh, ax=axis, extend=extend, **ticks).minorticks_off()
     axis.invert_yaxis()
     axis.set(title=TITLES[key], xlabel="iteration", ylabel=_site_label(kind))
-    axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.yaxis.get_major_locator().set_params(integer=True)
+    _whole_numbers(axis.xaxis)
+    _whole_numbers(axis.yaxis)
 
 
 def _draw_profile(axis, iterations, values, moments, key, kind, names):
@@ -164,9 +205,9 @@ def _draw_profile(axis, iterations, values, moments, key, kind, names):
             axis.plot([], [], color="grey", ls=style, label=place)
     finite = values[moments][np.isfinite(values[moments])]
     if key in LOGARITHMIC and len(finite) and finite.min() > 0:
-        axis.set_yscale("log")
+        scale_logarithmically(axis, finite)
     axis.set(xlabel=f"{_site_label(kind)} (1 = nearest the input)", ylabel=TITLES[key])
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    _whole_numbers(axis.xaxis)
     axis.grid(alpha=0.3)
     axis.legend(fontsize="small")
 
@@ -198,24 +239,33 @@ def spectral_density(probes, points, width):
 def draw_hessian(path):
     """hessian.png beside hessian.json, from it alone: the spectral density, and the trace of each layer."""
     content = read_json(path)
-    figure, axes = _figure(1, 2, figsize=(14, 5.2))
-    figure.subplots_adjust(left=0.065, right=0.98, bottom=0.13, top=0.84, wspace=0.2)
+    figure, axes = _figure(1, 2, figsize=(14, 6.2))
+    figure.subplots_adjust(left=0.065, right=0.98, bottom=0.24, top=0.79, wspace=0.2)
     _draw_density(axes[0, 0], content)
     _draw_layer_traces(axes[0, 1], content)
     settings = content["settings"]
     matrix = {"hessian": "Hessian", "ggn": "Gauss-Newton matrix"}[settings["curvature"]]
-    mode = {"eval": "eval mode", "train": "batch statistics"}[settings["bn_mode"]]
-    trace = _with_error(content["trace"], content["trace_standard_error"])
+    has_statistics = settings["bn_mode"] == "train" and content.get("has_batch_statistics", True)
+    mode = "batch statistics" if has_statistics else "eval mode"
+    error = content["trace_standard_error"]
+    trace = f"{content['trace']:.4g}"
+    if error is not None:
+        samples = content.get("trace_samples", len(content["probes"]) + settings["trace_probes"])
+        trace += f" ± {error:.3g} (s.e. of {samples} probes)"
     figure.suptitle(
         f"{_text(content['run'])}, epoch {content['epoch']}\n{matrix} of the training loss, "
         f"{content['num_samples']:,} images, {mode}: trace {trace}, "
-        f"{len(content['probes'])} probes of Lanczos, {content['products']} products"
+        f"{len(content['probes'])} Lanczos probes, {content['products']} products"
     )
     save_figure(figure, path.with_suffix(".png"))
 
 
-def _with_error(value, error):
-    return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.3g} (s.e.)"
+def with_residual(value, residual):
+    """A Ritz value with the residual, and no more digits than that leaves sure: 45 (residual 11)."""
+    if residual > 0 and math.isfinite(residual):
+        value = round(value, 1 - math.floor(math.log10(residual)))
+    size = f"{residual:.1g}" if not 1 <= residual < 1e6 else f"{residual:.0f}"
+    return f"{value:.4g} (residual {size})"
 
 
 def _draw_density(axis, content):
@@ -227,16 +277,16 @@ def _draw_density(axis, content):
     floor = 1e-3 / content["dimension"] / span  # a thousandth of one eigenvalue, spread over the whole range
     mean = np.maximum(curves.mean(0), floor)
     axis.fill_between(points, floor, mean, color=TRAIN, alpha=0.2, lw=0)
-    axis.plot(points, mean, color=TRAIN, lw=1.2, label=f"density (each node {width:.2g} wide)")
+    axis.plot(points, mean, color=TRAIN, lw=1.2, label=f"density (Ritz values as Gaussians, s.d. {width:.2g})")
     for index, probe in enumerate(content["probes"]):
         label = "Ritz values" if index == 0 else None
         axis.plot(probe["nodes"], np.full(len(probe["nodes"]), floor * 2), "|", color="black", ms=7, label=label)
     for key, name, colour in (("max_eigen", "λ_max", TEST), ("min_eigen", "λ_min", VALIDATION)):
-        label = f"{name} = {content[key]:.4g} (residual {content[f'{key}_residual']:.1g})"
+        label = f"{name} = {with_residual(content[key], content[f'{key}_residual'])}"
         axis.axvline(content[key], color=colour, ls="--", lw=1.2, label=label)
     axis.set(yscale="log", ylim=(floor, None), xlabel="eigenvalue λ", ylabel="density of eigenvalues (per unit of λ)")
     axis.grid(alpha=0.3)
-    axis.legend(fontsize="small")
+    _legend_above(axis, 2)
 
 
 def _draw_layer_traces(axis, content):
@@ -249,9 +299,18 @@ def _draw_layer_traces(axis, content):
         here = kinds == kind
         axis.errorbar(depth[here], traces[here], errors[here], color=colour, marker=marker, ms=4, ls="none", label=kind)
     axis.set(xlabel="layer with parameters (1 = nearest the input)", ylabel="trace of the layer's block (± s.e.)")
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    _whole_numbers(axis.xaxis)
+    if len(names) <= MOST_NAMES:
+        axis.set_xticks(depth, [_text(name) for name in names], rotation=90, fontsize="x-small")
+        axis.set_xlabel("layer with parameters, from the input on")
     axis.grid(alpha=0.3)
-    axis.legend(fontsize="small")
+    _legend_above(axis, 4)
+
+
+def _legend_above(axis, columns):
+    """A legend that hides no data."""
+    box = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "frameon": False}
+    axis.legend(fontsize="small", ncols=columns, columnspacing=1.2, **box)
 
 
 def _kind(name):
@@ -286,7 +345,7 @@ def draw_hessian_over_training(run):
 
 def _finish_over_training(figure, axes, path):
     for axis in axes:
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        _whole_numbers(axis.xaxis)
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small")
     save_figure(figure, path)
@@ -297,10 +356,16 @@ def draw_class_similarity(path):
     content = read_json(path)
     matrix, classes = np.array(content["matrix"]), content["classes"]
     figure, axes = _figure(1, 2, figsize=(14, 6.2))
-    figure.subplots_adjust(left=0.105, right=0.98, bottom=0.21, top=0.88, wspace=0.16)
+    figure.subplots_adjust(left=0.105, right=0.98, bottom=0.19, top=0.82, wspace=0.16)
     heatmap, spread = axes[0]
-    mesh = heatmap.imshow(matrix, cmap="cividis", vmin=matrix.min(), vmax=1.0, interpolation="nearest")
-    figure.colorbar(mesh, ax=heatmap, label="cosine between class means")
+    lowest = 0.0 if matrix.min() >= 0 else -1.0  # the same for all runs, so that pictures compare
+    mesh = heatmap.imshow(matrix, cmap="cividis", vmin=lowest, vmax=1.0, interpolation="nearest")
+    figure.colorbar(mesh, ax=heatmap, label="cosine between class means of flattened features")
+    if len(classes) <= MOST_NUMBERED:
+        for row, column in np.ndindex(matrix.shape):
+            ink = "black" if matrix[row, column] > (lowest + 1) / 2 else "white"
+            number = f"{matrix[row, column]:.2f}".replace("0.", ".").replace("1.00", "1")
+            heatmap.text(column, row, number, ha="center", va="center", color=ink, fontsize="small")
     every = max(1, math.ceil(len(classes) / 25))
     ticks = range(0, len(classes), every)
     labels = [_shorten(classes[index]) for index in ticks]
@@ -314,12 +379,13 @@ def draw_class_similarity(path):
     ):
         values = np.array(content[f"matrix{key}"])[pairs]
         mean = content[f"class_similarity{key}"]
-        spread.hist(values, bins=np.linspace(-1, 1, 81), color=colour, alpha=0.45, label=f"{name}: mean {mean:.3f}")
+        bins, label = np.linspace(-1, 1, 41), f"{name}: mean {mean:.3f}"
+        spread.hist(values, bins=bins, histtype="step", color=colour, lw=1.6, label=label)
         spread.axvline(mean, color=colour, ls="--", lw=1.2)
     spread.set(xlabel="cosine between the means of two classes", ylabel=f"pairs of classes (of {len(pairs[0])})")
-    spread.yaxis.get_major_locator().set_params(integer=True)
+    _whole_numbers(spread.yaxis)
     spread.grid(alpha=0.3)
-    spread.legend(fontsize="small")
+    _legend_above(spread, 2)
     ratio = content["within_over_between"]
     ratio = "undefined" if ratio is None else f"{ratio:.3g}"
     images = f"{content['num_samples']:,} {content['settings']['split']} images"

@@ -10,7 +10,7 @@ import numpy as np
 from config import ARCHS, NORM_TYPES
 from files import read_json
 from findings import LEAST, OUTCOMES, hyperparameters
-from plots import LOGARITHMIC, TITLES, _figure, _text, save_figure, spectral_density
+from plots import LOGARITHMIC, TITLES, _figure, _text, save_figure, scale_logarithmically, spectral_density
 from probes import CONV_KEYS, KEYS
 from states import read_probes_summary
 
@@ -77,14 +77,16 @@ def _in_order(values, order):
 
 def draw_ranking(ranks, label, path):
     """How far each norm lies above the mean of its cells, with intervals."""
-    figure, [[axis]] = _figure(1, 1, figsize=(9.6, 1.6 + 0.36 * len(ranks)))
-    figure.subplots_adjust(left=0.31, right=0.97, bottom=0.9 / (1.6 + 0.36 * len(ranks)), top=0.97)
+    height = 1.0 + 0.36 * len(ranks)
+    figure, [[axis]] = _figure(1, 1, figsize=(9.6, height))
+    figure.subplots_adjust(left=0.31, right=0.97, bottom=0.62 / height, top=1 - 0.1 / height)
     for place, row in enumerate(ranks.iloc[::-1].to_dict("records")):
         each = colour(row[label].partition(" p=")[0])
         spread = [[row["advantage"] - row["low"]], [row["high"] - row["advantage"]]]
         axis.errorbar(row["advantage"], place, xerr=spread, color=each, marker="o", capsize=3)
     names = [f"{_text(row[label])} (n = {row['n']})" for row in ranks.iloc[::-1].to_dict("records")]
     axis.set_yticks(range(len(ranks)), names)
+    axis.set_ylim(-0.6, len(ranks) - 0.4)
     axis.axvline(0, color="#888888", lw=0.8)
     axis.set_xlabel("test accuracy above the mean of norms in the same cell (points, 95 % interval)")
     axis.grid(alpha=0.3, axis="x")
@@ -241,7 +243,7 @@ def draw_densities(runs_of_table, path):
             if arch == network:
                 probes = [probe | {"nodes": np.arcsinh(probe["nodes"]).tolist()} for probe in content["probes"]]
                 low, high = (np.arcsinh(content[name]) for name in ("min_eigen", "max_eigen"))
-                points = np.linspace(low - 3 * NODE_WIDTH, high + 3 * NODE_WIDTH, 1000)
+                points = np.linspace(low - 7 * NODE_WIDTH, high + 7 * NODE_WIDTH, 1000)
                 density = content["dimension"] * spectral_density(probes, points, NODE_WIDTH).mean(0)
                 axis.plot(np.sinh(points), np.where(density < FEWEST, np.nan, density), color=colour(norm), lw=1.2)
         axis.set(xscale="asinh", yscale="log", xlabel="eigenvalue λ", title=network)
@@ -303,9 +305,9 @@ def _scale_and_frame(axis, is_logarithmic):
     lasting = [line.get_ydata() for line in axis.lines if line.get_xdata()[-1] >= longest / 2]
     values = np.concatenate(lasting).astype(float)
     values = values[np.isfinite(values)]
-    if is_logarithmic and (values > 0).any() and values.max() > 10 * values[values > 0].min():
-        axis.set_yscale("log")
-        values = values[values > 0]
+    if is_logarithmic:
+        scale_logarithmically(axis, values)
+        values = values[values > 0] if axis.get_yscale() == "log" else values
     scale = axis.yaxis.get_transform()
     values = scale.transform(values)
     if len(values) and np.ptp(values) > 0:
