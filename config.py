@@ -1,6 +1,6 @@
 """Every hyperparameter and its default, the command line of main.py, and the learning-rate schedule.
 
-Needs nothing but the standard library and tqdm, so that `--help` and flag errors answer at once.
+Needs nothing but the standard library, so that `--help` and flag errors answer at once.
 """
 
 import argparse
@@ -8,8 +8,6 @@ import dataclasses
 import os
 import sys
 from dataclasses import dataclass, field
-
-from tqdm import tqdm
 
 from errors import UsageError
 from flags import Parser, argparse_type, boolean, count, device_name, number
@@ -165,7 +163,11 @@ class Config:
     device: str = _flag("auto", "auto, cpu, cuda, cuda:N or mps", group="run", type=device_name, runtime=True)
     cuda_graph: bool = _flag(True, "on CUDA, launch each step as one graph", group="run", type=boolean, runtime=True)
     keep: str = _flag(
-        "all", "epoch checkpoints to keep: each, or the newest alone", group="run", choices=KEEP, runtime=True
+        "all",
+        "which checkpoints to keep: of every fifth epoch and the last, or the last alone",
+        group="run",
+        choices=KEEP,
+        runtime=True,
     )
     checkpoint_minutes: float = _flag(
         10.0,
@@ -396,6 +398,8 @@ def learning_rate(config, step, steps_per_epoch):
 
 def progress_bar(total, description, initial=0, unit="img"):
     """A tqdm bar with rate and ETA on stderr; silent where stderr is no terminal, or another process shows it."""
+    from tqdm import tqdm
+
     return tqdm(
         total=total,
         desc=description,

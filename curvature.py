@@ -53,6 +53,8 @@ class _Objective:
             raise ValueError("the model has no trainable parameters")
         self.sizes = [parameter.numel() for parameter in self.parameters]
         self.dimension = sum(self.sizes)
+        if isinstance(batches, (tuple, list)) and any(isinstance(each, torch.Tensor) for each in batches):
+            raise ValueError("batches are a list of pairs: [(images, labels)]")
         self.batches = list(batches) if iter(batches) is batches else batches
         self.model = twin(model, bn_mode, forward_mode=forward_mode)
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
@@ -81,8 +83,10 @@ class _Objective:
         reference = self.parameters[0]
         with full_float32(), torch.enable_grad():
             for images, labels in self.batches:
+                if not images.is_floating_point() or labels.is_floating_point():
+                    raise ValueError("images are floating-point numbers, scaled as in training, labels are whole ones")
                 images = images.to(reference.device, reference.dtype)
-                values = function(images, labels.to(reference.device))
+                values = function(images, labels.to(reference.device, torch.int64))
                 samples += len(labels)
                 total = values if total is None else torch._foreach_add(total, values)
         if total is None:
@@ -115,8 +119,8 @@ def hessian_matvec(model, batches, loss="cross_entropy", *, curvature="hessian",
     keep_graphs=True: the first product keeps the graph of each batch's gradient for the next ones, which take three
     quarters of the arithmetic; bytes_per_sample tells what that holds. The model must then stay as it is
     (RuntimeError), and the batches come in the same order. Of Hessians only.
-    Raises ValueError for other names, for graphs of a Gauss-Newton matrix, for no batches, and for a vector of
-    another length.
+    Raises ValueError for other names, for graphs of a Gauss-Newton matrix, for no batches, for images that are not
+    floating-point numbers, and for a vector of another length.
 
     A product is one forward pass with tangents and one backward pass through both (Pearlmutter 1994): H v is the
     gradient of the directional derivative ⟨∇L, v⟩, which forward mode gives. The convolutions of a product cost
@@ -374,10 +378,12 @@ def spectrum(
     Raises ValueError for no probes, for an error that is not positive or has no most_probes, and for blocks that do
     not fit, else as `krylov` does.
     """
+    if not isinstance(generator, torch.Generator):
+        raise TypeError("the generator is one of PyTorch's: torch.Generator().manual_seed(0)")
     if num_probes < 1 or trace_probes < 0:
         raise ValueError("at least one probe must take the steps of Lanczos")
     if trace_error is not None and not (trace_error > 0 and most_probes):
-        raise ValueError("a trace_error is positive, and needs most_probes, for a trace may be zero")
+        raise ValueError("trace_error is positive, and needs most_probes, where to stop if the trace is near zero")
     blocks = {"all": dimension} if blocks is None else blocks
     if sum(blocks.values()) != dimension:
         raise ValueError(f"the blocks have {sum(blocks.values())} entries, the matrix {dimension}")

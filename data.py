@@ -288,7 +288,9 @@ def _list_images(data_dir):
     for split in ("train", "test"):
         folder = data_dir / split
         if not folder.is_dir():
-            raise RunError(f"{folder} is not a folder: --data_dir needs train/<class>/ and test/<class>/ in it")
+            is_too_deep = data_dir.name in ("train", "test") and (data_dir.parent / split).is_dir()
+            hint = f"; try --data_dir={data_dir.parent}" if is_too_deep else ""
+            raise RunError(f"{folder} is not a folder: --data_dir needs train/<class>/ and test/<class>/ in it{hint}")
         folders = [entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
         names[split] = sorted(folders)
         files[split] = [

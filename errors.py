@@ -74,8 +74,19 @@ def describe_os_error(error):
     return f"{error.strerror or error}{where}{hint}"
 
 
-def end_quietly_on_signals():
-    """While modules load there is nothing to save and nobody to tell: Ctrl-C and the like end the process at once."""
+def start_script():
+    """While modules load there is nothing to save and nobody to tell: Ctrl-C and the like end the process at once. A
+    package that is missing is said in one line."""
+
+    def end_with_trace_or_line(kind, error, trace):
+        if isinstance(error, ModuleNotFoundError):
+            script = sys.argv[0].rpartition("/")[2]
+            how = "pip install -r requirements.txt, with the pip of the Python that runs this"
+            print(f"{script}: error: Python has no {error.name}: {how}", file=sys.stderr)
+        else:
+            sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = end_with_trace_or_line
 
     def end(number, frame):
         code, message = _code_and_name(number in PREEMPTIONS)

@@ -97,7 +97,10 @@ def read_torch(path, sha256=None):
     try:
         content = Path(path).read_bytes()
         if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-            raise RunError(f"{path} is not what this run wrote: it was changed, damaged, or taken from elsewhere")
+            raise RunError(
+                f"{path} is not what this run wrote: it was changed, damaged, or taken from elsewhere; "
+                "a copy can be made again"
+            )
         damaged = zipfile.ZipFile(io.BytesIO(content)).testzip()
         if damaged is not None:
             raise RunError(f"{path} is damaged ({damaged} does not fit its checksum)")

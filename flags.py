@@ -115,7 +115,13 @@ def measurement_parser(script, measurement, description, samples, examples):
     )
     parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders (default: every one not measured yet)")
     add_flag(parser, "results_dir", "results", "folder whose runs are measured where no RUN is given")
-    add_flag(parser, "checkpoint", "last", "last, all, or one such as epoch_0005", checkpoint_name)
+    add_flag(
+        parser,
+        "checkpoint",
+        "last",
+        "last, all (of every fifth epoch and the last), or one such as epoch_0005",
+        checkpoint_name,
+    )
     add_flag(parser, "samples", samples, "images to measure on, equally many of each class", count)
     add_flag(parser, "seed", 0, "of the choice of images and of all else that is random", number(int, low=0))
     add_flag(parser, "data_dir", None, "where the run's images lie now (default: where they lay in training)")
@@ -150,7 +156,7 @@ def hessian_parser():
         """examples:
   python run_hessian.py                                   every run not measured yet
   python run_hessian.py results/RUN --checkpoint=all      curvature over training
-  python run_hessian.py --samples=512 --lanczos_steps=20  quick
+  python run_hessian.py --samples=512 --lanczos_steps=20  quicker, for a CPU
 A Lanczos probe takes lanczos_steps Hessian-vector products (HVPs), a trace probe one; an HVP is 2 to 3 gradients.""",
     )
     add_flag(parser, "num_probes", 2, "random vectors that Lanczos starts from", count)

@@ -6,10 +6,10 @@ Leaves a run directory under results/; the same command continues an unfinished 
 """
 
 from config import parse_args
-from errors import RunError, end_quietly_on_signals, run_command, stops_at_safe_points
+from errors import RunError, run_command, start_script, stops_at_safe_points
 
 if __name__ == "__main__":
-    end_quietly_on_signals()
+    start_script()
     parse_args()  # --help and wrong flags answer before torch takes its seconds to load
 
 import contextlib
@@ -128,7 +128,8 @@ def outcome(run, summary):
         test, train = 100 * summary["test_accuracy"], 100 * summary["train_accuracy"]
         pictures = [str(path) for path in (run.curves, run.probes_picture) if path.exists()]
         return (
-            f"done in {summary['seconds']:.0f} s: test accuracy {test:.2f} %, train accuracy {train:.2f} %\n"
+            f"done in {summary['seconds']:.0f} s: test accuracy {test:.2f} %, train accuracy {train:.2f} % "
+            "(eval mode, no augmentation)\n"
             f"look at {', '.join(pictures) or run.metrics}; everything is in {run.path}"
         )
     except (KeyError, TypeError) as error:

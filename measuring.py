@@ -98,7 +98,10 @@ def find_runs(args, measurement):
 def _finished_config(run):
     """The Config of a run that is done. Raises RunError for one that is not."""
     if not run.path.is_dir():
-        raise RunError(f"{run.path} is not a folder")
+        hint = ": give the run's folder, and --checkpoint for another than the last" * (run.path.suffix == ".pt")
+        raise RunError(f"{run.path} is not a folder{hint}")
+    if not run.config.exists() and next(run.path.glob("*/config.json"), None) is not None:
+        raise RunError(f"{run.path} is a folder of runs: --results_dir={run.path} measures all of them")
     config = runs.stored_config(run)
     if not run.summary.exists():
         raise RunError(f"{run.path} is unfinished: python main.py --c_dir={run.path} continues it")
@@ -111,7 +114,10 @@ def _checkpoints(run, name):
     """The paths of the checkpoints that --checkpoint names, the last one last."""
     paths = run.checkpoints()
     if not paths:
-        raise RunError(f"{run.path} has no checkpoints/epoch_….pt")
+        raise RunError(
+            f"{run.path} has no checkpoints/epoch_….pt: it was handed on without them, so train it again (its settings "
+            "stand in config.json)"
+        )
     if name == "last":
         return paths[-1:]
     if name == "all":
@@ -138,12 +144,25 @@ class Datasets:
         key += (config.seed if config.dataset == "Synthetic" else None,)
         key += (config.image_size if config.dataset == "ImageFolder" else None,)
         if key != self.key:
-            dataset = load(replace(config, download=False))
+            try:
+                dataset = load(replace(config, download=False))
+            except (RunError, UsageError) as error:
+                where = f"its config.json says that they lie in {config.data_dir}; --data_dir says where they lie now"
+                if self.data_dir is not None:
+                    where = f"--data_dir={self.data_dir}"
+                raise RunError(f"{run.path} lacks its images ({error}): {where}") from None
             self.fingerprint, self.dataset, self.key = dataset.fingerprint(), dataset.to(self.device), key
-        stored = read_json(run.config).get("data", {}).get("fingerprint")
-        if stored != self.fingerprint:
+        stored = read_json(run.config).get("data", {})
+        if stored.get("fingerprint") != self.fingerprint:
+            theirs, ours = (
+                f"{len(classes)} classes, {images:,} training images, fingerprint {fingerprint}"
+                for classes, images, fingerprint in (
+                    (stored.get("classes", ()), stored.get("train_samples", 0), stored.get("fingerprint")),
+                    (self.dataset.classes, len(self.dataset.train), self.fingerprint),
+                )
+            )
             raise RunError(
-                f"{run.path} was trained on other images (fingerprint {stored}, here {self.fingerprint}): "
+                f"{run.path} was trained on other images ({theirs}) than those in {config.data_dir} ({ours}): "
                 "--data_dir says where they lie"
             )
         return self.dataset

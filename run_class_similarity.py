@@ -6,11 +6,11 @@
 Leaves class_similarity.json and class_similarity.png in each run directory.
 """
 
-from errors import RunError, end_quietly_on_signals, run_command
+from errors import RunError, run_command, start_script
 from flags import class_similarity_parser
 
 if __name__ == "__main__":
-    end_quietly_on_signals()
+    start_script()
     class_similarity_parser().parse_args()  # --help and wrong flags answer before torch takes its seconds to load
 
 import time
@@ -46,20 +46,22 @@ def measure(checkpoint, args):
     try:
         means = flattened.means()
     except ValueError as error:
-        raise RunError(f"{checkpoint.run.path}: {error} among the {args.split} images") from None
+        words = f"{checkpoint.run.path}: {error} among the {len(subset)} {args.split} images: raise --samples"
+        raise RunError(words) from None
     if len(means) < 2:
         raise RunError(f"{checkpoint.run.path}: class similarity needs two classes")
     if not means.isfinite().all():
         raise RunError(f"{checkpoint.run.path}: the features are not finite")
     centred = means - flattened.global_mean()
     within, between = flattened.variances()
+    ratio = within / between if between and len(subset) > len(means) else None  # of one image a class, there is none
     result = {
         "class_similarity": mean_pairwise_cosine(means),
         "class_similarity_pooled": mean_pairwise_cosine(pooled.means()),
         "class_similarity_centred": mean_pairwise_cosine(centred),
         "within_class_variance": within,
         "between_class_variance": between,
-        "within_over_between": within / between if between else None,
+        "within_over_between": ratio,
         "classes": list(dataset.classes),
         "matrix": cosine_matrix(means).tolist(),
         "matrix_pooled": cosine_matrix(pooled.means()).tolist(),
@@ -72,7 +74,7 @@ def measure(checkpoint, args):
     print(
         f"{checkpoint.run.path.name} epoch {checkpoint.epoch}: class similarity {result['class_similarity']:.4f}, "
         f"pooled {result['class_similarity_pooled']:.4f}, centred {result['class_similarity_centred']:.4f}, "
-        f"within/between variance {within / between if between else float('nan'):.4g} "
+        f"within/between variance {'undefined' if ratio is None else f'{ratio:.4g}'} "
         f"({len(subset)} {args.split} images, {result['seconds']:.1f} s)",
         flush=True,
     )

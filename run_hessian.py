@@ -6,11 +6,11 @@
 Leaves hessian.json and hessian.png in each run directory.
 """
 
-from errors import RunError, end_quietly_on_signals, run_command
+from errors import RunError, run_command, start_script
 from flags import MOST_TIMES, hessian_parser
 
 if __name__ == "__main__":
-    end_quietly_on_signals()
+    start_script()
     hessian_parser().parse_args()  # --help and wrong flags answer before torch takes its seconds to load
 
 import math
@@ -67,7 +67,9 @@ def measure(checkpoint, args):
     graph_bytes = fit_graphs(checkpoint, subset, batch_size, dimension, options, spared)
     matvec, _ = hessian_matvec(model, batches, keep_graphs=graph_bytes > 0, **options)
     gradient_start = time.perf_counter()
-    loss, gradient = loss_and_gradient(model, batches, bn_mode=args.bn_mode)
+    with progress_bar(1, "gradient", unit=" pass") as batches.bar:
+        loss, gradient = loss_and_gradient(model, batches, bn_mode=args.bn_mode)
+    batches.bar = None
     gradient_norm = torch.linalg.vector_norm(gradient).item()
     gradient_seconds = time.perf_counter() - gradient_start
     if not math.isfinite(loss):
@@ -75,9 +77,10 @@ def measure(checkpoint, args):
     products = args.num_probes * steps + args.trace_probes
     gradients = 2 if graph_bytes else 3  # that take as long as a product
     least = "" if args.trace_error is None else "at least "
+    duration = _duration(gradients * gradient_seconds * products)
     print(
         f"{checkpoint.run.path.name} epoch {checkpoint.epoch}: {least}{products} products of {dimension:,} parameters "
-        f"on {len(subset)} images, about {_duration(gradients * gradient_seconds * products)} on {checkpoint.device}; "
+        f"on {len(subset)} images ({_of_each_class(subset, checkpoint)}), about {duration} on {checkpoint.device}; "
         f"a batch of {batch_size} holds {held / 1e9:.2g} GB, "
         + (f"the graphs of all, kept for speed, {graph_bytes / 1e9:.2g} GB, " if graph_bytes else "")
         + f"the Lanczos vectors {basis_bytes / 1e9:.2g} GB ({basis_device})",
@@ -116,17 +119,20 @@ def measure(checkpoint, args):
         ],
         "products": found.products,
         "trace_samples": found.samples,
+        "has_batch_statistics": any("running_" in name for name, _ in model.named_buffers()),
         "seconds": time.perf_counter() - start,
         "num_samples": len(subset),
         "sample_indices_sha256": indices_hash,
     }
     print(
-        f"trace {found.trace:.5g} ± {found.trace_standard_error:.3g} (s.e.), largest eigenvalue {found.max_eigen:.5g} "
-        f"(residual {found.max_eigen_residual:.1g}), smallest {found.min_eigen:.4g} "
-        f"(residual {found.min_eigen_residual:.1g}), "
+        f"trace {found.trace:.5g} ± {found.trace_standard_error:.3g} (s.e. of {found.samples} probes), "
+        f"largest eigenvalue {plots.with_residual(found.max_eigen, found.max_eigen_residual)}, "
+        f"smallest {plots.with_residual(found.min_eigen, found.min_eigen_residual)}, "
         f"loss {loss:.4g}, {found.products} products in {_duration(result['seconds'])}",
         flush=True,
     )
+    if args.bn_mode == "train" and not result["has_batch_statistics"]:
+        print("this network takes no batch statistics: --bn_mode=train changes nothing", file=sys.stderr)
     if args.trace_error is not None and not found.trace_standard_error <= args.trace_error * abs(found.trace):
         part = found.trace_standard_error / abs(found.trace) if found.trace else math.inf
         print(f"the standard error is still {part:.0%} of the trace after {found.samples} probes", file=sys.stderr)
@@ -163,6 +169,13 @@ def fit_graphs(checkpoint, subset, batch_size, dimension, options, spared):
     # Each graph has gradients of its own, and weights folded with what follows them.
     weights = 2 * dimension * next(checkpoint.model.parameters()).element_size() * math.ceil(len(subset) / batch_size)
     return images + weights if images + weights < 0.4 * (free_memory(checkpoint.device) - spared) else 0
+
+
+def _of_each_class(subset, checkpoint):
+    """13 of each class; 12 or 13 of each class."""
+    counts = torch.bincount(subset.labels.cpu(), minlength=len(checkpoint.dataset.classes))
+    few, many = counts.min().item(), counts.max().item()
+    return f"{many if few == many else f'{few} or {many}' if many == few + 1 else f'{few} to {many}'} of each class"
 
 
 def layer_sizes(model):

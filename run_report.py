@@ -6,6 +6,11 @@
 Statistics are in findings.py, words in report_words.py, pictures in report_figures.py, HTML in report_page.py.
 """
 
+from errors import RunError, UsageError, run_command, start_script
+
+if __name__ == "__main__":
+    start_script()
+
 import argparse
 import os
 import sys
@@ -13,7 +18,6 @@ from pathlib import Path
 
 import table as results_table
 from config import progress_bar
-from errors import RunError, UsageError, end_quietly_on_signals, run_command
 from files import read_csv, remove_leftovers, write_bytes
 from flags import Parser, add_flag, boolean, number
 
@@ -47,7 +51,6 @@ exit codes: 0 done, 1 a failure, 2 wrong flags, 130 Ctrl-C""",
 
 
 if __name__ == "__main__":
-    end_quietly_on_signals()
     build_parser().parse_args()  # --help and wrong flags answer before pandas, scipy and torch load
 
 

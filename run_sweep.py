@@ -5,18 +5,21 @@
 The same command goes on where it was stopped, and says what is done. Needs no torch itself: its children do.
 """
 
+from errors import run_command, start_script, stops_at_safe_points
+
+if __name__ == "__main__":
+    start_script()
+
 import concurrent.futures
 import contextlib
 import queue
 import shutil
 import sys
 import time
-
-from tqdm import tqdm
+from pathlib import Path
 
 import slurm
 from config import progress_bar
-from errors import run_command, stops_at_safe_points
 from sweeps import build_parser, estimate, expand, failure_of, log_of, standings
 from workers import DONE, ELSEWHERE, FAILED, STOPPED, Worker, last_line, threads
 
@@ -51,7 +54,7 @@ def main(argv=None):
             return 0
     elif ahead:
         OneMachine(own).work(runs, ahead)
-    return conclude(standings(runs, own["measure"]), len(runs))
+    return conclude(standings(runs, own["measure"]), len(runs), results_dir)
 
 
 def plan(standing, ahead, measurements):
@@ -73,6 +76,8 @@ def plan(standing, ahead, measurements):
 
 def status_line(position):
     """A line below the bar, on a terminal."""
+    from tqdm import tqdm
+
     return tqdm(total=0, position=position, bar_format="{desc}", leave=False, disable=not sys.stderr.isatty())
 
 
@@ -81,7 +86,7 @@ def duration(seconds):
     return f"{seconds / 3600:.3g} hours" if seconds >= 5400 else f"{seconds / 60:.2g} minutes"
 
 
-def conclude(standing, total):
+def conclude(standing, total, results_dir):
     """Says how a sweep ended, and returns its exit code."""
     for run in standing["failed"]:
         reason = failure_of(run).read_text(encoding="utf-8").strip()
@@ -90,6 +95,9 @@ def conclude(standing, total):
     rest = total - done - failed
     words = [f"{done} of {total} runs are done", f"{failed} failed" * bool(failed), f"{rest} unfinished" * bool(rest)]
     print(", ".join(word for word in words if word))
+    if done:
+        folder = "" if results_dir == Path("results") else f" --results_dir={results_dir}"
+        print(f"python run_report.py{folder} makes a page of {results_dir / 'results.csv'}")
     if failed:
         print("--retry_failed runs again what failed before")
     if rest:

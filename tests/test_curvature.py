@@ -384,6 +384,38 @@ def test_unknown_names_are_refused(options):
         hessian_matvec(small_network("Plain"), [images_and_labels()], **options)
 
 
+@pytest.mark.parametrize(
+    ("batches", "words"),
+    [
+        (lambda images, labels: (images, labels), "list of pairs"),
+        (lambda images, labels: [(images.to(torch.uint8), labels)], "floating-point"),
+        (lambda images, labels: [(images, labels.double())], "whole ones"),
+    ],
+    ids=["no list", "bytes", "floats as labels"],
+)
+def test_what_is_no_batch_is_refused(batches, words):
+    def product():
+        matvec, dimension = hessian_matvec(small_network("Plain"), batches(*images_and_labels()))
+        return matvec(torch.zeros(dimension))
+
+    with pytest.raises(ValueError, match=words):
+        product()
+
+
+def test_labels_may_be_any_whole_numbers():
+    images, labels = images_and_labels()
+    model, products = small_network("Plain"), []
+    for each in (labels, labels.int()):
+        matvec, dimension = hessian_matvec(model, [(images, each)])
+        products.append(matvec(torch.ones(dimension)))
+    assert torch.equal(*products)
+
+
+def test_a_seed_is_no_generator():
+    with pytest.raises(TypeError, match="Generator"):
+        spectrum(lambda v: v, 4, 1, 2, 0)
+
+
 def test_no_batches_and_wrong_lengths_are_refused():
     matvec, dimension = hessian_matvec(small_network("Plain"), [])
     with pytest.raises(ValueError, match="no batches"):

@@ -435,3 +435,12 @@ def test_memory_and_open_files_stay_flat(small, tmp_path, epochs, batch_size, st
     settled = len(found) // 4
     assert max(resident[settled:]) - resident[settled] < 3e6, resident
     assert len(set(open_files[settled:])) == 1, open_files
+
+
+@pytest.mark.parametrize("script", ["main", "run_hessian", "run_class_similarity", "run_sweep", "run_report"])
+def test_a_missing_package_is_one_line(script):
+    """-S leaves out what pip installed."""
+    done = subprocess.run([sys.executable, "-S", ROOT / f"{script}.py"], capture_output=True, text=True)
+    words = f"{script}.py: error: Python has no "
+    assert (done.returncode, done.stderr.count("\n"), done.stderr[: len(words)]) == (1, 1, words)
+    assert "pip install -r requirements.txt" in done.stderr

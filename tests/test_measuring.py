@@ -36,6 +36,7 @@ SMALL = [
     "--device=cpu",
     "--probe_layers=False",
 ]
+SMALL_IMAGES = ["--dataset=ImageFolder", "--batch_size=16", "--device=cpu", "--probe_layers=False"]
 QUICK = ["--lanczos_steps=2", "--trace_probes=1", "--samples=30"]
 ONE_PRODUCT = ["--lanczos_steps=1", "--num_probes=1", "--trace_probes=0", "--samples=30"]
 
@@ -309,6 +310,69 @@ def test_other_settings_are_not_passed_off_as_these(run, capsys):
     assert run_class_similarity.main([str(run.path), "--samples=20"]) == 1
     assert "samples=10000, here 20" in capsys.readouterr().err
     assert (run.path / "class_similarity.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (lambda run: [str(run.checkpoint(6))], "give the run's folder, and --checkpoint"),
+        (lambda run: [str(run.path.parent)], "--results_dir="),
+        (lambda run: [str(run.path), "--samples=5"], "raise --samples"),
+    ],
+    ids=["file", "folder above", "too few images"],
+)
+def test_what_is_not_quite_right_gets_a_hint(run, flags, words, capsys):
+    assert run_class_similarity.main(flags(run)) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert words in line
+
+
+def test_images_that_are_not_there_are_said_with_the_run_and_where_its_path_comes_from(small, tmp_path, narrow, capsys):
+    images = tmp_path / "images"
+    shutil.copytree(small[-1].partition("=")[2], images)
+    folder = main.main([*SMALL_IMAGES, f"--data_dir={images}", "--epochs=1", f"--results_dir={tmp_path}"])
+    shutil.move(images, tmp_path / "moved")
+    assert run_class_similarity.main([str(folder)]) == 1
+    line = capsys.readouterr().err
+    assert all(words in line for words in (str(folder), f"config.json says that they lie in {images}", "--data_dir"))
+    assert run_class_similarity.main([str(folder), f"--data_dir={tmp_path / 'moved' / 'train'}"]) == 1
+    assert f"try --data_dir={tmp_path / 'moved'}" in capsys.readouterr().err
+    assert run_class_similarity.main([str(folder), f"--data_dir={tmp_path / 'moved'}"]) == 0
+    (tmp_path / "moved" / "train" / "cat" / "0.png").unlink()
+    assert run_class_similarity.main([str(folder), f"--data_dir={tmp_path / 'moved'}", "--overwrite=True"]) == 1
+    line = capsys.readouterr().err
+    assert "2 classes, 50 training images" in line
+    assert "2 classes, 49 training images" in line
+
+
+def test_one_image_of_a_class_has_no_variance_within_it(run, capsys):
+    assert run_class_similarity.main([str(run.path), "--samples=10"]) == 0
+    content = read(run.path / "class_similarity.json")
+    assert (content["within_class_variance"], content["within_over_between"]) == (0.0, None)
+    assert "variance undefined" in capsys.readouterr().out
+
+
+def test_batch_statistics_are_said_to_matter_or_not(tmp_path, capsys):
+    for norm, matters in (("BatchNorm", True), ("LayerNorm", False)):
+        folder = main.main([*SMALL, f"--norm_type={norm}", "--epochs=1", f"--results_dir={tmp_path}"])
+        assert run_hessian.main([str(folder), *ONE_PRODUCT, "--bn_mode=train"]) == 0
+        assert ("--bn_mode=train changes nothing" in capsys.readouterr().err) != matters
+        assert read(folder / "hessian.json")["has_batch_statistics"] == matters
+
+
+@pytest.mark.parametrize(
+    ("value", "residual", "words"),
+    [
+        (44.92, 11.3, "45 (residual 11)"),
+        (-1.902, 0.53, "-1.9 (residual 0.5)"),
+        (44.9217, 6e-06, "44.92 (residual 6e-06)"),
+        (3.0, 0.0, "3 (residual 0)"),
+        (1234.5, 3e7, "0 (residual 3e+07)"),
+        (1.5, math.inf, "1.5 (residual inf)"),
+    ],
+)
+def test_an_eigenvalue_has_no_more_digits_than_are_sure(value, residual, words):
+    assert plots.with_residual(value, residual) == words
 
 
 def damage_config(run, **changes):

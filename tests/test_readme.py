@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import NARROW
 
 import run_report
 from config import FLAGS, parse_args
@@ -104,6 +105,23 @@ def test_its_python_measures_a_foreign_network():
     [program] = re.findall(r"```python\n(import torch\n.*?)```", README, re.DOTALL)
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert re.fullmatch(r"trace -?[\d.e+]+ ± [\d.e+]+, largest eigenvalue [\d.e+]+\n", done.stdout), done.stderr
+
+
+def test_the_pieces_for_python_run_one_after_another(tmp_path, small, narrow):
+    """On a small run, and in a process of their own, but for the width of the network."""
+    import main
+
+    run = main.main([*small, "--epochs=1", f"--results_dir={tmp_path}"])
+    page = (
+        (ROOT / "docs" / "python.md").read_text(encoding="utf-8").replace("results/RUN", str(run)).replace("100", "20")
+    )
+    pieces = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    program = f"import config\nconfig.VGG_LAYERS['cfg_10'] = {NARROW}\n{pieces}\nprint(density.sum(), len(largest))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^trace .* probes\)\nlargest eigenvalue", done.stdout)
+    assert "blocks.0.conv: " in done.stdout
+    assert "class similarity 0." in done.stdout
 
 
 def test_the_make_commands_exist():
