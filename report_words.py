@@ -1,6 +1,7 @@
 """What the report says in words: its summary, what the data cannot say, its methods."""
 
-from findings import CELL, LEAST, MEASURES, OUTCOMES, effect, hyperparameters
+from findings import CELL, LEAST, MEASURES, OUTCOMES, hyperparameters
+from rankings import effect
 from report_page import interval, number, p_value
 
 SHORT = {

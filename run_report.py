@@ -3,7 +3,7 @@
     python run_report.py
     python run_report.py --table=study.csv,results/results.csv
 
-Statistics are in findings.py, words in report_words.py, pictures in report_figures.py, HTML in report_page.py.
+Statistics are in findings.py and rankings.py, words in report_words.py, pictures in report_figures.py, HTML in report_page.py.
 """
 
 from errors import RunError, UsageError, run_command, start_script
@@ -102,6 +102,7 @@ class Report:
         """Writes everything and returns the path of the page."""
         import claims
         import findings
+        import rankings
         import report_figures
         import report_page
         import report_words
@@ -113,9 +114,9 @@ class Report:
             usable = table[~table["has_failed"]]
             there = {name: title for name, title in measures.items() if usable[name].notna().sum() >= findings.LEAST}
             options = {"resamples": self.args.resamples, "seed": self.args.seed}
-            ranks = findings.ranking(table, **options)
-            groupings = findings.ranking(table[table["Grouping"].notna()], label="Label", **options)
-            cells = findings.by_cell(table)
+            ranks = rankings.ranking(table, **options)
+            groupings = rankings.ranking(table[table["Grouping"].notna()], label="Label", **options)
+            cells = rankings.by_cell(table)
             correlations = findings.correlations(table, there, **options)
             bar.update()
             granulated = findings.granulated_table(table, there, **options)

@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 import findings
+import rankings
 from errors import RunError
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -135,7 +136,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     for _ in range(200):
         x = generator.normal(size=40)
         y = 0.5 * x + np.sqrt(0.75) * generator.normal(size=40)
-        counts = findings._counts(generator, 40, 400)
+        counts = findings.resample_counts(generator, 40, 400)
         low, high = findings._interval(findings.resampled(x, y, counts)["Pearson"])
         held += low <= 0.5 <= high
     assert 0.88 * 200 <= held <= 0.99 * 200
@@ -208,7 +209,7 @@ def test_the_ranking_takes_out_what_the_cells_differ_in():
     runs = table(9, **{"Model": ["VGG"] * 6 + ["ResNet-56"] * 3, "Batch Size": ["16"] * 9, "Mom & WD": ["True"] * 9})
     runs["Norm"] = ["BatchNorm", "BatchNorm", "Plain", "Plain", "LayerNorm", "LayerNorm", "BatchNorm", "Plain", "Plain"]
     runs["Test Accuracy"] = [90.0, 90, 88, 88, 86, 86, 42, 40, 40]
-    ranks = findings.ranking(runs, resamples=200)
+    ranks = rankings.ranking(runs, resamples=200)
     assert ranks["Norm"].tolist() == ["BatchNorm", "Plain", "LayerNorm"]
     assert ranks["advantage"].tolist() == pytest.approx([(2 + 2 + 1) / 3, (0 + 0 - 1 - 1) / 4, -2])
     assert ranks["n"].tolist() == [3, 4, 2]
@@ -218,7 +219,7 @@ def test_the_ranking_takes_out_what_the_cells_differ_in():
 def test_intervals_of_two_norms_mirror_each_other():
     runs = table(12, **{"Model": ["VGG"] * 6 + ["ResNet-56"] * 6, "Batch Size": ["16"] * 12, "Mom & WD": ["True"] * 12})
     runs["Norm"] = ["BatchNorm", "Plain"] * 6
-    first, second = findings.ranking(runs, resamples=500).to_dict("records")
+    first, second = rankings.ranking(runs, resamples=500).to_dict("records")
     assert first["advantage"] == -second["advantage"] > 0
     assert (first["low"], first["high"]) == (pytest.approx(-second["high"]), pytest.approx(-second["low"]))
     assert first["low"] < first["advantage"] < first["high"]
@@ -233,7 +234,7 @@ def test_the_interval_of_norms_covers_the_truth_about_as_often_as_it_says():
         effects = 4 + generator.normal(size=20).repeat(4)
         noise = generator.normal(size=80) + 10 * generator.normal(size=20).repeat(4)
         runs["Test Accuracy"] = 50 + noise + effects * (runs["Norm"] == "BatchNorm")
-        row = findings.ranking(runs, resamples=200).iloc[0]
+        row = rankings.ranking(runs, resamples=200).iloc[0]
         held += row["low"] <= 2 <= row["high"]
     assert held >= 88
 
@@ -241,32 +242,32 @@ def test_the_interval_of_norms_covers_the_truth_about_as_often_as_it_says():
 def test_a_norm_that_stands_alone_in_its_cells_is_compared_with_nothing():
     runs = table(4, **{"Norm": ["BatchNorm", "Plain", "RMSNorm", "RMSNorm"], "Mom & WD": ["True"] * 4})
     runs = runs.assign(Model="vgg", **{"Batch Size": [16, 16, 64, 64]})
-    assert set(findings.ranking(runs, resamples=50)["Norm"]) == {"BatchNorm", "Plain"}
+    assert set(rankings.ranking(runs, resamples=50)["Norm"]) == {"BatchNorm", "Plain"}
 
 
 def test_a_cell_is_equal_in_all_hyperparameters():
     runs = table(4, Norm=["Plain"] * 4).assign(
         epochs=[1, 1, 60, 60], Model="vgg", **{"Batch Size": 16, "Mom & WD": True}
     )
-    assert findings.by_cell(runs)[["epochs", "n"]].to_numpy().tolist() == [["1", 2], ["60", 2]]
+    assert rankings.by_cell(runs)[["epochs", "n"]].to_numpy().tolist() == [["1", 2], ["60", 2]]
 
 
 def test_failed_runs_are_counted_and_not_averaged():
     runs = table(6, **{"Success": ["False"] + ["True"] * 5, "Norm": ["Plain"] * 6, "P Grouping": ["32"] * 6})
-    [row] = findings.ranking(runs, resamples=50).itertuples()
+    [row] = rankings.ranking(runs, resamples=50).itertuples()
     assert (row.n, row.failed) == (5, 1)
-    assert findings.by_cell(runs)["failed"].sum() == 1
-    assert findings.by_cell(runs)["n"].sum() == 6
+    assert rankings.by_cell(runs)["failed"].sum() == 1
+    assert rankings.by_cell(runs)["n"].sum() == 6
 
 
 def test_one_run_has_no_interval():
     runs = table(3, Norm=["Plain", "Plain", "BatchNorm"]).assign(Model="vgg", **{"Batch Size": 16, "Mom & WD": True})
     runs["Test Accuracy"] = [80.0, 82, 90]
-    ranks = findings.ranking(runs, resamples=50)
+    ranks = rankings.ranking(runs, resamples=50)
     assert ranks["n"].tolist() == [1, 2]
     assert ranks[["low", "high", "rank_low", "rank_high"]].isna().all(axis=1).tolist() == [True, False]
 
 
 def test_a_table_of_failures_has_an_empty_ranking():
     runs = table(3, Success=["False"] * 3)
-    assert findings.ranking(runs).empty
+    assert rankings.ranking(runs).empty

@@ -14,6 +14,7 @@ from conftest import NARROW
 import config
 import findings
 import main
+import rankings
 import report_figures
 import report_page
 import run_class_similarity
@@ -106,7 +107,7 @@ def test_claims_are_set_beside_these_runs(made):
 def test_the_tables_are_the_statistics(made):
     table = findings.read_tables([made.parent / "table.csv"])
     ranks = pd.read_csv(made / "tables" / "ranking.csv")
-    pd.testing.assert_frame_equal(ranks, findings.ranking(table, resamples=100), check_dtype=False)
+    pd.testing.assert_frame_equal(ranks, rankings.ranking(table, resamples=100), check_dtype=False)
     correlations = pd.read_csv(made / "tables" / "correlations.csv")
     assert set(correlations["measure"]) == {"Trace", "Max Eigen", "Class Similarity"}
     assert {"by_cell.csv", "granulated.csv", "groupings.csv"} <= {path.name for path in (made / "tables").iterdir()}
