@@ -73,7 +73,8 @@ def without_copies(table):
     they took, the one with most measures. What is left out is said on stderr."""
     if "seconds" not in table or "run" not in table:
         return table
-    same = [name for name in (*REQUIRED, "seed", "seconds", "test_loss", "train_loss") if name in table]
+    same = {*REQUIRED, *HYPERPARAMETERS, "P Grouping", "seed", "data", "seconds", "test_loss", "train_loss"}
+    same = [name for name in table if name in same]
     is_timed = pd.to_numeric(table["seconds"], errors="coerce").notna()
     measured = table[list(MEASURES)].notna().sum(axis=1).sort_values(ascending=False, kind="stable").index
     is_copy = table.loc[measured, same].duplicated().sort_index() & is_timed

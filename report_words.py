@@ -37,6 +37,10 @@ def _support(value, low, high):
 
 
 def _of_norms(ranks):
+    norms = f"{len(ranks)} norms"
+    if ranks["low"].isna().any():
+        ranks = ranks[ranks["low"].notna()]
+        norms = f"the {len(ranks)} norms with several runs"
     if len(ranks) < 2:
         return
     for place, word in ((0, "above"), (-1, "below")):
@@ -44,7 +48,7 @@ def _of_norms(ranks):
         yield (
             f"norm {word}",
             _support(row["advantage"], row["low"], row["high"]),
-            f"{row['Norm']} had the {'highest' if place == 0 else 'lowest'} test accuracy of {len(ranks)} norms: "
+            f"{row['Norm']} had the {'highest' if place == 0 else 'lowest'} test accuracy of {norms}: "
             f"{abs(row['advantage']):.1f} points {word} the mean of norms in cells of equal hyperparameters (95 % "
             f"interval {interval(row['low'], row['high'])}; n = {row['n']} runs; rank "
             f"{interval(row['rank_low'], row['rank_high'])}).",

@@ -297,6 +297,13 @@ def test_two_norms_support_a_finding_and_no_claim_of_four(tmp_path):
     assert "class similarity; class similarity, pooled features;" in page
 
 
+def test_a_norm_with_one_run_is_not_said_to_be_best(tmp_path):
+    table = made_up(40).assign(Model="VGG", **{"Batch Size": 16})
+    table.loc[len(table)] = table.iloc[0].to_dict() | {"Norm": "RMSNorm", "Test Accuracy": 99.0}
+    page = report(tmp_path, table)
+    assert "EvoNormBO had the highest test accuracy of the 5 norms with several runs" in page
+
+
 def test_intervals_from_few_runs_are_said_to_be_too_narrow(tmp_path):
     page = report(tmp_path, made_up(10).assign(Model="vgg", **{"Batch Size": 16}))
     assert "(BatchNorm 2, EvoNormBO 2" in page or "EvoNormBO 2, BatchNorm 2" in page

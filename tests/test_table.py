@@ -108,6 +108,20 @@ def test_a_table_that_cannot_be_written_costs_no_measurement(results, capsys):
     assert "1 measured" in found.out
 
 
+def test_runs_that_differ_in_a_setting_alone_are_no_copies(results, capsys):
+    """Two that diverged at once, in the same second."""
+    run = next(results.glob("vgg_Plain*"))
+    shutil.copytree(run, results / "another")
+    path = results / "another" / "config.json"
+    files.write_json(path, files.read_json(path) | {"weight_decay": 0.5})
+    summary = results / "another" / "summary.json"
+    identity = runs.identity_hash(runs.stored_config(runs.RunDirectory(results / "another")))
+    files.write_json(summary, files.read_json(summary) | {"identity": identity})
+    assert run_report.main([f"--results_dir={results}", "--resamples=100"]) == 0
+    assert capsys.readouterr().err == ""
+    assert "a report on 3 runs" in (results / "report.html").read_text(encoding="utf-8")
+
+
 def test_a_copied_run_is_reported_once(results, capsys):
     run = next(results.glob("vgg_BatchNorm*"))
     shutil.copytree(run, results / "a copy")
