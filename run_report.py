@@ -3,7 +3,8 @@
     python run_report.py
     python run_report.py --table=study.csv,results/results.csv
 
-Statistics are in findings.py and rankings.py, words in report_words.py, pictures in report_figures.py, HTML in report_page.py.
+Statistics are in findings.py and rankings.py, words in report_words.py, pictures in report_figures.py, HTML in
+report_page.py.
 """
 
 from errors import RunError, UsageError, run_command, start_script
