@@ -239,8 +239,11 @@ def spectral_density(probes, points, width):
 def draw_hessian(path):
     """hessian.png beside hessian.json, from it alone: the spectral density, and the trace of each layer."""
     content = read_json(path)
-    figure, axes = _figure(1, 2, figsize=(14, 6.2))
-    figure.subplots_adjust(left=0.065, right=0.98, bottom=0.24, top=0.79, wspace=0.2)
+    below = 1.5 if len(content["layer_traces"]) <= MOST_NAMES else 0.7  # inches, for names or numbers of layers
+    figure, axes = _figure(1, 2, figsize=(14, 4.7 + below))
+    figure.subplots_adjust(
+        left=0.065, right=0.98, bottom=below / (4.7 + below), top=1 - 1.3 / (4.7 + below), wspace=0.2
+    )
     _draw_density(axes[0, 0], content)
     _draw_layer_traces(axes[0, 1], content)
     settings = content["settings"]
