@@ -14,6 +14,7 @@ from findings import (
     hyperparameters,
     in_largest_cells,
     largest_cells,
+    over_seeds,
 )
 from report_page import Raw, interval, number, p_value, table_of
 
@@ -22,8 +23,8 @@ CLAIMED_OUTCOMES = ("Train Accuracy", "Test Accuracy", "Gen. Ratio")
 SURE = 0.05  # the p below which a claim is said to hold, or not to
 
 
-def of_the_original(table, ranks, correlations, granulated):
-    """HTML that sets the original study's claims beside what these runs say."""
+def of_the_original(table, ranks, correlations, granulated, titles):
+    """HTML that sets the original study's claims beside what these runs say. titles: {measure: its words}."""
     parts = []
     rows = []
     for outcome in CLAIMED_OUTCOMES:
@@ -46,7 +47,7 @@ def of_the_original(table, ranks, correlations, granulated):
                         coefficient,
                         f"{own['value'].iloc[0]:.2f} ({interval(own['low'].iloc[0], own['high'].iloc[0], 2)})",
                         f"{place} of {len(frame)}",
-                        f"{MEASURES.get(first['measure'], first['measure'])}, {first['value']:.2f} "
+                        f"{titles[first['measure']]}, {first['value']:.2f} "
                         f"({interval(first['low'], first['high'], 2)})",
                         "yes" if place == 1 else "no",
                     ]
@@ -303,9 +304,10 @@ def _orders(ours, theirs, keys, kept):
 
 
 def _signs(ours, theirs, options):
-    """Spearman's ρ of each measure and outcome within these cells, in both tables, and whether its sign agrees."""
+    """Spearman's ρ of each measure and outcome over the settings of these cells, in both tables, and whether its sign
+    agrees."""
     frames = []
-    for each in (ours, theirs):
+    for each in map(over_seeds, (ours, theirs)):
         measures = [name for name in MEASURES if each[name].notna().sum() >= LEAST]
         frame = correlations(each, measures, **options)
         frame = frame[(frame["coefficient"] == "Spearman") & (frame["way"] == "within cells")]

@@ -150,6 +150,19 @@ def in_largest_cells(pairs, label="Norm"):
 # What predicts an outcome
 
 
+def over_seeds(table):
+    """Each setting once: the runs that did not fail, averaged over those that are equal in norm, grouping and all
+    hyperparameters, which differ in their seeds alone.
+
+    What goes with what over norms is said of settings: runs of one setting are no independent witnesses of it.
+    """
+    usable = table[~table["has_failed"]]
+    settings = combinations(usable, ["Label", *hyperparameters(table)])
+    is_number = {name: pd.api.types.is_numeric_dtype(usable[name]) and usable[name].dtype != bool for name in usable}
+    how = {name: "mean" if is_number[name] else "first" for name in usable}
+    return usable.groupby(settings, sort=False).agg(how).reset_index(drop=True)
+
+
 def coefficients(x, y):
     """{"Pearson", "Spearman", "Kendall": (value, p)} by scipy; NaN for fewer than LEAST points or a constant."""
     if len(x) < LEAST or np.ptp(x) == 0 or np.ptp(y) == 0:
@@ -222,11 +235,11 @@ class Correlation:
 def correlations(table, measures=MEASURES, outcomes=OUTCOMES, resamples=RESAMPLES, seed=0):
     """Every measure against every outcome, pooled and within cells, as a frame of Correlation's fields.
 
-    pooled: all runs. within cells: the mean, weighted by runs, of the coefficients in each cell of equal
-    hyperparameters (all but norm, grouping and seed) that has LEAST runs. low and high are the 95 % interval of
-    resampling runs (within their cells). p is that of independence, two-sided (pooled: scipy's; within cells: normal,
-    with each cell's variance under independence); p_holm is adjusted over all measures and outcomes of a way and
-    coefficient (Holm 1979).
+    A row is a point; where each is to be a setting, over_seeds gives the table. pooled: all rows. within cells: the
+    mean, weighted by rows, of the coefficients in each cell of equal hyperparameters (all but norm, grouping and seed)
+    that has LEAST rows. low and high are the 95 % interval of resampling rows (within their cells). p is that of
+    independence, two-sided (pooled: scipy's; within cells: normal, with each cell's variance under independence);
+    p_holm is adjusted over all measures and outcomes of a way and coefficient (Holm 1979).
     """
     usable = table[~table["has_failed"]]
     axes = hyperparameters(table)

@@ -7,8 +7,6 @@ from urllib.parse import quote
 
 import numpy as np
 
-from findings import MEASURES
-
 WIDE = 60  # characters from which a cell is broken into lines
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;max-width:1180px;padding:1rem 1.2rem 4rem;color:#1a1a1a}
@@ -155,12 +153,12 @@ def cells_table(cells):
     return table_of(list(zip(names, is_number, strict=True)), rows)
 
 
-def correlations_table(frame):
+def correlations_table(frame, titles):
     columns = [("measure", False), ("outcome", False), ("way", False), ("coefficient", False), ("value", True)]
     columns += [("95 % interval", False), ("n", True), ("p", True), ("p (Holm)", True)]
     rows = [
         [
-            MEASURES.get(row["measure"], row["measure"]),
+            titles[row["measure"]],
             row["outcome"],
             row["way"],
             row["coefficient"],
@@ -175,13 +173,13 @@ def correlations_table(frame):
     return table_of(columns, rows)
 
 
-def granulated_rows(frame):
+def granulated_rows(frame, titles):
     axes = [name for name in frame.columns if name.startswith("ψ ")]
     columns = [("measure", False), ("outcome", False), ("Ψ", True), ("95 % interval", False)]
     columns += [(name.replace("Label", "norm"), True) for name in axes] + [("lowest ψ", False), ("highest ψ", False)]
     rows = [
         [
-            MEASURES.get(row["measure"], row["measure"]),
+            titles[row["measure"]],
             row["outcome"],
             numeric(row["value"], 3),
             interval(row["low"], row["high"]),

@@ -1,6 +1,6 @@
 """What the report says in words: its summary, what the data cannot say, its methods."""
 
-from findings import CELL, LEAST, MEASURES, OUTCOMES, hyperparameters
+from findings import CELL, LEAST, MEASURES, OUTCOMES, hyperparameters, over_seeds
 from rankings import effect
 from report_page import interval, number, p_value
 
@@ -18,12 +18,13 @@ EFFECTS = {
 }
 
 
-def summary(table, ranks, correlations, granulated):
+def summary(table, ranks, correlations, granulated, titles):
     """The findings best supported, at most three of different kinds, each a sentence with its numbers.
 
-    Support is the size of an effect over the half-width of its interval, which has to leave out zero.
+    titles: {measure: its words}. Support is the size of an effect over the half-width of its interval, which has to
+    leave out zero.
     """
-    found = [*_of_norms(ranks), *_of_measures(correlations, granulated), *_of_settings(table)]
+    found = [*_of_norms(ranks), *_of_measures(correlations, granulated, titles), *_of_settings(table)]
     best = {}
     for kind, support, words in found:
         if support > 1 and support > best.get(kind, (0, ""))[0]:
@@ -55,7 +56,7 @@ def _of_norms(ranks):
         )
 
 
-def _of_measures(correlations, granulated):
+def _of_measures(correlations, granulated, titles):
     frame = correlations[(correlations["coefficient"] == "Spearman") & (correlations["way"] == "within cells")]
     for row in frame.to_dict("records"):
         if row["p_holm"] < 0.05:
@@ -71,10 +72,10 @@ def _of_measures(correlations, granulated):
             yield (
                 "measure",
                 _support(row["value"], row["low"], row["high"]),
-                f"Where only the norm differs, {MEASURES.get(row['measure'], row['measure'])} goes with "
+                f"Where only the norm differs, {titles[row['measure']]} goes with "
                 f"{SHORT[row['outcome']]}: Spearman's ρ = {row['value']:.2f} within cells (95 % interval "
-                f"{interval(row['low'], row['high'])}; n = {row['n']}; p {_equals(row['p_holm'])} after Holm); "
-                f"pooled over all runs ρ = {pooled:.2f}, granulated Ψ = {psi['value']:.2f} "
+                f"{interval(row['low'], row['high'])}; n = {row['n']} settings; p {_equals(row['p_holm'])} after "
+                f"Holm); pooled over all settings ρ = {pooled:.2f}, granulated Ψ = {psi['value']:.2f} "
                 f"({interval(psi['low'], psi['high'])}).",
             )
 
@@ -124,9 +125,10 @@ def cannot_say(table, ranks, correlations):
             f"What failed runs would have reached: {failed} of {len(table)} failed "
             f"({', '.join(f'{name} {count}' for name, count in by_norm.items())}); means are over the others."
         )
-    missing = [MEASURES[name] for name in MEASURES if table[name].notna().sum() < LEAST]
+    settings = over_seeds(table)
+    missing = [MEASURES[name] for name in MEASURES if settings[name].notna().sum() < LEAST]
     if missing:
-        words.append(f"Anything about {'; '.join(missing)}: measured on fewer than {LEAST} runs.")
+        words.append(f"Anything about {'; '.join(missing)}: measured for fewer than {LEAST} settings.")
     constant = [name for name in SHARED if name in table and table[name].notna().all()]
     constant = [name for name in constant if table[name].astype(str).nunique() == 1 and str(table[name].iloc[0])]
     if constant:
@@ -135,7 +137,7 @@ def cannot_say(table, ranks, correlations):
     if len(usable) and correlations["value"].notna().any():
         words.append(
             "Causes: measures and outcomes come from the same networks. A measure that goes with an outcome need not "
-            "move it, and intervals take runs for independent, though they share settings."
+            "move it, and intervals take settings for independent, though many share a norm."
         )
     return words
 
@@ -147,16 +149,17 @@ METHODS = [
     "Above its cells: a run's test accuracy less the mean, over norms, of the norms' means in its cell; averaged over "
     "a norm's runs. Interval and ranks: 95 % of resamples of cells, and in each cell of every norm's runs, from which "
     "the means of cells are made anew; a norm with one run has none.",
+    "Setting: norm, grouping and all hyperparameters but the seed. In what follows a setting is one point, the mean "
+    "over its runs: seeds of one setting are no independent witnesses of what goes with what over norms.",
     f"Coefficients: Pearson's r, Spearman's ρ and Kendall's τ-b, as scipy computes them; none from fewer than "
-    f"{LEAST} runs or of a constant.",
-    "Pooled: all runs that did not fail. Within cells: the mean over cells of the cell's coefficient, weighted by "
-    "runs.",
-    "Intervals: 95 % of resamples of runs (within their cells; of groups for Ψ). They take runs for independent.",
+    f"{LEAST} settings or of a constant.",
+    "Pooled: all settings. Within cells: the mean over cells of the cell's coefficient, weighted by settings.",
+    "Intervals: 95 % of resamples of settings (within their cells; of groups for Ψ), taken for independent.",
     "p: of independence, two-sided; pooled as scipy gives it, within cells by the normal approximation. Holm: adjusted "
     "for the number of measures and outcomes of the same way and coefficient (Holm 1979).",
-    "Granulated (Jiang et al. 2020): ψ of a hyperparameter is the mean, over groups of runs that differ in it alone, "
-    "of the sign agreement of measure and outcome over pairs; Ψ is the mean of all ψ. The lowest and highest ψ are the "
-    "worst cases that Dziugaite et al. 2020 ask for: a measure that predicts has them on one side of zero.",
+    "Granulated (Jiang et al. 2020): ψ of a hyperparameter is the mean, over groups of settings that differ in it "
+    "alone, of the sign agreement of measure and outcome over pairs; Ψ is the mean of all ψ. The lowest and highest "
+    "ψ are the worst cases that Dziugaite et al. 2020 ask for: a measure that predicts has them on one side of zero.",
     "The Hessian is that of the mean cross-entropy; class similarity is the mean cosine between class means of the "
     "features that the classifier pools. README.md has the definitions of this program's measures; the table of the "
     "original study has other ones (its Trace is not the trace of the Hessian).",

@@ -111,16 +111,17 @@ class Report:
         with progress_bar(5, "report", unit="part") as bar:
             probed = self.probes(report_figures)
             table, measures = self.with_probes(findings.MEASURES, probed)
+            self.titles = measures
             bar.update()
-            usable = table[~table["has_failed"]]
-            there = {name: title for name, title in measures.items() if usable[name].notna().sum() >= findings.LEAST}
+            settings = findings.over_seeds(table)
+            there = {name: title for name, title in measures.items() if settings[name].notna().sum() >= findings.LEAST}
             options = {"resamples": self.args.resamples, "seed": self.args.seed}
             ranks = rankings.ranking(table, **options)
             groupings = rankings.ranking(table[table["Grouping"].notna()], label="Label", **options)
             cells = rankings.by_cell(table)
-            correlations = findings.correlations(table, there, **options)
+            correlations = findings.correlations(settings, there, **options)
             bar.update()
-            granulated = findings.granulated_table(table, there, **options)
+            granulated = findings.granulated_table(settings, there, **options)
             bar.update()
             self.draw(report_figures, table, there, ranks, groupings, correlations, granulated, probed)
             bar.update()
@@ -236,8 +237,9 @@ class Report:
             for section in ("norms", "measures", "papers", "inside")
         }
         ranks, correlations, granulated = frames["ranking"], frames["correlations"], frames["granulated"]
+        original = claims.of_the_original(table, ranks, correlations, granulated, self.titles)
         failed = int(table["has_failed"].sum())
-        found = words.summary(table, ranks, correlations, granulated)
+        found = words.summary(table, ranks, correlations, granulated, self.titles)
         if len(table) == 0:
             found_html = "<p>There are no runs yet.</p>"
         elif found:
@@ -257,17 +259,17 @@ class Report:
             )
         if len(frames["groupings"]) > 1:
             norms += page.details("Norms by grouping", page.ranking_table(frames["groupings"], "Label"))
-        measures = f"<p>No measure is there for {findings.LEAST} runs or more.</p>"
+        measures = f"<p>No measure is there for {findings.LEAST} settings or more.</p>"
         if len(granulated):
             measures = pictures["measures"]
-            measures += page.details("All coefficients", page.correlations_table(correlations))
-            measures += page.details("Granulated, with worst cases", page.granulated_rows(granulated))
+            measures += page.details("All coefficients", page.correlations_table(correlations, self.titles))
+            measures += page.details("Granulated, with worst cases", page.granulated_rows(granulated, self.titles))
         links = {row["run"]: self.links(run) for row, run in self.folders}
         sections = [
             ("Summary", summary),
             ("Which norm is best, and where", norms),
             ("What goes with generalization", measures),
-            ("Claims of the original study", claims.of_the_original(table, ranks, correlations, granulated)),
+            ("Claims of the original study", original),
             ("Claims of papers", pictures["papers"] + claims.published_html(frames["claims"])),
             ("Beside another table", self.beside(page, claims, frames)),
             ("Inside the networks", pictures["inside"]),

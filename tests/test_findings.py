@@ -118,6 +118,30 @@ def test_within_cells_is_the_mean_over_cells_of_scipys():
         assert (row.value, row.n) == (pytest.approx(total / weights), weights)
 
 
+def test_a_setting_is_the_mean_over_its_seeds():
+    runs = table(5, Norm=["Plain", "Plain", "BatchNorm", "Plain", "Plain"], Success=["True"] * 4 + ["False"])
+    runs = runs.assign(Model="vgg", epochs=["3", "3", "3", "60", "3"], seed=[0, 1, 0, 0, 2], **{"Batch Size": 256.0})
+    runs = runs.assign(**{"Mom & WD": True, "Test Accuracy": [70.0, 72, 80, 90, 10], "Trace": [5.0, np.nan, 7, 8, 9]})
+    settings = findings.over_seeds(runs)
+    found = settings.set_index(["Norm", "epochs"])[["Test Accuracy", "Trace"]].to_dict("index")
+    assert found == {
+        ("Plain", "3"): {"Test Accuracy": 71, "Trace": 5},
+        ("BatchNorm", "3"): {"Test Accuracy": 80, "Trace": 7},
+        ("Plain", "60"): {"Test Accuracy": 90, "Trace": 8},
+    }
+
+
+def test_more_seeds_of_the_same_norms_make_no_correlation_surer():
+    runs = table(6, seed=3, Norm=["Plain", "BatchNorm", "LayerNorm", "RMSNorm", "GroupNorm", "DynamicTanh"])
+    runs = runs.assign(Model="vgg", **{"Batch Size": 256.0, "Mom & WD": True})
+    frames = [
+        findings.correlations(findings.over_seeds(table), ["Class Similarity"], ["Test Accuracy"], resamples=200)
+        for table in (runs, pd.concat([runs] * 4, ignore_index=True))
+    ]
+    pd.testing.assert_frame_equal(*frames)
+    assert frames[0]["n"].tolist() == [6] * 6
+
+
 def test_within_cells_does_not_see_what_differs_between_cells():
     """Simpson: falls in each cell, rises over all."""
     x = np.tile(np.arange(10.0), 2) + np.repeat([0, 100], 10)

@@ -49,8 +49,15 @@ def made_up(n=160, seed=0):
         "SkipInit": False,
         "Success": True,
         "P Grouping": generator.choice([8.0, 0.5], n),
+        "weight_decay": [index // 20 for index in range(n)],
     }
     return pd.DataFrame(rows)
+
+
+def of_norms(table):
+    """The same where class similarity is a matter of norms, and not of single runs."""
+    means = table.groupby(["Norm", "P Grouping"])["Test Accuracy"].transform("mean")
+    return table.assign(**{"Class Similarity": means})
 
 
 def report(folder, table, *flags):
@@ -121,10 +128,10 @@ def test_the_same_command_gives_the_same_page(made, tmp_path):
 
 
 def test_another_table_is_set_beside(tmp_path):
-    other = made_up(40, seed=1).assign(Dataset="other", Model="VGG", **{"Batch Size": 16})
+    other = of_norms(made_up(40, seed=1)).assign(Dataset="other", Model="VGG", **{"Batch Size": 16})
     other.to_csv(tmp_path / "other.csv", index=False)
     flags = [f"--compare={tmp_path / 'other.csv'}", "--same_data=other,CIFAR-10"]
-    page = report(tmp_path, made_up(), *flags)
+    page = report(tmp_path, of_norms(made_up()).assign(weight_decay=0), *flags)
     section = page.partition("<h2>Beside another table</h2>")[2].partition("<h2>")[0]
     assert f"40 runs of {tmp_path / 'other.csv'}; other and CIFAR-10 are taken for one." in section
     [order] = pd.read_csv(tmp_path / "out" / "tables" / "orders.csv").to_dict("records")
@@ -217,15 +224,19 @@ def test_a_norm_has_its_colour_in_every_picture(made):
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory, small):
-    """Six small runs, measured, and their report."""
+    """Six small runs of five settings, measured, and their report."""
     results = tmp_path_factory.mktemp("real")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(config.VGG_LAYERS, "cfg_10", NARROW)
-        for norm in ("BatchNorm", "LayerNorm", "GroupNorm"):
-            for seed in (0, 1):
-                flags = [f"--norm_type={norm}", f"--seed={seed}"]
-                flags += [f"--p_grouping={(8, 0.5)[seed]}"] if norm == "GroupNorm" else []
-                main.main([*small, "--epochs=2", f"--results_dir={results}", *flags])
+        for flags in (
+            ["--norm_type=BatchNorm"],
+            ["--norm_type=BatchNorm", "--seed=1"],
+            ["--norm_type=LayerNorm"],
+            ["--norm_type=RMSNorm"],
+            ["--norm_type=GroupNorm", "--p_grouping=8"],
+            ["--norm_type=GroupNorm", "--p_grouping=0.5"],
+        ):
+            main.main([*small, "--epochs=2", f"--results_dir={results}", *flags])
         samples = [f"--results_dir={results}", "--samples=20"]
         assert run_hessian.main([*samples, "--lanczos_steps=4", "--num_probes=1", "--trace_probes=2"]) == 0
         assert run_class_similarity.main(samples) == 0
@@ -246,7 +257,7 @@ def test_real_runs_are_looked_into(real):
     assert {"groupings", "groupings_first", "groupings_last"} <= figures
     correlations = pd.read_csv(real / "tables" / "correlations.csv")
     assert {"stable_rank first", "grad_norm last", "class_similarity_pooled"} <= set(correlations["measure"])
-    assert (correlations["n"] <= 6).all()
+    assert (correlations["n"] == 5).all()
 
 
 def test_probe_measures_are_means_over_sites(real):
