@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import sys
 import time
 
 import torch
@@ -13,6 +14,7 @@ from config import DUMP_EVERY_EPOCHS, EVALUATION_BATCH, learning_rate, progress_
 from data import evaluation_batches, training_order
 from distributed import World
 from files import write_csv, write_json
+from hardware import is_bf16_emulated
 from layer_defs import synchronize
 from models import build_from_config
 from probes import Recorder
@@ -57,6 +59,8 @@ class Training:
             where = f"{self.device}" if self.world.size == 1 else f"{self.world.size} × {self.device.type}"
             what = f"{config.arch} with {config.norm_type} on {config.dataset} ({where})"
             print(f"training {what}, {self.how_far()} of {config.epochs} epochs done: {run.path}", flush=True)
+            if config.precision == "bf16" and is_bf16_emulated(self.device):
+                print("this processor has no bf16 units: --precision=fp32 is many times as fast here", file=sys.stderr)
             if progress["rows"]:
                 write_csv(run.metrics, runs.METRICS_COLUMNS, progress["rows"])
         diverged_at = None

@@ -39,6 +39,16 @@ def test_a_device_that_is_not_there_is_refused(name):
         hardware.pick_device(name)
 
 
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="no list of the processor's instructions")
+def test_bf16_is_emulated_where_the_processor_has_no_instructions_for_it():
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    assert not hardware.is_bf16_emulated(torch.device("meta"))
+    if flags & {"amx_bf16", "avx512_bf16", "bf16"}:
+        assert not hardware.is_bf16_emulated(torch.device("cpu"))
+    elif "avx512bw" not in flags:
+        assert hardware.is_bf16_emulated(torch.device("cpu"))
+
+
 def test_free_memory_is_that_of_this_machine():
     free = hardware.free_memory(torch.device("cpu"))
     assert 1e7 < free <= 1e15 or free == math.inf

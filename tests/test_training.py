@@ -3,8 +3,10 @@
 import math
 
 import pytest
+import torch
 
 import files
+import hardware
 import main
 import runs
 import states
@@ -26,6 +28,14 @@ def poison(step):
         return gradient
 
     return hook
+
+
+def test_bf16_on_a_processor_without_it_is_said(train, tmp_path, capfd):
+    train(tmp_path, "--epochs=1", "--precision=bf16")
+    is_said = "no bf16 units: --precision=fp32" in capfd.readouterr().err
+    assert is_said == hardware.is_bf16_emulated(torch.device("cpu"))
+    train(tmp_path, "--epochs=1")
+    assert "bf16" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("step", [0, 6, 23])
