@@ -134,7 +134,10 @@ def published_html(frame):
         [row["claim"], row["compared"], number(row["value"]), row["n"], p_value(row["p"]), row["verdict"]]
         for row in frame.to_dict("records")
     ]
-    return table_of([(name, False) for name in columns], rows) if rows else ""
+    if not rows:
+        return ""
+    said = "<p>p is that of runs, of which seeds of one norm are several: it says less of norms in general.</p>"
+    return said + table_of([(name, False) for name in columns], rows)
 
 
 def verdict(value, p, n):
@@ -347,4 +350,5 @@ def beside_html(orders, signs):
             cells.append(f"{rho:.2f} ({interval(low, high, 2)}; n = {n})")
         rows.append([MEASURES[row["measure"]], OUTCOMES[row["outcome"]], *cells, row["verdict"]])
     columns = ["measure", "outcome", "ρ here (95 % interval; n)", "ρ there", "sign"]
-    return f"{page}<p>Spearman's ρ within these cells:</p>{table_of([(name, False) for name in columns], rows)}"
+    said = "Spearman's ρ over the settings of these cells; the intervals are not adjusted for their number:"
+    return f"{page}<p>{said}</p>{table_of([(name, False) for name in columns], rows)}"

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from config import ARCHS
 from findings import CELL, LEAST, RESAMPLES, combinations, hyperparameters, resample_counts
 
 
@@ -60,6 +61,14 @@ def ranking(table, outcome="Test Accuracy", label="Norm", resamples=RESAMPLES, s
         bounds = np.where(found["n"] > 1, np.nanquantile(values, [0.025, 0.975], axis=0).round(9), np.nan)
         found[f"{name}low"], found[f"{name}high"] = bounds
     return found[names].sort_values("advantage", ascending=False, ignore_index=True)
+
+
+def ranking_by_network(table, **options):
+    """{network: ranking of its runs}: networks have other norms that suit them, and other norms that were tried."""
+    there = set(table["Model"])
+    networks = dict.fromkeys(name for name in (*ARCHS, *sorted(there)) if name in there)
+    found = {network: ranking(table[table["Model"] == network], **options) for network in networks}
+    return {network: ranks for network, ranks in found.items() if len(ranks)}
 
 
 def effect(table, axis, outcome, resamples=RESAMPLES, seed=0):

@@ -75,21 +75,26 @@ def _in_order(values, order):
     return [name for name in order if name in values] + sorted(values - set(order), key=str)
 
 
-def draw_ranking(ranks, label, path):
-    """How far each norm lies above the mean of its cells, with intervals."""
-    height = 1.0 + 0.36 * len(ranks)
-    figure, [[axis]] = _figure(1, 1, figsize=(9.6, height))
-    figure.subplots_adjust(left=0.31, right=0.97, bottom=0.62 / height, top=1 - 0.1 / height)
-    for place, row in enumerate(ranks.iloc[::-1].to_dict("records")):
-        each = colour(row[label].partition(" p=")[0])
-        spread = [[row["advantage"] - row["low"]], [row["high"] - row["advantage"]]]
-        axis.errorbar(row["advantage"], place, xerr=spread, color=each, marker="o", capsize=3)
-    names = [f"{_text(row[label])} (n = {row['n']})" for row in ranks.iloc[::-1].to_dict("records")]
-    axis.set_yticks(range(len(ranks)), names)
-    axis.set_ylim(-0.6, len(ranks) - 0.4)
-    axis.axvline(0, color="#888888", lw=0.8)
-    axis.set_xlabel("test accuracy above the mean of norms in the same cell (points, 95 % interval)")
-    axis.grid(alpha=0.3, axis="x")
+def draw_ranking(by_network, path):
+    """How far each norm lies above the mean of its cells, with intervals, network by network."""
+    sizes = [len(ranks) for ranks in by_network.values()]
+    heights = [0.4 + 0.36 * size for size in sizes]
+    height = sum(heights) + 0.75 * len(sizes)
+    figure, axes = _figure(len(sizes), 1, figsize=(9.6, height))
+    top = height
+    for (network, ranks), size, own, [axis] in zip(by_network.items(), sizes, heights, axes, strict=True):
+        axis.set_position([0.31, (top - own) / height, 0.66, (own - 0.35) / height])
+        top -= own + 0.75
+        for place, row in enumerate(ranks.iloc[::-1].to_dict("records")):
+            spread = [[row["advantage"] - row["low"]], [row["high"] - row["advantage"]]]
+            axis.errorbar(row["advantage"], place, xerr=spread, color=colour(row["Norm"]), marker="o", capsize=3)
+        names = [f"{_text(row['Norm'])} (n = {row['n']})" for row in ranks.iloc[::-1].to_dict("records")]
+        axis.set_yticks(range(size), names)
+        axis.set_ylim(-0.6, size - 0.4)
+        axis.axvline(0, color="#888888", lw=0.8)
+        axis.set_title(_text(network), fontsize="medium")
+        axis.set_xlabel("test accuracy above the mean of norms in the same cell (points, 95 % interval)")
+        axis.grid(alpha=0.3, axis="x")
     save_figure(figure, path, _palette())
 
 
@@ -132,7 +137,7 @@ def draw_outcome(table, outcome, titles, path):
                 ends = np.array([x.min(), x.max()])
                 line = group[outcome].mean() + slope * (ends - x.mean())
                 axis.plot(scale.inverted().transform(ends), line, color="#555555", lw=0.7, alpha=0.6)
-        axis.set(xlabel=f"{titles[measure]} (n = {len(pair)})", ylabel=OUTCOMES[outcome])
+        axis.set(xlabel=f"{titles[measure]} ({len(pair)} runs)", ylabel=OUTCOMES[outcome])
         if name == "linear":
             axis.xaxis.get_major_locator().set_params(nbins=5)
         axis.grid(alpha=0.3)
@@ -190,6 +195,8 @@ def draw_groupings(table, path):
     palette = iter(COLOURS[1:])
     datasets = sorted(usable["Dataset"].unique())
     of_dataset = {name: next(palette) for name in datasets[: len(COLOURS) - 1]}
+    batches = sorted(usable["Batch Size"].unique(), reverse=True)
+    of_batch = {batch: ("-", "--", ":", "-.")[min(place, 3)] for place, batch in enumerate(batches)}
     for (norm, network, dataset, batch), group in usable.groupby(["Norm", "Model", "Dataset", "Batch Size"]):
         by = group.groupby("Grouping")["Test Accuracy"].agg(["mean", "std", "count"]).reindex(groupings)
         named = f"{_text(norm)}, " if usable["Norm"].nunique() > 1 else ""
@@ -200,7 +207,7 @@ def draw_groupings(table, path):
             by["std"].fillna(0),
             color=of_dataset.get(dataset, OTHER),
             marker=MARKERS.get(network, "^"),
-            ls="-" if batch >= 64 else "--",
+            ls=of_batch[batch],
             capsize=2,
             lw=1,
             ms=5,

@@ -18,13 +18,17 @@ EFFECTS = {
 }
 
 
-def summary(table, ranks, correlations, granulated, titles):
+def summary(table, by_network, correlations, granulated, titles):
     """The findings best supported, at most three of different kinds, each a sentence with its numbers.
 
     titles: {measure: its words}. Support is the size of an effect over the half-width of its interval, which has to
     leave out zero.
     """
-    found = [*_of_norms(ranks), *_of_measures(correlations, granulated, titles), *_of_settings(table)]
+    found = [
+        *(found for network, ranks in by_network.items() for found in _of_norms(network, ranks)),
+        *_of_measures(correlations, granulated, titles),
+        *_of_settings(table),
+    ]
     best = {}
     for kind, support, words in found:
         if support > 1 and support > best.get(kind, (0, ""))[0]:
@@ -37,7 +41,7 @@ def _support(value, low, high):
     return abs(value) / width if width > 0 and (low > 0 or high < 0) else 0.0
 
 
-def _of_norms(ranks):
+def _of_norms(network, ranks):
     norms = f"{len(ranks)} norms"
     if ranks["low"].isna().any():
         ranks = ranks[ranks["low"].notna()]
@@ -49,7 +53,7 @@ def _of_norms(ranks):
         yield (
             f"norm {word}",
             _support(row["advantage"], row["low"], row["high"]),
-            f"{row['Norm']} had the {'highest' if place == 0 else 'lowest'} test accuracy of {norms}: "
+            f"In {network}, {row['Norm']} had the {'highest' if place == 0 else 'lowest'} test accuracy of {norms}: "
             f"{abs(row['advantage']):.1f} points {word} the mean of norms in cells of equal hyperparameters (95 % "
             f"interval {interval(row['low'], row['high'])}; n = {row['n']} runs; rank "
             f"{interval(row['rank_low'], row['rank_high'])}).",
@@ -100,7 +104,7 @@ def _of_settings(table):
                 )
 
 
-def cannot_say(table, ranks, correlations):
+def cannot_say(table, by_network, correlations):
     """What no reader should take from these runs: sentences."""
     usable = table[~table["has_failed"]]
     words = []
@@ -112,10 +116,13 @@ def cannot_say(table, ranks, correlations):
             f"{'1 run' if sizes.median() < 2 else '2 runs'}, so differences between single combinations are not "
             "separated from it."
         )
-    few = [f"{row['Norm']} {row['n']}" for row in ranks.to_dict("records") if 1 < row["n"] < LEAST]
+    few = []
+    for network, ranks in by_network.items():
+        names = [f"{row['Norm']} {row['n']}" for row in ranks.to_dict("records") if 1 < row["n"] < LEAST]
+        few += [f"{network}: {', '.join(names)}"] if names else []
     if few:
         words.append(
-            f"How sure the intervals of norms with fewer than {LEAST} runs are ({', '.join(few)}): resampling makes "
+            f"How sure the intervals of norms with fewer than {LEAST} runs are ({'; '.join(few)}): resampling makes "
             "them too narrow; those of two runs are just both."
         )
     failed = int(table["has_failed"].sum())

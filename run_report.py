@@ -116,14 +116,14 @@ class Report:
             settings = findings.over_seeds(table)
             there = {name: title for name, title in measures.items() if settings[name].notna().sum() >= findings.LEAST}
             options = {"resamples": self.args.resamples, "seed": self.args.seed}
-            ranks = rankings.ranking(table, **options)
+            ranks, by_network = rankings.ranking(table, **options), rankings.ranking_by_network(table, **options)
             groupings = rankings.ranking(table[table["Grouping"].notna()], label="Label", **options)
             cells = rankings.by_cell(table)
             correlations = findings.correlations(settings, there, **options)
             bar.update()
             granulated = findings.granulated_table(settings, there, **options)
             bar.update()
-            self.draw(report_figures, table, there, ranks, groupings, correlations, granulated, probed)
+            self.draw(report_figures, table, there, by_network, correlations, granulated, probed)
             bar.update()
             frames = {"ranking": ranks, "groupings": groupings, "by_cell": cells}
             frames |= {"correlations": correlations, "granulated": granulated}
@@ -133,7 +133,7 @@ class Report:
                 frames["orders"], frames["signs"] = claims.beside(table, self.other, same, **options)
             for name, frame in frames.items():
                 write_bytes(self.results_dir / "tables" / f"{name}.csv", frame.to_csv(index=False).encode())
-            sections = self.sections(report_page, report_words, claims, table, frames)
+            sections = self.sections(report_page, report_words, claims, table, frames, by_network)
             title = f"Normalization: a report on {len(table)} runs"
             path = self.results_dir / "report.html"
             write_bytes(path, report_page.page(title, sections, self.versions()).encode("utf-8", "replace"))
@@ -173,7 +173,7 @@ class Report:
         titles = {name: f"{TITLES[key]}, {moments[moment]}" for (key, moment), name in names.items()}
         return pd.concat([self.table, columns], axis=1), dict(measures) | titles
 
-    def draw(self, report_figures, table, measures, ranks, groupings, correlations, granulated, probed):
+    def draw(self, report_figures, table, measures, by_network, correlations, granulated, probed):
         """Draws what there is to draw; self.figures gets (path, words, section)."""
         import findings
 
@@ -184,9 +184,9 @@ class Report:
             if draw(*arguments, folder / f"{name}.png") is not False:
                 self.figures.append((folder / f"{name}.png", words, section))
 
-        if len(ranks):
+        if by_network:
             words = "Test accuracy above the mean of norms in cells of equal hyperparameters, with 95 % intervals."
-            add("ranking", "norms", words, report_figures.draw_ranking, ranks, "Norm")
+            add("ranking", "norms", words, report_figures.draw_ranking, by_network)
             words = "Test accuracy by grouping: mean and standard deviation over runs."
             add("groupings", "norms", words, report_figures.draw_groupings, table)
         if measures:
@@ -228,7 +228,7 @@ class Report:
         words = f"{len(self.other)} runs of {self.args.compare}{f'; {same} are taken for one' if same else ''}."
         return f"<p>{page.escaped(words)}</p>{claims.beside_html(frames['orders'], frames['signs'])}"
 
-    def sections(self, page, words, claims, table, frames):
+    def sections(self, page, words, claims, table, frames, by_network):
         """[(heading, HTML)]."""
         import findings
 
@@ -239,7 +239,7 @@ class Report:
         ranks, correlations, granulated = frames["ranking"], frames["correlations"], frames["granulated"]
         original = claims.of_the_original(table, ranks, correlations, granulated, self.titles)
         failed = int(table["has_failed"].sum())
-        found = words.summary(table, ranks, correlations, granulated, self.titles)
+        found = words.summary(table, by_network, correlations, granulated, self.titles)
         if len(table) == 0:
             found_html = "<p>There are no runs yet.</p>"
         elif found:
@@ -249,11 +249,15 @@ class Report:
                 "<p>These runs support no finding: no difference or correlation has an interval without zero.</p>"
             )
         about = f"<p>{len(table)} runs, {failed} of which failed; {table['Norm'].nunique()} norms.</p>"
-        cannot = words.cannot_say(table, ranks, correlations)
+        cannot = words.cannot_say(table, by_network, correlations)
         summary = about + found_html + ("<h3>What these runs cannot say</h3>" + page.listed(cannot) if cannot else "")
         norms = "<p>No run ended with an accuracy.</p>"
         if len(ranks):
-            norms = pictures["norms"] + page.ranking_table(ranks, "Norm")
+            norms = pictures["norms"]
+            for network, own in by_network.items():
+                norms += f"<h3>{page.escaped(network)}</h3>" + page.ranking_table(own, "Norm")
+            if len(by_network) > 1:
+                norms += page.details("All networks together", page.ranking_table(ranks, "Norm"))
             norms += page.details(
                 "Every cell: means, standard deviations, n, failures", page.cells_table(frames["by_cell"])
             )

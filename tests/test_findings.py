@@ -240,6 +240,20 @@ def test_the_ranking_takes_out_what_the_cells_differ_in():
     assert ranks["rank_low"].tolist() == [1, 2, 3]
 
 
+def test_each_network_has_a_ranking_of_its_own():
+    """BatchNorm is better than EvoNormBO wherever both are, and stands in worse company."""
+    rows = [("vgg", "BatchNorm", 77), ("vgg", "EvoNormBO", 75), ("vgg", "Plain", 10)]
+    rows += [("vit", "BatchNorm", 38), ("vit", "LayerNorm", 40), ("vit", "RMSNorm", 39)]
+    runs = table(6, Model=[row[0] for row in rows], Norm=[row[1] for row in rows]).assign(
+        **{"Batch Size": 16, "Mom & WD": True, "Test Accuracy": [float(row[2]) for row in rows]}
+    )
+    found = rankings.ranking_by_network(runs, resamples=50)
+    assert {network: ranks["Norm"].tolist() for network, ranks in found.items()} == {
+        "vgg": ["BatchNorm", "EvoNormBO", "Plain"],
+        "vit": ["LayerNorm", "RMSNorm", "BatchNorm"],
+    }
+
+
 def test_intervals_of_two_norms_mirror_each_other():
     runs = table(12, **{"Model": ["VGG"] * 6 + ["ResNet-56"] * 6, "Batch Size": ["16"] * 12, "Mom & WD": ["True"] * 12})
     runs["Norm"] = ["BatchNorm", "Plain"] * 6
