@@ -30,8 +30,10 @@ NORM_TYPES = (
     "DynamicTanh",
 )
 CONV_TYPES = ("Plain", "sWS", "WeightNormalized", "WeightCentered")
-GROUPED_NORMS = ("GroupNorm",)  # those that take --p_grouping
-BATCH_NORMS = ("BatchNorm", "EvoNormBO", "VarianceNorm", "MeanCentering")  # their statistics run over samples
+# those that take --p_grouping
+GROUPED_NORMS = ("GroupNorm",)
+# those whose statistics run over samples
+BATCH_NORMS = ("BatchNorm", "EvoNormBO", "VarianceNorm", "MeanCentering")
 CONV_OF_NORM = {"WeightNorm": "WeightNormalized", "ScaledWeightStandardization": "sWS"}
 DATASETS = ("CIFAR-10", "CIFAR-100", "ImageFolder", "Synthetic")
 PRECISIONS = ("fp32", "bf16")

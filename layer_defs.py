@@ -72,27 +72,30 @@ class _Norm(nn.Module):
 
 
 class _RunningNorm(_Norm):
-    """A norm with running batch statistics: mean from 0, variance from 1, new = 0.9 · old + 0.1 · batch.
+    """A norm with running batch statistics: new = 0.9 · old + 0.1 · batch.
 
-    `across`, where several processes share a batch and its statistics are to be those of all of it, gives the mean
-    over samples of what is the mean over this process's: see synchronize. Buffers of running statistics have names
-    that begin with `running_`, by which measurements with batch statistics know such a layer.
+    `running` are their names, which begin with `running_`, and what they start from: running_mean=0.0, running_var=1.0.
+    By these names measurements with batch statistics know such a layer. `across`, where several processes share a batch
+    and its statistics are to be those of all of it, gives the mean over samples of what is the mean over this
+    process's: see synchronize.
     """
 
     across = None
 
-    def __init__(self, num_channels, mean=True, variance=True):
+    def __init__(self, num_channels, **running):
         super().__init__(num_channels)
-        self.register_buffer("running_mean", torch.zeros(num_channels) if mean else None)
-        self.register_buffer("running_var", torch.ones(num_channels) if variance else None)
+        for name, start in running.items():
+            self.register_buffer(name, torch.full((num_channels,), start))
 
     @torch.no_grad()
-    def update(self, mean=None, variance=None):
-        """Takes a batch's statistics, (C,) each, into the running ones, off the graph."""
-        if mean is not None:
-            self.running_mean.lerp_(mean.detach(), RUNNING_UPDATE)
-        if variance is not None:
-            self.running_var.lerp_(variance.detach(), RUNNING_UPDATE)
+    def update(self, **statistics):
+        """Takes a batch's statistics {name: (C,)} into the running ones, off the graph."""
+        for name, statistic in statistics.items():
+            getattr(self, name).lerp_(statistic.detach(), RUNNING_UPDATE)
+
+    def over_processes(self, mean):
+        """What is a mean over this process's samples as that over all samples of the batch (with --sync_bn)."""
+        return mean if self.across is None else self.across(mean)
 
     def batch_moments(self, variances, means):
         """The batch's variance and mean, (C,) each, from those of samples and channels (N, C)."""
@@ -117,15 +120,18 @@ class BatchNorm(_RunningNorm):
 
     elementary = False
 
+    def __init__(self, num_channels):
+        super().__init__(num_channels, running_mean=0.0, running_var=1.0)
+
     def forward(self, x):
         if self.training and self.elementary:
             variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
-            self.update(mean, variance)
+            self.update(running_mean=mean, running_var=variance)
             scale = self.weight * torch.rsqrt(variance + EPS)
             return torch.addcmul(_maps(self.bias - scale * mean), x, _maps(scale))
         if self.training and self.across is not None:
             variance, mean = self.batch_moments(*map_moments(x))
-            self.update(mean, variance)
+            self.update(running_mean=mean, running_var=variance)
             scale = self.weight * torch.rsqrt(variance + EPS)
             return scale_shift(x, scale[None], (self.bias - scale * mean)[None])
         cudnn = torch.backends.cudnn.enabled
@@ -137,7 +143,7 @@ class BatchNorm(_RunningNorm):
         count = x.numel() // x.shape[1]
         # The kernel hands back the sample variance, which a single value has none of.
         batch_variance = batch_variance * ((count - 1) / count) if count > 1 else torch.zeros_like(batch_variance)
-        self.update(batch_mean, batch_variance)
+        self.update(running_mean=batch_mean, running_var=batch_variance)
         return out
 
     def eval_affine(self):
@@ -149,13 +155,13 @@ class VarianceNorm(_RunningNorm):
     """γx/√(σ²+ε)+β with σ² over N,H,W: BatchNorm without centering (Daneshmand 2020)."""
 
     def __init__(self, num_channels):
-        super().__init__(num_channels, mean=False)
+        super().__init__(num_channels, running_var=1.0)
 
     def forward(self, x):
         variance = self.running_var
         if self.training:
             variance, _ = self.batch_moments(*map_moments(x))
-            self.update(variance=variance)
+            self.update(running_var=variance)
         return self.affine(x, torch.rsqrt(variance + EPS)[None])
 
     def eval_affine(self):
@@ -166,15 +172,13 @@ class MeanCentering(_RunningNorm):
     """γ(x−μ)+β with μ over N,H,W: BatchNorm without scaling."""
 
     def __init__(self, num_channels):
-        super().__init__(num_channels, variance=False)
+        super().__init__(num_channels, running_mean=0.0)
 
     def forward(self, x):
         mean = self.running_mean
         if self.training:
-            mean = torch.mean(wide(x), dim=(0, 2, 3))
-            if self.across is not None:
-                mean = self.across(mean)
-            self.update(mean=mean)
+            mean = self.over_processes(torch.mean(wide(x), dim=(0, 2, 3)))
+            self.update(running_mean=mean)
         return scale_shift(x, self.weight[None], (self.bias - self.weight * mean)[None])
 
     def eval_affine(self):
@@ -253,7 +257,7 @@ class EvoNormBO(_RunningNorm):
     """
 
     def __init__(self, num_channels):
-        super().__init__(num_channels, mean=False)
+        super().__init__(num_channels, running_var=1.0)
         self.v = nn.Parameter(torch.ones(num_channels))
 
     def forward(self, x):
@@ -261,7 +265,7 @@ class EvoNormBO(_RunningNorm):
         batch_variance = self.running_var
         if self.training:
             batch_variance, _ = self.batch_moments(variances, means)
-            self.update(variance=batch_variance)
+            self.update(running_var=batch_variance)
         batch_deviation = torch.sqrt(batch_variance + EPS)
         excess = torch.sqrt(variances + EPS) - batch_deviation
         # max(a, b) is b + ReLU(a − b), of which the gradient needs no masks.

@@ -1,12 +1,18 @@
 """Grids of runs that have a name: what run_sweep.py's --preset means."""
 
-from config import CONV_OF_NORM, NORM_TYPES
+from config import CONV_OF_NORM
 
 ORIGINAL_GROUPINGS = (1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125, 1e-7, 8.0, 16.0, 32.0, 64.0)
-ORIGINAL_NORMS = tuple(
-    name
-    for name in NORM_TYPES[: NORM_TYPES.index("MeanCentering")]
-    if name not in ("WeightNorm", "ScaledWeightStandardization")
+ORIGINAL_NORMS = (
+    "Plain",
+    "BatchNorm",
+    "LayerNorm",
+    "InstanceNorm",
+    "GroupNorm",
+    "FilterResponseNorm",
+    "EvoNormSO",
+    "EvoNormBO",
+    "VarianceNorm",
 )
 
 
@@ -27,6 +33,7 @@ def _original(momentum, weight_decay):
 # The study that comes with the program, for two cores: short schedules, and smaller subsets for the larger networks.
 THRICE = ("BatchNorm", "LayerNorm", "InstanceNorm", "GroupNorm", "EvoNormBO", "Plain")
 WEIGHT_BASED = tuple(CONV_OF_NORM)
+STUDIED_NORMS = (*ORIGINAL_NORMS, *WEIGHT_BASED, "MeanCentering", "RMSNorm", "DynamicTanh")
 _SHORT = {"dataset": ("ImageFolder",), "batch_size": (256,), "lr_warmup": (True,), "precision": ("bf16",)}
 _VGG = _SHORT | {
     "arch": ("vgg",),
@@ -37,7 +44,7 @@ _SMALLER = _SHORT | {"train_samples": (5_000,), "test_samples": (2_000,), "batch
 _SMALLER |= {"hessian_flags": "--samples=60 --lanczos_steps=10 --trace_probes=12 --trace_error=0.1"}
 _VIT = {"arch": ("vit",), "image_size": (32,), "patch_size": (4,)}
 CPU_STUDY = (
-    _VGG | {"norm_type": NORM_TYPES},
+    _VGG | {"norm_type": STUDIED_NORMS},
     _SMALLER | {"arch": ("resnet-56",), "norm_type": (*WEIGHT_BASED, *THRICE)},
     _SMALLER | {"arch": ("resnet-56",), "norm_type": WEIGHT_BASED, "seed": (1,)},
     _SMALLER | {"arch": ("vgg",), "norm_type": ("GroupNorm",), "p_grouping": ORIGINAL_GROUPINGS},

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import config
+
 ROOT = Path(__file__).parent.parent
 NAME = "MeanAbsoluteNorm"
 SMALL = ["--dataset=Synthetic", "--train_samples=60", "--test_samples=20", "--image_size=16", "--batch_size=20"]
@@ -29,42 +31,45 @@ assert run_class_similarity.main(["--results_dir=results", "--samples=20"]) == 0
 assert run_report.main(["--results_dir=results", "--resamples=100"]) == 0
 """
 
-# a second one, as the README says of norms with groups and of those with running statistics: name, class, line
+# one with groups and a running statistic that is no moment: name, class, line
 GROUPED = (
     '    "GroupMaximumNorm",\n',
     """
 
 class GroupMaximumNorm(_RunningNorm):
     def __init__(self, num_channels, num_groups):
-        super().__init__(num_channels, mean=False)
-        self.num_groups = num_groups
+        super().__init__(num_channels, running_maximum=1.0)
+        self.num_groups = _check_groups("GroupMaximumNorm", num_channels, num_groups)
 
     def forward(self, x):
-        size = self.running_var
+        size = self.running_maximum
         if self.training:
             grouped = x.unflatten(1, (self.num_groups, -1)).abs().amax((0, 2, 3, 4))
             size = grouped.repeat_interleave(self.num_channels // self.num_groups)
-            self.update(variance=size)
+            self.update(running_maximum=size)
         return self.affine(x, 1 / (size + EPS)[None])
 """,
     '    "GroupMaximumNorm": NormType(GroupMaximumNorm),\n',
 )
+BATCH = ('    "BatchRMSNorm",\n', '    "BatchRMSNorm": NormType(_of_channels(BatchRMSNorm)),\n')
 
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory):
     """A copy of the program to which the README's norm is added."""
     section = (ROOT / "README.md").read_text(encoding="utf-8").partition("### Add your own\n")[2].partition("\n## ")[0]
-    name, layer, line = (
-        of_readme + own
-        for of_readme, own in zip(re.findall(r"```(?:python)?\n(.*?)```", section, re.DOTALL), GROUPED, strict=True)
-    )
+    name, layer, line, batch_layer = re.findall(r"```(?:python)?\n(.*?)```", section, re.DOTALL)
+    names, layers = name + GROUPED[0] + BATCH[0], f"{layer}\n\n{GROUPED[1]}\n\n{batch_layer}"
+    lines = line + GROUPED[2] + BATCH[1]
     folder = tmp_path_factory.mktemp("program")
     for path in ROOT.glob("*.py"):
         (folder / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
-    edits = {"config.py": [("NORM_TYPES = (\n", f"NORM_TYPES = (\n{name}")]}
+    last = {"config.py": f'    "{config.NORM_TYPES[-1]}",\n)\n', "layer_defs.py": "\n}\n\n\nclass TokenNorm"}
+    edits = {"config.py": [(last["config.py"], last["config.py"].replace(")", f"{names})"))]}
     edits["config.py"].append(("GROUPED_NORMS = (", 'GROUPED_NORMS = ("GroupMaximumNorm", '))
-    edits["layer_defs.py"] = [("\nNORMS = {\n", f"\n{layer}\n\nNORMS = {{\n{line}")]
+    edits["config.py"].append(("BATCH_NORMS = (", 'BATCH_NORMS = ("GroupMaximumNorm", "BatchRMSNorm", '))
+    edits["layer_defs.py"] = [("\nNORMS = {\n", f"\n{layers}\n\nNORMS = {{\n")]
+    edits["layer_defs.py"].append((last["layer_defs.py"], last["layer_defs.py"].replace("\n}", f"\n{lines}}}")))
     for file, replacements in edits.items():
         text = (folder / file).read_text(encoding="utf-8")
         for old, new in replacements:
@@ -95,10 +100,34 @@ def test_flags_and_sweeps_know_it(extended):
     assert said.count(f"_{NAME}_") == 2
 
 
+FOLDED = """
+import torch
+from curvature import hessian_matvec
+from models import build_model
+
+torch.manual_seed(0)
+model = build_model("vgg", norm_type="BatchRMSNorm", num_classes=3).double()
+images, labels = torch.randn(6, 3, 16, 16).double(), torch.arange(6) % 3
+model(images)
+matvec, size = hessian_matvec(model.eval(), [(images, labels)])
+vector = torch.randn(size).double()
+loss = torch.nn.functional.cross_entropy(model(images), labels)
+gradients = torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
+flat = torch.cat([gradient.flatten() for gradient in gradients])
+expected = torch.autograd.grad(flat @ vector, list(model.parameters()))
+torch.testing.assert_close(matvec(vector), torch.cat([each.flatten() for each in expected]))
+"""
+
+
+def test_one_with_statistics_of_the_batch_has_the_hessian_of_its_eval_mode(extended):
+    call(extended, "main.py", "--norm_type=BatchRMSNorm", *SMALL[:-1], "--results_dir=batch")
+    call(extended, "-c", FOLDED)
+
+
 def test_one_with_groups_takes_their_number_and_running_statistics(extended):
     call(extended, "main.py", "--norm_type=GroupMaximumNorm", "--p_grouping=0.25", *SMALL[:-1], "--results_dir=grouped")
     [run] = (extended / "grouped").glob("vgg_GroupMaximumNorm_Synthetic_p0.25_*")
-    look = f"import torch; print(torch.load('{run}/checkpoints/epoch_0001.pt')['blocks.0.norm.running_var'])"
+    look = f"import torch; print(torch.load('{run}/checkpoints/epoch_0001.pt')['blocks.0.norm.running_maximum'])"
     sizes = [float(x) for x in re.findall(r"\d+\.\d+", call(extended, "-c", look))]
     assert len(sizes) >= 4
     assert len(set(sizes[:4])) == 1 != sizes[0]

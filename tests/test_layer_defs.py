@@ -27,7 +27,6 @@ FLOAT32 = {"rtol": 1e-5, "atol": 1e-5}  # for peers that compute in float32 what
 RELU_STD = math.sqrt((math.pi - 1) / (2 * math.pi))  # of ReLU(z), z standard normal
 WEIGHT_BASED = ("Plain", "WeightNorm", "ScaledWeightStandardization")
 
-every_norm = pytest.mark.parametrize("norm_type", config.NORM_TYPES)
 every_conv = pytest.mark.parametrize("conv_type", config.CONV_TYPES)
 both_modes = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 
@@ -48,7 +47,7 @@ def randomized(module, seed=1):
         values = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
         if name.endswith("eps_l"):
             values = torch.full_like(values, -0.3)  # negative, so that the absolute value shows
-        elif name.endswith("running_var"):
+        elif "running_" in name and not name.endswith("running_mean"):
             values = values.square() + 0.2
         tensor.copy_(values)
     return module
@@ -71,8 +70,8 @@ def tensors_of(module):
     return {name.rpartition(".")[2]: tensor for name, tensor in module.state_dict().items()}
 
 
-# The formulas of Batch Norm and its relatives. mean and variance are the batch's in training, the running ones in
-# evaluation, (C,) each; p holds the layer's parameters.
+# The formulas. p holds the layer's parameters, and its statistics (C,) by the names of the running ones: in training
+# they are the batch's.
 
 
 def maps(per_channel):
@@ -109,55 +108,55 @@ def affine(x, p):
     return maps(p["weight"]) * x + maps(p["bias"])
 
 
-def plain(x, p, mean, variance):
+def plain(x, p):
     return x
 
 
-def batch_norm(x, p, mean, variance):
-    return affine((x - maps(mean)) / (maps(variance) + 1e-5).sqrt(), p)
+def batch_norm(x, p):
+    return affine((x - maps(p["running_mean"])) / (maps(p["running_var"]) + 1e-5).sqrt(), p)
 
 
-def layer_norm(x, p, mean, variance):
+def layer_norm(x, p):
     return affine(standardized(x, 1), p)
 
 
-def instance_norm(x, p, mean, variance):
+def instance_norm(x, p):
     return affine(standardized(x, x.shape[1]), p)
 
 
-def group_norm(x, p, mean, variance):
+def group_norm(x, p):
     return affine(standardized(x, GROUPS), p)
 
 
-def filter_response_norm(x, p, mean, variance):
+def filter_response_norm(x, p):
     nu_squared = by_group(x, x.shape[1], lambda part: part.square().mean().expand_as(part))
     return affine(x / (nu_squared + 1e-6 + p["eps_l"].abs()).sqrt(), p)
 
 
-def evo_norm_s0(x, p, mean, variance):
+def evo_norm_s0(x, p):
     swish = x / (1 + torch.exp(-maps(p["v"]) * x))
     return affine(swish / by_group(x, GROUPS, lambda part: deviation(part).expand_as(part)), p)
 
 
-def evo_norm_b0(x, p, mean, variance):
+def evo_norm_b0(x, p):
     instance = by_group(x, x.shape[1], lambda part: deviation(part).expand_as(part))
-    grown, batch = maps(p["v"]) * x + instance, (maps(variance) + 1e-5).sqrt().expand_as(x)
+    grown, batch = maps(p["v"]) * x + instance, (maps(p["running_var"]) + 1e-5).sqrt().expand_as(x)
     return affine(x / torch.where(grown > batch, grown, batch), p)
 
 
-def variance_norm(x, p, mean, variance):
-    return affine(x / (maps(variance) + 1e-5).sqrt(), p)
+def variance_norm(x, p):
+    return affine(x / (maps(p["running_var"]) + 1e-5).sqrt(), p)
 
 
-def mean_centering(x, p, mean, variance):
-    return affine(x - maps(mean), p)
+def mean_centering(x, p):
+    return affine(x - maps(p["running_mean"]), p)
 
 
-def rms_norm(x, p, mean, variance):
+def rms_norm(x, p):
     return maps(p["weight"]) * by_group(x, 1, lambda part: part / (part.square().mean() + 1e-5).sqrt())
 
 
-def dynamic_tanh(x, p, mean, variance):
+def dynamic_tanh(x, p):
     grown = torch.exp(2 * p["alpha"] * x)
     return affine((grown - 1) / (grown + 1), p)
 
@@ -198,16 +197,16 @@ TEXTBOOK = {
 }
 # what a running statistic is of, and whence it starts
 STATISTICS = {"running_mean": (batch_mean, 0.0), "running_var": (batch_variance, 1.0)}
-RUNNING = [name for name, (_, _, initial) in TEXTBOOK.items() if STATISTICS.keys() & initial.keys()]
+RUNNING = [name for name, (_, _, initial) in TEXTBOOK.items() if any(key.startswith("running_") for key in initial)]
+every_norm = pytest.mark.parametrize("norm_type", [name for name in config.NORM_TYPES if name in TEXTBOOK])
 
 
 def textbook_norm(norm_type, x, module):
     """What the norm slot of norm_type gives for x, with the parameters and the mode of `module`."""
     p = tensors_of(module)
-    mean, variance = batch_mean(x), batch_variance(x)
-    if not module.training:
-        mean, variance = p.get("running_mean"), p.get("running_var")
-    return TEXTBOOK[norm_type][0](x, p, mean, variance)
+    if module.training:
+        p |= {name: of_batch(x) for name, (of_batch, _) in STATISTICS.items() if name in p}
+    return TEXTBOOK[norm_type][0](x, p)
 
 
 def textbook_pair(norm_type, x, module):
@@ -224,6 +223,8 @@ def test_the_registries_hold_exactly_the_names_of_config():
 def test_every_name_has_its_formula_in_this_file():
     assert set(TEXTBOOK) ^ set(config.NORM_TYPES) == set(), "these lack an entry in TEXTBOOK"
     assert set(WEIGHTS) ^ set(config.CONV_TYPES) == set(), "these lack an entry in WEIGHTS"
+    running = {name for _, _, initial in TEXTBOOK.values() for name in initial if name.startswith("running_")}
+    assert running - set(STATISTICS) == set(), "these lack an entry in STATISTICS"
 
 
 @every_norm
@@ -244,7 +245,7 @@ def test_unknown_names_are_refused():
 
 
 @pytest.mark.parametrize("build", [build_norm, build_token_norm])
-@pytest.mark.parametrize("norm_type", ["GroupNorm", "EvoNormSO"])
+@pytest.mark.parametrize("norm_type", [*config.GROUPED_NORMS, "EvoNormSO"])
 @pytest.mark.parametrize("groups", [4, 0, 12])
 def test_groups_that_do_not_divide_are_an_error_naming_layer_width_and_groups(build, norm_type, groups):
     with pytest.raises(ValueError, match=rf"{norm_type}.*\b6 channels.*\b{groups} groups"):
@@ -476,7 +477,7 @@ def test_one_sample_of_one_position_stays_finite(norm_type):
     assert all(torch.isfinite(tensor).all() for tensor in (out, x.grad, *pair.buffers()))
 
 
-@pytest.mark.parametrize("norm_type", config.NORM_TYPES)
+@every_norm
 def test_forward_mode_and_torch_func_go_through_every_norm(norm_type):
     """Of evaluation: in training running statistics are written, which torch.func does not allow."""
     pair, direction = random_pair(norm_type, training=False), images(7)
@@ -507,7 +508,7 @@ def per_token(x, centred):
 
 
 def textbook_tokens(norm_type, x, module):
-    """DESIGN section 3: the norm slot alone, the tokens of a sample in the place of the positions of an image."""
+    """The norm slot alone, the tokens of a sample in the place of the positions of an image."""
     p = tensors_of(module)
     if norm_type in ("LayerNorm", "RMSNorm"):
         return p["weight"] * per_token(x, norm_type == "LayerNorm") + p.get("bias", 0.0)

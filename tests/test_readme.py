@@ -11,7 +11,7 @@ import pytest
 from conftest import NARROW
 
 import run_report
-from config import FLAGS, parse_args
+from config import FLAGS, NORM_TYPES, parse_args
 from flags import class_similarity_parser, hessian_parser
 from run_sweep import OWN
 from sweeps import build_parser, expand
@@ -54,6 +54,13 @@ def commands(script):
 
 def test_the_table_of_flags_is_the_parsers():
     assert flags_table() in README, f"the README's table should read\n{flags_table()}"
+
+
+def test_every_norm_has_its_row_and_is_counted():
+    table = README.partition("\n## Normalization layers\n")[2].partition("\n### ")[0]
+    rows = " ".join(row.partition("|")[0] for row in re.findall(r"^\| (`.*)", table, re.MULTILINE))
+    assert sorted(re.findall(r"`(\w+)`", rows)) == sorted(NORM_TYPES)
+    assert f"any of {len(NORM_TYPES)} normalization layers" in README
 
 
 PARSERS = {"run_hessian.py": hessian_parser(), "run_class_similarity.py": class_similarity_parser()}

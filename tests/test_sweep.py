@@ -68,6 +68,12 @@ def test_the_original_study_is_a_preset():
     assert 152 + len(runs) - 2 == 742
 
 
+def test_the_study_that_comes_along_is_its_preset():
+    shipped = {path.parent.name for path in (ROOT / "results" / "cpu_study").glob("*/summary.json")}
+    assert {run.directory.path.name for run in expand("--preset=cpu_study")[0]} == shipped
+    assert len(shipped) == 57
+
+
 def test_flags_beside_a_preset_replace_and_multiply():
     runs, _ = expand("--preset=quick", "--norm_type=EvoNormBO", "--seed=1,2")
     assert [(run.config.norm_type, run.config.seed) for run in runs] == [("EvoNormBO", 1), ("EvoNormBO", 2)]
