@@ -82,7 +82,7 @@ def of_the_original(table, ranks, correlations, granulated, titles):
             ]
         )
     if rows:
-        columns = ["norm", "claimed among the", "rank here", "rank, 95 %", "among the two in so many cells", "holds"]
+        columns = ["norm", "claimed among the", "rank here", "rank, 95 %", "cells where it is among the two", "holds"]
         parts.append(
             "<p>“BatchNorm and EvoNormBO did best, InstanceNorm and Plain worst” (test accuracy; a cell takes part "
             "where it has four norms; failed runs are left out, so look at the failures of Plain, too):</p>"
@@ -129,7 +129,7 @@ def published(table, probed):
 
 def published_html(frame):
     """The same for the page."""
-    columns = ["claim", "compared", "as claimed if positive", "n", "p", "verdict"]
+    columns = ["claim", "compared", "value (positive: as claimed)", "n", "p", "verdict"]
     rows = [
         [row["claim"], row["compared"], number(row["value"]), row["n"], p_value(row["p"]), row["verdict"]]
         for row in frame.to_dict("records")

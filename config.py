@@ -402,6 +402,8 @@ def progress_bar(total, description, initial=0, unit="img"):
     """A tqdm bar with rate and ETA on stderr; silent where stderr is no terminal, or another process shows it."""
     from tqdm import tqdm
 
+    is_shown = sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
+    has_width = is_shown and os.get_terminal_size(sys.stderr.fileno()).columns > 0  # which script(1) and others lack
     return tqdm(
         total=total,
         desc=description,
@@ -409,6 +411,7 @@ def progress_bar(total, description, initial=0, unit="img"):
         unit=unit,
         unit_scale=unit == "img",
         leave=False,
-        dynamic_ncols=True,
-        disable=not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0",
+        dynamic_ncols=has_width,
+        ncols=None if has_width else 80,
+        disable=not is_shown,
     )

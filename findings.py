@@ -329,9 +329,10 @@ def granulated(table, measure, outcome, resamples=RESAMPLES, seed=0, groups=None
     """Ψ of Jiang et al. 2020, section 3: ({hyperparameter: (ψ, groups of runs)}, Ψ, low, high).
 
     ψ of a hyperparameter is the mean, over groups of runs that differ in it alone, of the sign agreement of measure
-    and outcome over the group's pairs (ties count 0); Ψ is the mean of all ψ, with the 95 % interval of resampling
-    groups. The smallest and largest ψ are its worst cases (after Dziugaite et al. 2020). `groups` are alike(table)
-    of the runs that did not fail, where they are known already.
+    and outcome over the group's pairs (ties count 0); a hyperparameter with fewer than LEAST groups has none, for one
+    pair would weigh as much as all others. Ψ is the mean of all ψ, with the 95 % interval of resampling groups. The
+    smallest and largest ψ are its worst cases (after Dziugaite et al. 2020). `groups` are alike(table) of the runs that
+    did not fail, where they are known already.
     """
     usable = table[~table["has_failed"]]
     x, y = usable[measure].to_numpy(float), usable[outcome].to_numpy(float)
@@ -345,7 +346,7 @@ def granulated(table, measure, outcome, resamples=RESAMPLES, seed=0, groups=None
             tau = sign_agreement(x[positions[kept]], y[positions[kept]], settings[kept])
             if np.isfinite(tau):
                 taus.append(tau)
-        if taus:
+        if len(taus) >= LEAST:
             taus = np.array(taus)
             found[axis] = (float(taus.mean()), len(taus))
             samples.append(taus[generator.integers(0, len(taus), (resamples, len(taus)))].mean(1))
@@ -356,7 +357,8 @@ def granulated(table, measure, outcome, resamples=RESAMPLES, seed=0, groups=None
 
 
 def granulated_table(table, measures=MEASURES, outcomes=OUTCOMES, resamples=RESAMPLES, seed=0):
-    """granulated() of every measure and outcome: a frame with Ψ as value, its interval, worst cases, and every ψ."""
+    """granulated() of every measure and outcome: a frame with Ψ as value, its interval, worst cases, and every ψ with
+    its number of groups."""
     rows, groups = [], alike(table[~table["has_failed"]])
     for measure in measures:
         for outcome in outcomes:
@@ -365,7 +367,9 @@ def granulated_table(table, measures=MEASURES, outcomes=OUTCOMES, resamples=RESA
             psis = {axis: psi for axis, (psi, _) in found.items()}
             row["lowest"] = min(psis, key=psis.get) if psis else ""
             row["highest"] = max(psis, key=psis.get) if psis else ""
-            rows.append(row | {f"ψ {axis}": psi for axis, psi in psis.items()})
+            for axis, (psi, n) in found.items():
+                row |= {f"ψ {axis}": psi, f"groups {axis}": n}
+            rows.append(row)
     return pd.DataFrame(rows, columns=None if rows else ["measure", "outcome", "value", "low", "high"])
 
 

@@ -76,7 +76,9 @@ class Parser(argparse.ArgumentParser):
         unknown = re.search(r"unrecognized arguments: (--?[\w-]+)", message)
         if unknown:
             close = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1)
-            message += f"; did you mean {close[0]}?" if close else ""
+            if close:
+                meaning = self._option_string_actions[close[0]].help.replace("%%", "%")
+                message += f"; did you mean {close[0]} ({meaning.partition(' (default')[0]})?"
         message = " ".join(message.splitlines())
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
@@ -133,7 +135,7 @@ def measurement_parser(script, measurement, description, samples, examples):
 def add_flag(parser, name, default, help, parse=str, choices=None):
     """--name=value with its default in the help; a boolean may stand bare."""
     choice_text = f": {', '.join(choices)}" if choices else ""
-    default_text = "" if default is None else f" (default: {default})"
+    default_text = "" if default in (None, "") else f" (default: {default})"
     parser.add_argument(
         f"--{name}",
         type=argparse_type(parse, choices),

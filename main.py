@@ -21,9 +21,11 @@ import runs
 import states
 import table
 from data import load
-from files import is_json
+from files import is_json, read_json
 from hardware import is_out_of_memory, keep_freed_memory
 from training import Training
+
+CHANCE = 110  # % of the accuracy of guessing, up to which a network has learned nothing
 
 
 def main(argv=None):
@@ -120,16 +122,18 @@ def mend(run):
 
 
 def outcome(run, summary):
-    """How a run ended and where its files are. Raises RunError where the summary lacks something."""
+    """How a run ended and where its files are. Raises RunError where summary.json or config.json lacks something."""
     try:
         if summary["status"] == "diverged":
             step, epochs = summary["diverged_at_step"], summary["epochs_done"]
             return f"diverged at step {step}, after {epochs} whole epochs; what was recorded is in {run.path}"
         test, train = 100 * summary["test_accuracy"], 100 * summary["train_accuracy"]
         pictures = [str(path) for path in (run.curves, run.probes_picture) if path.exists()]
+        classes = len(read_json(run.config)["data"]["classes"])
+        hint = "no better than chance; a smaller --init_lr, --lr_warmup=True or more --epochs may help\n"
         return (
             f"done in {summary['seconds']:.0f} s: test accuracy {test:.2f} %, train accuracy {train:.2f} % "
-            "(eval mode, no augmentation)\n"
+            f"(eval mode, no augmentation)\n{hint if train * classes < CHANCE else ''}"
             f"look at {', '.join(pictures) or run.metrics}; everything is in {run.path}"
         )
     except (KeyError, TypeError) as error:

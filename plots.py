@@ -75,16 +75,21 @@ def _whole_numbers(axis):
 
 
 def scale_logarithmically(axis, values):
-    """A logarithmic y axis for positive values that span a good half magnitude, with ticks enough to read it."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
+    """A logarithmic y axis for positive values that span a good half magnitude; others are left out."""
     values = values[np.isfinite(values) & (values > 0)]
     if len(values) and values.max() > LEAST_RANGE * values.min():
-        axis.set_yscale("log")
-        if values.max() < FEW_TICKS * values.min():
-            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.yaxis.set_major_formatter("{x:g}")
-            axis.yaxis.set_minor_formatter(NullFormatter())
+        axis.set_yscale("log", nonpositive="mask")
+        tick_logarithmically(axis.yaxis, values)
+
+
+def tick_logarithmically(axis, values):
+    """Ticks of a logarithmic xaxis or yaxis for positive values: enough to read it, and not so many that they touch."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_minor_formatter(NullFormatter())
+    if values.max() < FEW_TICKS * values.min():
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
 
 
 def draw_curves(run, title):

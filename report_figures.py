@@ -4,13 +4,23 @@ A norm has the same colour, and a network the same marker, in every picture.
 """
 
 import functools
+import itertools
 
 import numpy as np
 
-from config import ARCHS, NORM_TYPES
+from config import ARCHS, GROUPED_NORMS, NORM_TYPES
 from files import read_json
 from findings import LEAST, OUTCOMES, hyperparameters
-from plots import LOGARITHMIC, TITLES, _figure, _text, save_figure, scale_logarithmically, spectral_density
+from plots import (
+    LOGARITHMIC,
+    TITLES,
+    _figure,
+    _text,
+    save_figure,
+    scale_logarithmically,
+    spectral_density,
+    tick_logarithmically,
+)
 from probes import CONV_KEYS, KEYS
 from states import read_probes_summary
 
@@ -21,7 +31,7 @@ COLOURS += ("#661100", "#6699cc", "#225522", "#ee8866", "#bbcc33", "#000088", "#
 OTHER = "#bbbbbb"
 OF_NORM = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(NORM_TYPES)}
 MARKERS = dict(zip(ARCHS, "osD", strict=True))
-HESSIAN = ("Trace", "Eigen Mean", "Eigen Variance", "Max Eigen")
+MAGNITUDES = ("Trace", "Eigen Mean", "Eigen Variance", "Max Eigen", "within_over_between")
 MOST_RUNS = 1000  # whose probe dicts and spectra are read, evenly chosen
 STARRED = 0.05
 GROUPING_SCALE = "viridis"
@@ -99,10 +109,10 @@ def draw_ranking(by_network, path):
 
 
 def _scale_of(measure, values):
-    """An axis's scale and its options: of the Hessian's measures the logarithm, or what is like it on both sides of
+    """An axis's scale and its options: of what has magnitudes the logarithm, or what is like it on both sides of
     zero where some are not positive and sizes differ much."""
     size = values.abs().median()
-    if measure not in HESSIAN or not size > 0:
+    if measure not in MAGNITUDES or not size > 0:
         return "linear", {}
     if (values > 0).all():
         return "log", {}
@@ -140,6 +150,8 @@ def draw_outcome(table, outcome, titles, path):
         axis.set(xlabel=f"{titles[measure]} ({len(pair)} runs)", ylabel=OUTCOMES[outcome])
         if name == "linear":
             axis.xaxis.get_major_locator().set_params(nbins=5)
+        elif name == "log":
+            tick_logarithmically(axis.xaxis, pair[measure])
         axis.grid(alpha=0.3)
     for axis in list(axes.flat)[len(measures) :]:
         axis.remove()
@@ -192,29 +204,20 @@ def draw_groupings(table, path):
         return False
     figure, [[axis]] = _figure(1, 1, figsize=(11, 5.6))
     figure.subplots_adjust(left=0.08, right=0.98, bottom=0.3, top=0.97)
-    palette = iter(COLOURS[1:])
-    datasets = sorted(usable["Dataset"].unique())
-    of_dataset = {name: next(palette) for name in datasets[: len(COLOURS) - 1]}
-    batches = sorted(usable["Batch Size"].unique(), reverse=True)
-    of_batch = {batch: ("-", "--", ":", "-.")[min(place, 3)] for place, batch in enumerate(batches)}
+    shades = itertools.cycle(COLOURS[1:])
+    sizes = sum(p <= 1 for p in groupings)  # the others are numbers of groups: no line leads from these to those
+    places = np.insert(np.arange(len(groupings)) + 0.5 * (np.arange(len(groupings)) >= sizes), sizes, sizes)
     for (norm, network, dataset, batch), group in usable.groupby(["Norm", "Model", "Dataset", "Batch Size"]):
         by = group.groupby("Grouping")["Test Accuracy"].agg(["mean", "std", "count"]).reindex(groupings)
-        named = f"{_text(norm)}, " if usable["Norm"].nunique() > 1 else ""
-        label = f"{named}{_text(network)}, {_text(dataset)}, batch {batch:g} (n = {int(by['count'].sum())})"
-        axis.errorbar(
-            range(len(groupings)),
-            by["mean"],
-            by["std"].fillna(0),
-            color=of_dataset.get(dataset, OTHER),
-            marker=MARKERS.get(network, "^"),
-            ls=of_batch[batch],
-            capsize=2,
-            lw=1,
-            ms=5,
-            label=label,
-        )
-    axis.set_xticks(range(len(groupings)), [f"{p:g}" for p in groupings])
-    axis.set(xlabel="p: groups of 1/p channels up to 1, p groups above", ylabel="test accuracy (%), mean ± s.d.")
+        label = f"{_text(norm)}, {_text(network)}, {_text(dataset)}, batch {batch:g} (n = {int(by['count'].sum())})"
+        mean, spread = (np.insert(by[name].to_numpy(), sizes, np.nan) for name in ("mean", "std"))
+        style = {"color": next(shades), "marker": MARKERS.get(network, "^"), "capsize": 2, "lw": 1, "ms": 5}
+        axis.errorbar(places, mean, spread, label=label, **style)
+    axis.set_xticks(np.delete(places, sizes), [f"{p:g}" for p in groupings])
+    axis.set(
+        xlabel="p: groups of 1/p channels up to 1, p groups above",
+        ylabel="test accuracy (%), mean ± s.d.",
+    )
     axis.grid(alpha=0.3)
     figure.legend(loc="lower center", ncols=3, frameon=False, fontsize="small")
     save_figure(figure, path, _palette())
@@ -290,16 +293,18 @@ def draw_iterations(probed, path):
 
 
 def draw_depth_of_groupings(probed, moment, path):
-    """Likeness of samples over depth for each grouping of GroupNorm; False where there are no two."""
+    """Likeness of samples over depth for each grouping of the grouped norm with most; False where there are no two."""
     from matplotlib import colormaps
 
-    own = [(row, part) for row, part in probed if row["Norm"] == "GroupNorm"]
+    found = {norm: {row["Grouping"] for row, _ in probed if row["Norm"] == norm} for norm in GROUPED_NORMS}
+    norm = max(found, key=lambda norm: len(found[norm]))
+    own = [(row, part) for row, part in probed if row["Norm"] == norm]
     groupings = _ordered_groupings({row["Grouping"] for row, _ in own})
     if len(groupings) < 2:
         return False
     scale = colormaps[GROUPING_SCALE](np.linspace(0, 0.95, len(groupings)))
-    colours = {f"p = {p:g}": shade for p, shade in zip(groupings, scale, strict=True)}
-    named = [({**row, "Norm": f"p = {row['Grouping']:g}"}, part) for row, part in own]
+    colours = {f"{norm} p = {p:g}": shade for p, shade in zip(groupings, scale, strict=True)}
+    named = [({**row, "Norm": f"{norm} p = {row['Grouping']:g}"}, part) for row, part in own]
     keys = ("activation_variance", "cosine_similarity", "stable_rank")
     values_of, xlabel = (lambda part, key: part[key][moment]), "site (1 = nearest the input)"
     return _draw_statistics(named, path, values_of, xlabel, keys, colours)

@@ -7,13 +7,13 @@ from urllib.parse import quote
 
 import numpy as np
 
-WIDE = 60  # characters from which a cell is broken into lines
+WIDE = 24  # characters from which a cell is broken into lines
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;max-width:1180px;padding:1rem 1.2rem 4rem;color:#1a1a1a}
 h1{font-size:1.7rem}h2{margin-top:2.4rem;border-bottom:1px solid #ccc}figure{margin:1.2rem 0}img{max-width:100%}
 figcaption{color:#444;font-size:.9rem}table{border-collapse:collapse;font-size:.86rem;margin:.6rem 0}
-th,td{padding:.18rem .55rem;border-bottom:1px solid #e3e3e3;text-align:left;white-space:nowrap}
-td.w{white-space:normal;min-width:20rem}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
+th,td{padding:.18rem .55rem;border-bottom:1px solid #e3e3e3;text-align:left}
+td{white-space:nowrap}td.w{white-space:normal;min-width:10rem}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
 th{background:#f4f4f4;position:sticky;top:0}th[aria-sort]{background:#e2ecf7}
 th button{all:unset;cursor:pointer}th button:focus-visible{outline:2px solid #0072b2}
 .scroll{overflow:auto;max-height:70vh;border:1px solid #ddd}.summary li{margin:.5rem 0}.note{color:#555}
@@ -104,6 +104,13 @@ def numeric(value, digits=4):
     return shown, "" if shown == "" else float(value)
 
 
+def _with_error(value, words, error):
+    """The same with an error, a number or its text, behind it where there is one."""
+    shown, key = numeric(value)
+    error = float(error or "nan")
+    return (shown if shown == "" or error != error else shown + words.format(number(error, 2))), key
+
+
 def interval(low, high, digits=3):
     return "" if low != low else f"{number(low, digits)} to {number(high, digits)}"
 
@@ -183,7 +190,7 @@ def granulated_rows(frame, titles):
             row["outcome"],
             numeric(row["value"], 3),
             interval(row["low"], row["high"]),
-            *(numeric(row[name], 3) for name in axes),
+            *(_with_error(row[name], " (n = {})", row[name.replace("ψ", "groups")]) for name in axes),
             str(row["lowest"]).replace("Label", "norm"),
             str(row["highest"]).replace("Label", "norm"),
         ]
@@ -202,7 +209,8 @@ def runs_table(table, folders):
         ("test acc. (%)", True),
         ("train acc. (%)", True),
     ]
-    columns += [("ratio", True), ("trace", True), ("λ_max", True), ("class sim.", True), ("files", False)]
+    columns += [("ratio", True), ("trace ± s.e.", True), ("λ_max (residual)", True), ("class sim.", True)]
+    columns.append(("files", False))
     rows = []
     for row in table.to_dict("records"):
         path, files = folders.get(row.get("run"), ("", []))
@@ -221,7 +229,9 @@ def runs_table(table, folders):
                 numeric(row["seed"]),
                 "failed" if row["has_failed"] and ended == "done" else ended,
                 *(numeric(row[name]) for name in ("Test Accuracy", "Train Accuracy", "Gen. Ratio")),
-                *(numeric(row[name]) for name in ("Trace", "Max Eigen", "Class Similarity")),
+                _with_error(row["Trace"], " ± {}", row.get("trace_standard_error")),
+                _with_error(row["Max Eigen"], " ({})", row.get("max_eigen_residual")),
+                numeric(row["Class Similarity"]),
                 Raw(links),
             ]
         )

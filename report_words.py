@@ -73,14 +73,14 @@ def _of_measures(correlations, granulated, titles):
             [psi] = granulated[
                 (granulated["measure"] == row["measure"]) & (granulated["outcome"] == row["outcome"])
             ].to_dict("records")
+            of_groups = f", granulated Ψ = {psi['value']:.2f} ({interval(psi['low'], psi['high'])})"
             yield (
                 "measure",
                 _support(row["value"], row["low"], row["high"]),
                 f"Where only the norm differs, {titles[row['measure']]} goes with "
                 f"{SHORT[row['outcome']]}: Spearman's ρ = {row['value']:.2f} within cells (95 % interval "
                 f"{interval(row['low'], row['high'])}; n = {row['n']} settings; p {_equals(row['p_holm'])} after "
-                f"Holm); pooled over all settings ρ = {pooled:.2f}, granulated Ψ = {psi['value']:.2f} "
-                f"({interval(psi['low'], psi['high'])}).",
+                f"Holm); pooled over all settings ρ = {pooled:.2f}{of_groups if psi['value'] == psi['value'] else ''}.",
             )
 
 
@@ -123,7 +123,7 @@ def cannot_say(table, by_network, correlations):
     if few:
         words.append(
             f"How sure the intervals of norms with fewer than {LEAST} runs are ({'; '.join(few)}): resampling makes "
-            "them too narrow; those of two runs are just both."
+            "them too narrow; those of two runs only span both values."
         )
     failed = int(table["has_failed"].sum())
     if failed:
@@ -165,8 +165,9 @@ METHODS = [
     "p: of independence, two-sided; pooled as scipy gives it, within cells by the normal approximation. Holm: adjusted "
     "for the number of measures and outcomes of the same way and coefficient (Holm 1979).",
     "Granulated (Jiang et al. 2020): ψ of a hyperparameter is the mean, over groups of settings that differ in it "
-    "alone, of the sign agreement of measure and outcome over pairs; Ψ is the mean of all ψ. The lowest and highest "
-    "ψ are the worst cases that Dziugaite et al. 2020 ask for: a measure that predicts has them on one side of zero.",
+    f"alone (n; none for fewer than {LEAST}), of the sign agreement of measure and outcome over pairs; Ψ is the mean "
+    "of all ψ. The lowest and highest ψ are the worst cases that Dziugaite et al. 2020 ask for: a measure that "
+    "predicts has them on one side of zero.",
     "The Hessian is that of the mean cross-entropy; class similarity is the mean cosine between class means of the "
     "features that the classifier pools. README.md has the definitions of this program's measures; the table of the "
     "original study has other ones (its Trace is not the trace of the Hessian).",

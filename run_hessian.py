@@ -26,6 +26,8 @@ from data import seeded_generator
 from hardware import free_memory, pick_device
 from measuring import Measurement, measure_runs
 
+UNSETTLED = 0.1  # residual over size of an eigenvalue from which it is said
+
 
 def main(argv=None):
     """Runs one command line and returns its exit code: 0, or 1 where a run was left out."""
@@ -131,6 +133,11 @@ def measure(checkpoint, args):
         f"loss {loss:.4g}, {found.products} products in {_duration(result['seconds'])}",
         flush=True,
     )
+    edges = {"largest": (found.max_eigen, found.max_eigen_residual)}
+    edges["smallest"] = found.min_eigen, found.min_eigen_residual
+    unsettled = [name for name, (value, residual) in edges.items() if residual > UNSETTLED * abs(value)]
+    if unsettled:
+        print(f"not settled: the {' and the '.join(unsettled)}; more --lanczos_steps settle them", flush=True)
     if args.bn_mode == "train" and not result["has_batch_statistics"]:
         print("this network takes no batch statistics: --bn_mode=train changes nothing", file=sys.stderr)
     if args.trace_error is not None and not found.trace_standard_error <= args.trace_error * abs(found.trace):

@@ -74,6 +74,10 @@ def main(argv=None):
     return 0
 
 
+def _counted(count, noun):
+    return f"{count} {noun}" + "s" * (count != 1)
+
+
 class Report:
     """The report on the runs of some tables."""
 
@@ -134,7 +138,7 @@ class Report:
             for name, frame in frames.items():
                 write_bytes(self.results_dir / "tables" / f"{name}.csv", frame.to_csv(index=False).encode())
             sections = self.sections(report_page, report_words, claims, table, frames, by_network)
-            title = f"Normalization: a report on {len(table)} runs"
+            title = f"Normalization: a report on {_counted(len(table), 'run')}"
             path = self.results_dir / "report.html"
             write_bytes(path, report_page.page(title, sections, self.versions()).encode("utf-8", "replace"))
             bar.update()
@@ -213,7 +217,7 @@ class Report:
             if moment == "first":
                 words += " The head of a ViT starts from zero, so no gradient passes it then."
             add(f"depth_{moment}", "inside", words, report_figures.draw_depth, by_norm, moment, report_figures.KEYS)
-            words = f"GroupNorm by grouping over depth at {when}: means over runs{where}."
+            words = f"Grouped norm with most groupings over depth at {when}: means over runs{where}."
             add(f"groupings_{moment}", "inside", words, report_figures.draw_depth_of_groupings, by_grouping, moment)
         words = f"Activation variance over depth at the first iteration: means over a norm's runs{where}."
         add("variance", "papers", words, report_figures.draw_depth, by_norm, "first", ("activation_variance",))
@@ -248,7 +252,8 @@ class Report:
             found_html = (
                 "<p>These runs support no finding: no difference or correlation has an interval without zero.</p>"
             )
-        about = f"<p>{len(table)} runs, {failed} of which failed; {table['Norm'].nunique()} norms.</p>"
+        norms = table["Norm"].nunique()
+        about = f"<p>{_counted(len(table), 'run')}, {failed} of which failed; {_counted(norms, 'norm')}.</p>"
         cannot = words.cannot_say(table, by_network, correlations)
         summary = about + found_html + ("<h3>What these runs cannot say</h3>" + page.listed(cannot) if cannot else "")
         norms = "<p>No run ended with an accuracy.</p>"

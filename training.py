@@ -233,5 +233,6 @@ def epoch_line(config, row):
         if f"{split}_loss" in row:
             parts.append(f"{split} loss {row[f'{split}_loss']:.4f} acc {100 * row[f'{split}_accuracy']:.2f} %")
     minutes_left = row["seconds"] * (config.epochs - row["epoch"]) / 60
-    parts.append(f"{row['seconds']:.1f} s ({row['images_per_second']:,.0f} img/s, {minutes_left:.0f} min left)")
+    speed = f"trained {row['images_per_second']:,.0f} img/s, {minutes_left:.0f} min left"
+    parts.append(f"{row['seconds']:.1f} s ({speed})")
     return " | ".join(parts)

@@ -41,7 +41,8 @@ def measurement_table(parser, names=None):
     for action in parser._actions:
         if action.option_strings and action.dest != "help" and (names is None or action.dest in names):
             default = "" if action.default in (None, "", argparse.SUPPRESS) else f"`{action.default}`"
-            meaning = action.help.replace("%%", "%").partition(" (default")[0]
+            meaning = action.help.replace("%%", "%")
+            meaning = meaning.partition(" (default")[0] if default else meaning
             lines.append(f"| `{action.option_strings[0]}` | {default} | {meaning} |")
     return "\n".join(lines)
 

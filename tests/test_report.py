@@ -318,7 +318,7 @@ def test_a_norm_with_one_run_is_not_said_to_be_best(tmp_path):
 def test_intervals_from_few_runs_are_said_to_be_too_narrow(tmp_path):
     page = report(tmp_path, made_up(10).assign(Model="vgg", **{"Batch Size": 16}))
     assert re.search(r"\(vgg: \w+ 2(, \w+ 2){4}\)", page)
-    assert "those of two runs are just both" in page
+    assert "those of two runs only span both values" in page
 
 
 @pytest.mark.parametrize("name", ["probes.json", "probes/epoch_0002.pt"])
