@@ -99,7 +99,7 @@ def read_torch(path, sha256=None):
         if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
             raise RunError(
                 f"{path} is not what this run wrote: it was changed, damaged, or taken from elsewhere; "
-                "a copy can be made again"
+                "copy it again from where it came"
             )
         damaged = zipfile.ZipFile(io.BytesIO(content)).testzip()
         if damaged is not None:

@@ -98,10 +98,13 @@ def find_runs(args, measurement):
 def _finished_config(run):
     """The Config of a run that is done. Raises RunError for one that is not."""
     if not run.path.is_dir():
-        hint = ": give the run's folder, and --checkpoint for another than the last" * (run.path.suffix == ".pt")
+        hint = ": give the run's folder, and --checkpoint for another than the last; a network that is not of this "
+        hint = f"{hint}program is measured from Python (docs/python.md)" if run.path.suffix == ".pt" else ""
         raise RunError(f"{run.path} is not a folder{hint}")
     if not run.config.exists() and next(run.path.glob("*/config.json"), None) is not None:
         raise RunError(f"{run.path} is a folder of runs: --results_dir={run.path} measures all of them")
+    if not run.config.exists() and not run.summary.exists():
+        raise RunError(f"{run.path} is not the folder of a run: it has no config.json")
     config = runs.stored_config(run)
     if not run.summary.exists():
         raise RunError(f"{run.path} is unfinished: python main.py --c_dir={run.path} continues it")
@@ -115,8 +118,8 @@ def _checkpoints(run, name):
     paths = run.checkpoints()
     if not paths:
         raise RunError(
-            f"{run.path} has no checkpoints/epoch_….pt: it was handed on without them, so train it again (its settings "
-            "stand in config.json)"
+            f"{run.path} has no checkpoints/epoch_….pt: it was handed on without them, so ask for them, or train it "
+            "again (its settings stand in config.json)"
         )
     if name == "last":
         return paths[-1:]
@@ -149,7 +152,7 @@ class Datasets:
             except (RunError, UsageError) as error:
                 where = f"its config.json says that they lie in {config.data_dir}; --data_dir says where they lie now"
                 if self.data_dir is not None:
-                    where = f"--data_dir={self.data_dir}"
+                    where = "--data_dir has to hold the images that it was trained on"
                 raise RunError(f"{run.path} lacks its images ({error}): {where}") from None
             self.fingerprint, self.dataset, self.key = dataset.fingerprint(), dataset.to(self.device), key
         stored = read_json(run.config).get("data", {})
@@ -163,7 +166,7 @@ class Datasets:
             )
             raise RunError(
                 f"{run.path} was trained on other images ({theirs}) than those in {config.data_dir} ({ours}): "
-                "--data_dir says where they lie"
+                "give the --data_dir where they lie"
             )
         return self.dataset
 
@@ -288,6 +291,9 @@ def _is_measured(target, settings, sha256):
         if stored.get(name) != settings[name]
     ]
     if different:
-        raise RunError(f"{target} was made with {'; '.join(different)}: --overwrite=True measures again")
+        raise RunError(
+            f"{target} was made with {'; '.join(different)}: --overwrite=True measures again in its place (a copy of "
+            "the folder keeps both)"
+        )
     print(f"{target} is there already")
     return True

@@ -273,7 +273,7 @@ def with_residual(value, residual):
     if residual > 0 and math.isfinite(residual):
         value = round(value, 1 - math.floor(math.log10(residual)))
     size = f"{residual:.1g}" if not 1 <= residual < 1e6 else f"{residual:.0f}"
-    return f"{value:.4g} (residual {size})"
+    return f"{value + 0.0:.4g} (residual {size})"  # which makes −0 of rounding 0
 
 
 def _draw_density(axis, content):

@@ -76,6 +76,9 @@ def measure(checkpoint, args):
     gradient_seconds = time.perf_counter() - gradient_start
     if not math.isfinite(loss):
         raise RunError(f"{checkpoint.run.path}: the loss is {loss} on these images")
+    has_batch_statistics = any("running_" in name for name, _ in model.named_buffers())
+    if args.bn_mode == "train" and not has_batch_statistics:
+        print("this network takes no batch statistics: --bn_mode=train changes nothing", file=sys.stderr, flush=True)
     products = args.num_probes * steps + args.trace_probes
     gradients = 2 if graph_bytes else 3  # that take as long as a product
     least = "" if args.trace_error is None else "at least "
@@ -121,25 +124,26 @@ def measure(checkpoint, args):
         ],
         "products": found.products,
         "trace_samples": found.samples,
-        "has_batch_statistics": any("running_" in name for name, _ in model.named_buffers()),
+        "has_batch_statistics": has_batch_statistics,
         "seconds": time.perf_counter() - start,
         "num_samples": len(subset),
         "sample_indices_sha256": indices_hash,
     }
+    spread = f"± {found.trace_standard_error:.2g} (s.e. of {found.samples} probes)"
+    spread = spread if found.samples > 1 else "(one probe, which has no standard error)"
     print(
-        f"trace {found.trace:.5g} ± {found.trace_standard_error:.3g} (s.e. of {found.samples} probes), "
+        f"trace {found.trace:.4g} {spread}, "
         f"largest eigenvalue {plots.with_residual(found.max_eigen, found.max_eigen_residual)}, "
         f"smallest {plots.with_residual(found.min_eigen, found.min_eigen_residual)}, "
         f"loss {loss:.4g}, {found.products} products in {_duration(result['seconds'])}",
         flush=True,
     )
     edges = {"largest": (found.max_eigen, found.max_eigen_residual)}
-    edges["smallest"] = found.min_eigen, found.min_eigen_residual
+    if args.curvature == "hessian":  # the other's smallest is zero, where there are more parameters than outputs
+        edges["smallest"] = found.min_eigen, found.min_eigen_residual
     unsettled = [name for name, (value, residual) in edges.items() if residual > UNSETTLED * abs(value)]
     if unsettled:
         print(f"not settled: the {' and the '.join(unsettled)}; more --lanczos_steps settle them", flush=True)
-    if args.bn_mode == "train" and not result["has_batch_statistics"]:
-        print("this network takes no batch statistics: --bn_mode=train changes nothing", file=sys.stderr)
     if args.trace_error is not None and not found.trace_standard_error <= args.trace_error * abs(found.trace):
         part = found.trace_standard_error / abs(found.trace) if found.trace else math.inf
         print(f"the standard error is still {part:.0%} of the trace after {found.samples} probes", file=sys.stderr)

@@ -63,7 +63,7 @@ MEASURED = {
     "eigen_mean_standard_error": "standard error of the mean eigenvalue",
     "eigen_variance_standard_error": "standard error of the variance of the eigenvalues",
     "max_eigen_residual": "an eigenvalue lies within it of `Max Eigen`",
-    "min_eigen": "the smallest eigenvalue of the Hessian",
+    "min_eigen": "the smallest Ritz value of the Hessian: its smallest eigenvalue is this or less",
     "min_eigen_residual": "an eigenvalue lies within it of `min_eigen`",
     "hessian_samples": "images that the Hessian was measured on",
     "class_similarity_pooled": "`Class Similarity` of the features as the classifier pools them",
@@ -187,7 +187,7 @@ def _rebuild(results_dir):
         names = (f"results.old{f'-{count}' if count > 1 else ''}.csv" for count in itertools.count(1))
         place = next(path for path in map(results_dir.joinpath, names) if not path.exists())
         os.replace(table, place)
-        print(f"{table} had rows of runs that are not there: it is {place.name} now, and made anew", file=sys.stderr)
+        print(f"{table} held something else than these runs: it is {place.name} now, and made anew", file=sys.stderr)
     return _write(results_dir, _ended(results_dir), {})
 
 

@@ -367,6 +367,7 @@ def test_batch_statistics_are_said_to_matter_or_not(tmp_path, capsys):
         (-1.902, 0.53, "-1.9 (residual 0.5)"),
         (44.9217, 6e-06, "44.92 (residual 6e-06)"),
         (3.0, 0.0, "3 (residual 0)"),
+        (-0.04, 1.2, "0 (residual 1)"),
         (1234.5, 3e7, "0 (residual 3e+07)"),
         (1.5, math.inf, "1.5 (residual inf)"),
     ],
