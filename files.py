@@ -119,8 +119,9 @@ def read_torch(path, sha256=None):
 
 
 def write_json(path, content):
-    """Indented JSON with a checksum; non-finite numbers become null: see write_bytes."""
-    content = _finite(content)
+    """Indented JSON with a checksum, in the place of any key of that name; non-finite numbers become null: see
+    write_bytes."""
+    content = _finite({key: value for key, value in content.items() if key != CHECKSUM})
     checksum = _checksum(json.loads(json.dumps(content)))
     text = json.dumps(content | {CHECKSUM: checksum}, indent=2, ensure_ascii=False, allow_nan=False)
     return write_bytes(path, f"{text}\n".encode(errors="backslashreplace"))
