@@ -403,7 +403,7 @@ def progress_bar(total, description, initial=0, unit="img"):
     from tqdm import tqdm
 
     is_shown = sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
-    has_width = is_shown and os.get_terminal_size(sys.stderr.fileno()).columns > 0  # which script(1) and others lack
+    has_size = is_shown and os.get_terminal_size(sys.stderr.fileno()).columns > 0  # which script(1) and others lack
     return tqdm(
         total=total,
         desc=description,
@@ -411,7 +411,8 @@ def progress_bar(total, description, initial=0, unit="img"):
         unit=unit,
         unit_scale=unit == "img",
         leave=False,
-        dynamic_ncols=has_width,
-        ncols=None if has_width else 80,
+        dynamic_ncols=has_size,
+        ncols=None if has_size else 80,
+        nrows=None if has_size else 24,
         disable=not is_shown,
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -100,7 +101,8 @@ def test_booleans(argv, value):
     [
         (["--arch=vg"], ["vg", "did you mean vgg"]),
         (["--norm_type=foo"], ["foo", "BatchNorm"]),
-        (["--norm_typ=BatchNorm"], ["--norm_typ", "did you mean --norm_type"]),
+        (["--norm_typ=BatchNorm"], ["--norm_typ", "did you mean --norm_type (normalization layer"]),
+        (["--lr=0.1"], ["--lr=0.1", "did you mean --init_lr (factor on the learning rate"]),
         (["extra"], ["extra"]),
         (["--epochs=0"], ["--epochs", "at least 1"]),
         (["--epochs=1.5"], ["--epochs", "whole number"]),
@@ -210,3 +212,14 @@ def test_help_answers_before_torch_is_loaded():
 def test_config_needs_no_torch():
     code = "import sys, config; config.parse_args([]); sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_a_terminal_that_does_not_tell_its_width_shows_a_bar():
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()  # 0 columns
+    os.set_blocking(ours, False)
+    program = "import config; bar = config.progress_bar(10, 'epoch'); bar.update(5); bar.refresh(); bar.close()"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, stderr=theirs, check=True)
+    assert b"epoch:  50%" in os.read(ours, 4096)
+    os.close(ours)
+    os.close(theirs)

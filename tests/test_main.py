@@ -455,3 +455,11 @@ def test_output_is_quiet_where_there_is_no_terminal(tmp_path):
     assert answer.stderr == ""
     assert [line.split("/")[0] for line in answer.stdout.splitlines()[1:3]] == ["epoch 1", "epoch 2"]
     assert "\r" not in answer.stdout
+
+
+@pytest.mark.parametrize(("accuracy", "is_said"), [(0.5, True), (0.7, False)])
+def test_a_network_that_has_learned_nothing_is_said(train, tmp_path, accuracy, is_said):
+    """Of two classes."""
+    run = train(tmp_path, "--epochs=1")
+    summary = runs.read_summary(run) | {"train_accuracy": accuracy}
+    assert ("no better than chance" in main.outcome(run, summary)) == is_said
