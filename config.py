@@ -5,42 +5,51 @@ Needs nothing but the standard library, so that `--help` and flag errors answer 
 
 import argparse
 import dataclasses
-import os
-import sys
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from errors import UsageError
-from flags import Parser, argparse_type, boolean, count, device_name, number
+from normstudy.cli import Parser, UsageError, argparse_type, boolean, count, device_name, number
 
 ARCHS = ("vgg", "resnet-56", "vit")
-NORM_TYPES = (
-    "Plain",
-    "BatchNorm",
-    "LayerNorm",
-    "InstanceNorm",
-    "GroupNorm",
-    "FilterResponseNorm",
-    "WeightNorm",
-    "ScaledWeightStandardization",
-    "EvoNormSO",
-    "EvoNormBO",
-    "VarianceNorm",
-    "MeanCentering",
-    "RMSNorm",
-    "DynamicTanh",
-)
 CONV_TYPES = ("Plain", "sWS", "WeightNormalized", "WeightCentered")
-# those that take --p_grouping
-GROUPED_NORMS = ("GroupNorm",)
-# those whose statistics run over samples
-BATCH_NORMS = ("BatchNorm", "EvoNormBO", "VarianceNorm", "MeanCentering")
-CONV_OF_NORM = {"WeightNorm": "WeightNormalized", "ScaledWeightStandardization": "sWS"}
+
+
+@dataclass(frozen=True)
+class NormTraits:
+    """What must be known of a norm before it is built; layer_defs.NORMS builds it."""
+
+    has_groups: bool = False  # takes --p_grouping
+    has_batch_statistics: bool = False  # its statistics run over samples
+    conv_type: str | None = None  # the convolution that it brings, with bias
+
+
+NORM_TRAITS = {
+    "Plain": NormTraits(),
+    "BatchNorm": NormTraits(has_batch_statistics=True),
+    "LayerNorm": NormTraits(),
+    "InstanceNorm": NormTraits(),
+    "GroupNorm": NormTraits(has_groups=True),
+    "FilterResponseNorm": NormTraits(),
+    "WeightNorm": NormTraits(conv_type="WeightNormalized"),
+    "ScaledWeightStandardization": NormTraits(conv_type="sWS"),
+    "EvoNormSO": NormTraits(),
+    "EvoNormBO": NormTraits(has_batch_statistics=True),
+    "VarianceNorm": NormTraits(has_batch_statistics=True),
+    "MeanCentering": NormTraits(has_batch_statistics=True),
+    "RMSNorm": NormTraits(),
+    "DynamicTanh": NormTraits(),
+}
+NORM_TYPES = tuple(NORM_TRAITS)
+GROUPED_NORMS = tuple(name for name, traits in NORM_TRAITS.items() if traits.has_groups)
+BATCH_NORMS = tuple(name for name, traits in NORM_TRAITS.items() if traits.has_batch_statistics)
+WEIGHT_NORMS = tuple(name for name, traits in NORM_TRAITS.items() if traits.conv_type is not None)
 DATASETS = ("CIFAR-10", "CIFAR-100", "ImageFolder", "Synthetic")
 PRECISIONS = ("fp32", "bf16")
 KEEP = ("all", "last")
 
 # VGG: a width, or (width, stride) where the convolution halves the resolution.
-VGG_LAYERS = {
+VGG_LAYERS: dict[str, tuple[int | tuple[int, int], ...]] = {
     "cfg_10": (64, (64, 2), 128, (128, 2), 256, (256, 2), 512, (512, 2), 512, 512),
     "cfg_20": (*[64] * 3, (64, 2), *[128] * 3, (128, 2), *[256] * 3, (256, 2), *[256] * 3, (256, 2), *[512] * 4),
     "cfg_40": (*[64] * 7, (64, 2), *[128] * 7, (128, 2), *[256] * 7, (256, 2), *[512] * 7, (512, 2), *[512] * 8),
@@ -64,7 +73,16 @@ DUMP_EVERY_EPOCHS = 5
 EVALUATION_BATCH = 256
 
 
-def _flag(default, help, *, group=None, type=str, choices=None, flags=(), runtime=False):
+def _flag(
+    default: Any,
+    help: str,
+    *,
+    group: str | None = None,
+    type: Callable[[str], object] = str,
+    choices: Sequence[str] | None = None,
+    flags: tuple[str, ...] = (),
+    runtime: bool = False,
+) -> Any:
     """A field of Config that is also a flag, if it has a group. Runtime fields do not change the numbers of a run."""
     metadata = {"help": help, "group": group, "type": type, "choices": choices, "flags": flags, "runtime": runtime}
     return field(default=default, metadata=metadata)
@@ -116,7 +134,7 @@ class Config:
         type=boolean,
     )
     batch_size: int = _flag(256, "samples per step, over all processes", group="training", type=count)
-    epochs: int | None = _flag(
+    epochs: int = _flag(  # None until `resolve` sets the default
         None,
         f"passes over the training set (default: {EPOCHS}; {SMALL_BATCH_EPOCHS} where batch_size is below "
         f"{SMALL_BATCH})",
@@ -193,7 +211,7 @@ class Config:
         1, "parts of each batch with statistics of their own: processes of torchrun without --sync_bn", type=count
     )
 
-    def identity(self):
+    def identity(self) -> dict[str, Any]:
         """The fields that change the numbers: {name: value}. Their hash names the run directory."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if not f.metadata["runtime"]}
         if self.batch_shares == 1:
@@ -220,7 +238,7 @@ The same command again continues an unfinished run and reports a finished one.
 exit codes: 0 done, 1 a failure, 2 wrong flags, 130 Ctrl-C, 99 SIGTERM, SIGUSR1, SIGUSR2 (run it again)"""
 
 
-def build_parser():
+def build_parser() -> Parser:
     """main.py's parser, made from the fields of Config. Flags that are not given stay out of the namespace."""
     parser = Parser(
         prog="main.py",
@@ -253,7 +271,7 @@ def build_parser():
     return parser
 
 
-def parse_args(argv=None):
+def parse_args(argv: Sequence[str] | None = None) -> Config:
     """The frozen Config of a command line; a bad flag ends the program with exit code 2 and one line.
 
     `config.c_dir` is set where `--c_dir` was given; then only runtime flags may stand beside it, and
@@ -262,12 +280,13 @@ def parse_args(argv=None):
     parser = build_parser()
     given = vars(parser.parse_args(argv))
     try:
-        return resolve(given)
+        config = resolve(given)
     except UsageError as error:
         parser.error(str(error))
+    return config
 
 
-def resolve(given):
+def resolve(given: Mapping[str, Any]) -> Config:
     """A Config from the fields that were given explicitly: {name: value}. Raises UsageError."""
     config = Config(**given)
     if config.c_dir is not None:
@@ -276,7 +295,7 @@ def resolve(given):
             raise UsageError(f"--{identity[0]} cannot be changed on a run that exists: leave it out beside --c_dir")
         return config
     _check_applicable(config, given)
-    changes = {}
+    changes: dict[str, Any] = {}
     if config.epochs is None:
         changes["epochs"] = SMALL_BATCH_EPOCHS if config.batch_size < SMALL_BATCH else EPOCHS
     if config.image_size is None and config.arch == "vit":
@@ -286,7 +305,7 @@ def resolve(given):
     return config
 
 
-def from_settings(settings):
+def from_settings(settings: Mapping[str, Any]) -> Config:
     """The Config that a dict of stored settings describes; what it lacks has its default. Raises UsageError."""
     given = {}
     for option in dataclasses.fields(Config):
@@ -302,25 +321,49 @@ def from_settings(settings):
     return resolve(given)
 
 
+# {flag: (owner, the owner's values that can honour the flag)}
 ONLY_WITH = {
     "cfg": ("arch", ("vgg",)),
     "skipinit": ("arch", ("resnet-56",)),
     "preact": ("arch", ("resnet-56",)),
     "patch_size": ("arch", ("vit",)),
     "p_grouping": ("norm_type", GROUPED_NORMS),
-}  # {flag: (owner, the owner's values that can honour it)}
+}
 
 
-def _check_applicable(config, given):
-    """A flag that the chosen network, norm or data set cannot honour is an error, not ignored."""
+def check_network_options(settings: Mapping[str, object], asked: Container[str], prefix: str = "") -> None:
+    """Raise ValueError for an option in `asked` that the chosen network or norm cannot honour: it is never ignored.
+
+    settings: the values of arch, norm_type and conv_type. prefix: what stands before the names in the message.
+    """
     for name, (owner, wanted) in ONLY_WITH.items():
-        used = getattr(config, name) if name in ("skipinit", "preact") else name in given
-        if used and getattr(config, owner) not in wanted:
-            raise UsageError(
-                f"--{name} needs --{owner}={' or '.join(wanted)}; {getattr(config, owner)} cannot honour it"
+        if name in asked and settings[owner] not in wanted:
+            raise ValueError(
+                f"{prefix}{name} needs {prefix}{owner}={' or '.join(wanted)}; {settings[owner]} cannot honour it"
             )
-    if config.norm_type in CONV_OF_NORM and config.conv_type != "Plain":
-        raise UsageError(f"--norm_type={config.norm_type} brings its own convolution; leave --conv_type out")
+    norm_type = str(settings["norm_type"])
+    if NORM_TRAITS[norm_type].conv_type is not None and settings["conv_type"] != "Plain":
+        raise ValueError(f"{prefix}norm_type={norm_type} brings its own convolution; leave {prefix}conv_type out")
+
+
+def convolution_of(norm_type: str, conv_type: str = "Plain") -> tuple[str, bool]:
+    """(conv_type, has bias) of a network's convolutions: a weight-based norm brings its own, with bias.
+
+    Raises ValueError if another is asked for.
+    """
+    check_network_options({"norm_type": norm_type, "conv_type": conv_type}, ())
+    own = NORM_TRAITS[norm_type].conv_type
+    return own or conv_type, own is not None
+
+
+def _check_applicable(config: Config, given: Container[str]) -> None:
+    """A flag that the chosen network, norm or data set cannot honour is an error, not ignored."""
+    switches = {name for name in ("skipinit", "preact") if getattr(config, name)}
+    asked = switches | {name for name in ONLY_WITH if name in given and name not in ("skipinit", "preact")}
+    try:
+        check_network_options(vars(config), asked, prefix="--")
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     if config.download and not config.dataset.startswith("CIFAR"):
         raise UsageError(f"--download fetches CIFAR-10 and CIFAR-100 only, not {config.dataset}")
     if config.dataset == "Synthetic" and "data_dir" in given:
@@ -329,10 +372,10 @@ def _check_applicable(config, given):
         raise UsageError("--probe_every needs --probe_layers=True")
 
 
-def _check_network(config):
+def _check_network(config: Config) -> None:
     if config.arch == "vit":
         try:
-            check_patches(config.image_size, config.patch_size)
+            check_patches(config.image_size or VIT_IMAGE_SIZE, config.patch_size)
         except ValueError as error:
             raise UsageError(f"--patch_size={config.patch_size}: {error}") from None
     if config.norm_type in GROUPED_NORMS:
@@ -345,23 +388,23 @@ def _check_network(config):
                 raise UsageError(f"--p_grouping: {error}") from None
 
 
-def shares_of_batch(config, processes):
+def shares_of_batch(config: Config, processes: int) -> int:
     """How many parts of each batch have statistics of their own where so many processes train."""
     return processes if config.norm_type in BATCH_NORMS and not config.sync_bn else 1
 
 
-def vgg_widths(cfg):
+def vgg_widths(cfg: str) -> list[int]:
     """The width of each convolution in a VGG layer list."""
     return [entry[0] if isinstance(entry, tuple) else entry for entry in VGG_LAYERS[cfg]]
 
 
-def check_patches(image_size, patch_size):
+def check_patches(image_size: int, patch_size: int) -> None:
     """Raises ValueError unless whole patches tile the image."""
     if image_size % patch_size:
         raise ValueError(f"patches of {patch_size} pixels do not tile an image_size of {image_size}")
 
 
-def num_groups(p_grouping, width, layer):
+def num_groups(p_grouping: float, width: int, layer: str) -> int:
     """The number of groups of a grouped norm for `width` channels.
 
     p > 1: p groups. p ≤ 1: groups of 1/p channels, one group where 1/p is the width or more.
@@ -381,7 +424,7 @@ def num_groups(p_grouping, width, layer):
     return size_or_count if p_grouping > 1 else width // size_or_count
 
 
-def learning_rate(config, step, steps_per_epoch):
+def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
     """The learning rate of global step `step` (from 0): a pure function, defined for every step of every length.
 
     0.1 · init_lr · batch_size/256; a tenth of it for the last quarter of what follows the warmup; with
@@ -396,23 +439,3 @@ def learning_rate(config, step, steps_per_epoch):
         return peak * step / warmup
     decayed = 4 * (step - warmup) >= 3 * (total - warmup)
     return peak / LEARNING_RATE_DROP if decayed else peak
-
-
-def progress_bar(total, description, initial=0, unit="img"):
-    """A tqdm bar with rate and ETA on stderr; silent where stderr is no terminal, or another process shows it."""
-    from tqdm import tqdm
-
-    is_shown = sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
-    has_size = is_shown and os.get_terminal_size(sys.stderr.fileno()).columns > 0  # which script(1) and others lack
-    return tqdm(
-        total=total,
-        desc=description,
-        initial=initial,
-        unit=unit,
-        unit_scale=unit == "img",
-        leave=False,
-        dynamic_ncols=has_size,
-        ncols=None if has_size else 80,
-        nrows=None if has_size else 24,
-        disable=not is_shown,
-    )

@@ -1,8 +1,8 @@
-"""Normalization layers and their activations, and the registry of what each norm_type puts into a network.
+"""Normalization layers and their activations, and the registries that build them: NORMS and CONVS.
 
 Notation: x is (N, C, H, W); γ (`weight`), β (`bias`) and v are per channel; μ and σ² are means and population
-variances; ε = 1e-5 unless a class says otherwise. Statistics are computed in float32 or better, running
-statistics never touch the autograd graph, and every layer differentiates twice.
+variances; ε = 1e-5 unless a class says otherwise. Statistics are computed in float32 or better, running statistics
+never touch the autograd graph, and every layer can be differentiated twice.
 """
 
 import math
@@ -13,40 +13,36 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import config
-from convolutions import CONVS as CONVS
-from convolutions import RELU_GAIN
-from convolutions import build_conv as build_conv
-from convolutions import build_linear as build_linear
-from moments import map_moments, scale_shift, wide
+from normstudy.kernels import (
+    RELU_GAIN,
+    Conv2d,
+    FoldedConv2d,
+    TransformedConv2d,
+    TransformedLinear,
+    centred_weight,
+    form_of,
+    group_moments,
+    map_moments,
+    normalized_weight,
+    pooled_variance,
+    scale_shift,
+    standardized_weight,
+    to_statistics_dtype,
+    with_differentiable_jvp,
+)
 
 EPS = 1e-5
 RUNNING_UPDATE = 0.1  # new = 0.9 · old + 0.1 · batch
-RELU_MEAN = 1 / math.sqrt(2 * math.pi)  # mean of ReLU(z)
+RELU_MEAN = 1 / math.sqrt(2 * math.pi)  # mean of ReLU(z), z standard normal
 
 
-def _maps(per_channel):
+def _maps(per_channel: torch.Tensor) -> torch.Tensor:
     """(C,) shaped to broadcast over (N, C, H, W)."""
     return per_channel.view(1, -1, 1, 1)
 
 
-def _pooled_variance(variances, means, dim):
-    """The variance of equally large parts taken together (law of total variance), over `dim` of the parts."""
-    return (variances + (means - means.mean(dim, keepdim=True)).square()).mean(dim)
-
-
-def _group_moments(x, num_groups):
-    """The variance and the mean of each group of channels and sample, repeated for its channels: (N, C) each."""
-    if num_groups == x.shape[1]:
-        return map_moments(x)
-    variances, means = (moment.view(len(x), num_groups, -1) for moment in map_moments(x))
-    each = x.shape[1] // num_groups
-    pooled = _pooled_variance(variances, means, dim=2), means.mean(2)
-    return tuple(moment.repeat_interleave(each, dim=1) for moment in pooled)
-
-
-def _check_groups(layer, num_channels, num_groups):
-    """num_groups, or ValueError naming layer, width and groups where they do not divide the width."""
+def _check_groups(layer: str, num_channels: int, num_groups: int) -> int:
+    """num_groups; ValueError naming layer, width and groups if they do not divide the width."""
     if num_groups < 1 or num_channels % num_groups:
         raise ValueError(f"{layer} has {num_channels} channels, which {num_groups} groups do not divide")
     return num_groups
@@ -55,212 +51,245 @@ def _check_groups(layer, num_channels, num_groups):
 class _Norm(nn.Module):
     """Base: γ from 1, β from 0 unless `bias=False`."""
 
-    def __init__(self, num_channels, bias=True):
+    def __init__(self, num_channels: int, bias: bool = True) -> None:
         super().__init__()
         self.num_channels = num_channels
         self.weight = nn.Parameter(torch.ones(num_channels))
+        self.bias: nn.Parameter | None
         self.register_parameter("bias", nn.Parameter(torch.zeros(num_channels)) if bias else None)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"{self.num_channels}"
 
-    def affine(self, x, scale=None):
+    def beta(self) -> torch.Tensor:
+        """β, zeros if there is none: (C,)."""
+        return torch.zeros_like(self.weight) if self.bias is None else self.bias
+
+    def affine(self, x: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
         """γ · scale · x + β, with γ · scale folded together before it meets x. scale: (N, C) or (1, C)."""
         weight = self.weight[None]
-        shift = torch.zeros_like(weight) if self.bias is None else self.bias[None]
-        return scale_shift(x, weight if scale is None else weight * scale, shift)
+        return scale_shift(x, weight if scale is None else weight * scale, self.beta()[None])
 
 
 class _RunningNorm(_Norm):
     """A norm with running batch statistics: new = 0.9 · old + 0.1 · batch.
 
-    `running` are their names, which begin with `running_`, and what they start from: running_mean=0.0, running_var=1.0.
-    By these names measurements with batch statistics know such a layer. `across`, where several processes share a batch
-    and its statistics are to be those of all of it, gives the mean over samples of what is the mean over this
-    process's: see synchronize.
+    `running` are their names, which begin with `running_`, and their start values: running_mean=0.0, running_var=1.0.
+    Measurements with batch statistics recognize such a layer by these names. `across` is set if several processes
+    share a batch and its statistics (see synchronize): it turns a mean over this process's samples into that over all.
     """
 
-    across = None
+    across: Callable[[torch.Tensor], torch.Tensor] | None = None
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
 
-    def __init__(self, num_channels, **running):
+    def __init__(self, num_channels: int, **running: float) -> None:
         super().__init__(num_channels)
         for name, start in running.items():
             self.register_buffer(name, torch.full((num_channels,), start))
 
     @torch.no_grad()
-    def update(self, **statistics):
-        """Takes a batch's statistics {name: (C,)} into the running ones, off the graph."""
+    def update(self, **statistics: torch.Tensor) -> None:
+        """Take a batch's statistics {name: (C,)} into the running ones, off the graph."""
         for name, statistic in statistics.items():
             getattr(self, name).lerp_(statistic.detach(), RUNNING_UPDATE)
 
-    def over_processes(self, mean):
-        """What is a mean over this process's samples as that over all samples of the batch (with --sync_bn)."""
+    def over_processes(self, mean: torch.Tensor) -> torch.Tensor:
+        """A mean over this process's samples as the mean over all samples of the batch (with --sync_bn)."""
         return mean if self.across is None else self.across(mean)
 
-    def batch_moments(self, variances, means):
+    def batch_moments(self, variances: torch.Tensor, means: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The batch's variance and mean, (C,) each, from those of samples and channels (N, C)."""
-        variance, mean = _pooled_variance(variances, means, dim=0), means.mean(0)
+        variance, mean = pooled_variance(variances, means, dim=0), means.mean(0)
         if self.across is None:
             return variance, mean
         whole = self.across(mean)
         return self.across(variance + (mean - whole).square()), whole
 
-    def eval_affine(self):
-        """(scale, shift), (C,) each: what the norm is in eval mode, scale · x + shift. None where it is more."""
+    def eval_affine(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """(scale, shift), (C,) each, if the norm is scale · x + shift in eval mode; else None."""
         return None
 
+    def fold_into(self, conv: nn.Module) -> nn.Module | None:
+        """One convolution that computes this norm, in eval mode, of `conv`; None if the norm is not affine then."""
+        is_plain = isinstance(conv, Conv2d) and conv.groups == 1 and conv.dilation == (1, 1)
+        return FoldedConv2d(conv, self) if is_plain and self.eval_affine() is not None else None
 
+
+@with_differentiable_jvp
 class BatchNorm(_RunningNorm):
     """γ(x−μ)/√(σ²+ε)+β over N,H,W (Ioffe & Szegedy 2015, algorithm 1).
 
-    The running variance averages population variances, as the layer uses them; torch.nn.BatchNorm2d's
-    averages sample variances, n/(n−1) as large. `elementary` computes a batch's moments and the map step by
-    step: the kernel's forward-mode derivative takes the moments for constants when it is differentiated again.
+    The running variance averages population variances, as the layer uses them; torch.nn.BatchNorm2d's averages
+    sample variances, which are n/(n−1) times as large.
     """
 
     elementary = False
 
-    def __init__(self, num_channels):
+    def __init__(self, num_channels: int) -> None:
         super().__init__(num_channels, running_mean=0.0, running_var=1.0)
 
-    def forward(self, x):
-        if self.training and self.elementary:
-            variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
-            self.update(running_mean=mean, running_var=variance)
-            scale = self.weight * torch.rsqrt(variance + EPS)
-            return torch.addcmul(_maps(self.bias - scale * mean), x, _maps(scale))
-        if self.training and self.across is not None:
-            variance, mean = self.batch_moments(*map_moments(x))
-            self.update(running_mean=mean, running_var=variance)
-            scale = self.weight * torch.rsqrt(variance + EPS)
-            return scale_shift(x, scale[None], (self.bias - scale * mean)[None])
+    def set_derivative_form(self, forward_mode: bool) -> None:
+        """Compute by the formula: the kernel's JVP takes the moments for constants when it is differentiated again."""
+        self.elementary = forward_mode
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        is_plain = form_of(x, "batch_norm") == "plain"
+        if self.training and (self.elementary or is_plain or self.across is not None):
+            return self.normalize(x)
+        if is_plain:
+            return x * _maps(self.eval_affine()[0]).to(x.dtype) + _maps(self.eval_affine()[1]).to(x.dtype)
         cudnn = torch.backends.cudnn.enabled
         if not self.training:
             running = (self.running_mean, self.running_var)
             return torch.batch_norm(x, self.weight, self.bias, *running, False, 0.0, EPS, cudnn)
-        batch_mean, batch_variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
-        out = torch.batch_norm(x, self.weight, self.bias, batch_mean, batch_variance, True, 1.0, EPS, cudnn)
+        mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
+        out = torch.batch_norm(x, self.weight, self.bias, mean, variance, True, 1.0, EPS, cudnn)
         count = x.numel() // x.shape[1]
-        # The kernel hands back the sample variance, which a single value has none of.
-        batch_variance = batch_variance * ((count - 1) / count) if count > 1 else torch.zeros_like(batch_variance)
-        self.update(running_mean=batch_mean, running_var=batch_variance)
+        # The kernel gives the sample variance, which a single value does not have.
+        variance = variance * ((count - 1) / count) if count > 1 else torch.zeros_like(variance)
+        self.update(running_mean=mean, running_var=variance)
         return out
 
-    def eval_affine(self):
+    def normalize(self, x: torch.Tensor) -> torch.Tensor:
+        """The formula, step by step, in training."""
+        if self.across is not None:
+            variance, mean = self.batch_moments(*map_moments(x))
+        else:
+            variance, mean = torch.var_mean(to_statistics_dtype(x), dim=(0, 2, 3), correction=0)
+        self.update(running_mean=mean, running_var=variance)
+        scale = self.weight * torch.rsqrt(variance + EPS)
+        if self.across is not None:
+            return scale_shift(x, scale[None], (self.beta() - scale * mean)[None])
+        shift = _maps(self.beta() - scale * mean).to(x.dtype)
+        return torch.addcmul(shift, x, _maps(scale).to(x.dtype))
+
+    def eval_affine(self) -> tuple[torch.Tensor, torch.Tensor]:
         scale = self.weight * torch.rsqrt(self.running_var + EPS)
-        return scale, self.bias - scale * self.running_mean
+        return scale, self.beta() - scale * self.running_mean
 
 
+@with_differentiable_jvp
 class VarianceNorm(_RunningNorm):
     """γx/√(σ²+ε)+β with σ² over N,H,W: BatchNorm without centering (Daneshmand 2020)."""
 
-    def __init__(self, num_channels):
+    def __init__(self, num_channels: int) -> None:
         super().__init__(num_channels, running_var=1.0)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         variance = self.running_var
         if self.training:
             variance, _ = self.batch_moments(*map_moments(x))
             self.update(running_var=variance)
         return self.affine(x, torch.rsqrt(variance + EPS)[None])
 
-    def eval_affine(self):
-        return self.weight * torch.rsqrt(self.running_var + EPS), self.bias
+    def eval_affine(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.weight * torch.rsqrt(self.running_var + EPS), self.beta()
 
 
+@with_differentiable_jvp
 class MeanCentering(_RunningNorm):
     """γ(x−μ)+β with μ over N,H,W: BatchNorm without scaling."""
 
-    def __init__(self, num_channels):
+    def __init__(self, num_channels: int) -> None:
         super().__init__(num_channels, running_mean=0.0)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         mean = self.running_mean
         if self.training:
-            mean = self.over_processes(torch.mean(wide(x), dim=(0, 2, 3)))
+            mean = self.over_processes(torch.mean(to_statistics_dtype(x), dim=(0, 2, 3)))
             self.update(running_mean=mean)
-        return scale_shift(x, self.weight[None], (self.bias - self.weight * mean)[None])
+        return scale_shift(x, self.weight[None], (self.beta() - self.weight * mean)[None])
 
-    def eval_affine(self):
-        return self.weight, self.bias - self.weight * self.running_mean
+    def eval_affine(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.weight, self.beta() - self.weight * self.running_mean
 
 
+@with_differentiable_jvp
 class GroupNorm(_Norm):
     """γ(x−μ)/√(σ²+ε)+β over each group of channels and H,W of each sample (Wu & He 2018).
 
-    One group is LayerNorm over C,H,W (Ba 2016), one group a channel InstanceNorm (Ulyanov 2017). `elementary` leaves
-    PyTorch's kernel, whose forward-mode derivative fails in PyTorch 2.6 on maps in channels_last. Raises
-    ValueError where the groups do not divide the channels.
+    One group is LayerNorm over C,H,W (Ba 2016), one group for each channel InstanceNorm (Ulyanov 2017). Raises
+    ValueError if the groups do not divide the channels.
     """
 
     elementary = False
 
-    def __init__(self, num_channels, num_groups):
+    def __init__(self, num_channels: int, num_groups: int) -> None:
         super().__init__(num_channels)
         self.num_groups = _check_groups("GroupNorm", num_channels, num_groups)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"{self.num_channels}, num_groups={self.num_groups}"
 
-    def forward(self, x):
-        if not self.elementary and (x.device.type != "cpu" or self.num_groups == 1):
+    def set_derivative_form(self, forward_mode: bool) -> None:
+        """Leave PyTorch's kernel, whose JVP fails in PyTorch 2.6 on maps in channels_last."""
+        self.elementary = forward_mode
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        form = form_of(x, "group_norm")
+        # On the CPU, PyTorch's kernel takes up to three times as long for several groups, in bfloat16 up to thirty.
+        if not self.elementary and (form == "device" or (form == "cpu" and self.num_groups == 1)):
             return torch.group_norm(x, self.num_groups, self.weight, self.bias, EPS)
-        # On the CPU PyTorch's kernel takes up to three times as long, and in bfloat16 up to thirty times.
-        variance, mean = _group_moments(x, self.num_groups)
+        variance, mean = group_moments(x, self.num_groups)
         scale = self.weight * torch.rsqrt(variance + EPS)
-        return scale_shift(x, scale, self.bias - scale * mean)
+        return scale_shift(x, scale, self.beta() - scale * mean)
 
 
+@with_differentiable_jvp
 class RMSNorm(_Norm):
     """γx/√(mean(x²)+ε), the mean over C,H,W of each sample (Zhang & Sennrich 2019)."""
 
-    def __init__(self, num_channels):
+    def __init__(self, num_channels: int) -> None:
         super().__init__(num_channels, bias=False)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         variances, means = map_moments(x)
         return self.affine(x, torch.rsqrt((variances + means.square()).mean(1, keepdim=True) + EPS))
 
 
+@with_differentiable_jvp
 class FilterResponseNorm(_Norm):
-    """γx/√(mean_{H,W}(x²)+1e-6+|ε_l|)+β, one ε_l a layer learned from 1e-5 (Singh & Krishnan 2019)."""
+    """γx/√(mean_{H,W}(x²)+1e-6+|ε_l|)+β, one ε_l for each layer, learned from 1e-5 (Singh & Krishnan 2019)."""
 
     MINIMUM = 1e-6
 
-    def __init__(self, num_channels):
+    def __init__(self, num_channels: int) -> None:
         super().__init__(num_channels)
         self.eps_l = nn.Parameter(torch.tensor(EPS))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         variance, mean = map_moments(x)
         inverse = torch.rsqrt(variance + mean.square() + self.MINIMUM + self.eps_l.abs())
         return self.affine(x, inverse)
 
 
+@with_differentiable_jvp
 class EvoNormSO(_Norm):
     """EvoNorm-S0: γ · x · sigmoid(vx)/√(σ²_group+ε)+β, v from 1; its own activation (Liu 2020, table 1)."""
 
-    def __init__(self, num_channels, num_groups):
+    def __init__(self, num_channels: int, num_groups: int) -> None:
         super().__init__(num_channels)
         self.v = nn.Parameter(torch.ones(num_channels))
         self.num_groups = _check_groups("EvoNormSO", num_channels, num_groups)
 
-    def forward(self, x):
-        variance, _ = _group_moments(x, self.num_groups)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        variance, _ = group_moments(x, self.num_groups)
         return self.affine(x * torch.sigmoid(x * _maps(self.v).to(x.dtype)), torch.rsqrt(variance + EPS))
 
 
+@with_differentiable_jvp
 class EvoNormBO(_RunningNorm):
     """EvoNorm-B0: γx/max(√(σ²_{N,H,W}+ε), vx+√(σ²_{H,W}+ε))+β, v from 1; its own activation (Liu 2020, table 1).
 
     In eval mode the running variance stands for the batch's; each sample's own variance stays.
     """
 
-    def __init__(self, num_channels):
+    def __init__(self, num_channels: int) -> None:
         super().__init__(num_channels, running_var=1.0)
         self.v = nn.Parameter(torch.ones(num_channels))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         variances, means = map_moments(x)
         batch_variance = self.running_var
         if self.training:
@@ -268,86 +297,110 @@ class EvoNormBO(_RunningNorm):
             self.update(running_var=batch_variance)
         batch_deviation = torch.sqrt(batch_variance + EPS)
         excess = torch.sqrt(variances + EPS) - batch_deviation
-        # max(a, b) is b + ReLU(a − b), of which the gradient needs no masks.
+        # max(a, b) is b + ReLU(a − b), whose gradient needs no masks.
         beyond = F.relu(scale_shift(x, self.v[None], excess))
         return self.affine(x / (beyond + _maps(batch_deviation).to(x.dtype)))
 
 
+@with_differentiable_jvp
 class DynamicTanh(_Norm):
-    """γ · tanh(αx)+β, one scalar α a layer from 0.5 (Zhu 2025)."""
+    """γ · tanh(αx)+β, one scalar α for each layer, from 0.5 (Zhu 2025)."""
 
-    def __init__(self, num_channels):
+    def __init__(self, num_channels: int) -> None:
         super().__init__(num_channels)
         self.alpha = nn.Parameter(torch.tensor(0.5))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.affine(torch.tanh(self.alpha.to(x.dtype) * x))
 
 
+@with_differentiable_jvp
 class ThresholdedLinearUnit(nn.Module):
     """TLU: max(y, τ), τ per channel from 0 (Singh & Krishnan 2019)."""
 
-    def __init__(self, num_channels):
+    def __init__(self, num_channels: int) -> None:
         super().__init__()
         self.tau = nn.Parameter(torch.zeros(num_channels))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         tau = _maps(self.tau).to(x.dtype)
-        return F.relu(x - tau) + tau  # the gradient of torch.maximum goes through masks, at ten times the cost
+        return F.relu(x - tau) + tau  # the gradient of torch.maximum goes through masks and takes ten times as long
 
 
+@with_differentiable_jvp
 class ScaledReLU(nn.Module):
     """√(2π/(π−1)) · (ReLU(x) − 1/√(2π)): mean 0 and variance 1 for standard normal x (Arpit 2016, section 3)."""
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return (F.relu(x) - RELU_MEAN) * RELU_GAIN
 
 
+@with_differentiable_jvp
 class TokenLayerNorm(nn.LayerNorm):
-    """LayerNorm over C of each token (N, tokens, C); `elementary` as BatchNorm's, for the same reason."""
+    """LayerNorm over C of each token (N, tokens, C)."""
 
     elementary = False
 
-    def forward(self, x):
+    def set_derivative_form(self, forward_mode: bool) -> None:
+        """Compute by the formula: the JVP of PyTorch's kernel is wrong when it is differentiated again."""
+        self.elementary = forward_mode
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.elementary:
             return super().forward(x)
         variance, mean = torch.var_mean(x, dim=-1, correction=0, keepdim=True)
         return (x - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias
 
 
+@with_differentiable_jvp
 class TokenRMSNorm(nn.RMSNorm):
-    """RMSNorm over C of each token (N, tokens, C); `elementary` as BatchNorm's."""
+    """RMSNorm over C of each token (N, tokens, C)."""
 
     elementary = False
 
-    def forward(self, x):
+    def set_derivative_form(self, forward_mode: bool) -> None:
+        """As TokenLayerNorm does."""
+        self.elementary = forward_mode
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.elementary:
             return super().forward(x)
-        return x * (torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight)
+        return x * (torch.rsqrt(x.square().mean(-1, keepdim=True) + (self.eps or 0.0)) * self.weight)
+
+
+@with_differentiable_jvp
+class TokenNorm(nn.Module):
+    """A norm of (N, C, H, W) on tokens (N, tokens, C): the tokens of a sample are its positions, (N, C, tokens, 1)."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x.transpose(1, 2).unsqueeze(3)).squeeze(3).transpose(1, 2)
 
 
 @dataclass(frozen=True)
 class NormType:
-    """What a norm_type puts into the three slots: its own convolution if it has one, the norm, the activation.
+    """The norm and the activation that a norm_type puts into a network; config.NORM_TRAITS says the rest.
 
     norm(num_channels, num_groups) and activation(num_channels) build fresh modules.
-    is_bounded: whether the norm keeps the size of what it gives in training independent of the size of x.
-    token_norm(num_channels): for (N, tokens, C), where it is not `norm` on the tokens seen as (N, C, tokens, 1).
+    is_bounded: whether the size of the output, in training, is independent of the size of x.
+    token_norm(num_channels): for (N, tokens, C), if it is not `norm` on the tokens seen as (N, C, tokens, 1).
     """
 
     norm: Callable[[int, int], nn.Module]
     activation: Callable[[int], nn.Module] = lambda num_channels: nn.ReLU()
-    conv_type: str | None = None
     activation_on_tokens: bool = False
     token_norm: Callable[[int], nn.Module] | None = None
     is_bounded: bool = True
 
 
-def _identity(num_channels, num_groups=None):
+def _identity(num_channels: int, num_groups: int = 1) -> nn.Module:
     return nn.Identity()
 
 
-def _of_channels(norm):
+def _of_channels(norm: Callable[[int], nn.Module]) -> Callable[[int, int], nn.Module]:
     """A norm that has no groups, as a builder of (num_channels, num_groups)."""
     return lambda num_channels, num_groups: norm(num_channels)
 
@@ -362,12 +415,8 @@ NORMS = {
     "InstanceNorm": NormType(lambda num_channels, num_groups: GroupNorm(num_channels, num_channels)),
     "GroupNorm": NormType(GroupNorm),
     "FilterResponseNorm": NormType(_of_channels(FilterResponseNorm), ThresholdedLinearUnit, activation_on_tokens=True),
-    "WeightNorm": NormType(
-        _identity, lambda num_channels: ScaledReLU(), conv_type=config.CONV_OF_NORM["WeightNorm"], is_bounded=False
-    ),
-    "ScaledWeightStandardization": NormType(
-        _identity, conv_type=config.CONV_OF_NORM["ScaledWeightStandardization"], is_bounded=False
-    ),
+    "WeightNorm": NormType(_identity, lambda num_channels: ScaledReLU(), is_bounded=False),
+    "ScaledWeightStandardization": NormType(_identity, is_bounded=False),
     "EvoNormSO": NormType(EvoNormSO, _identity),
     "EvoNormBO": NormType(_of_channels(EvoNormBO), _identity),
     "VarianceNorm": NormType(_of_channels(VarianceNorm)),
@@ -377,38 +426,17 @@ NORMS = {
 }
 
 
-class TokenNorm(nn.Module):
-    """A norm of (N, C, H, W) on tokens (N, tokens, C): the tokens of a sample are its positions, (N, C, tokens, 1)."""
-
-    def __init__(self, norm):
-        super().__init__()
-        self.norm = norm
-
-    def forward(self, x):
-        return self.norm(x.transpose(1, 2).unsqueeze(3)).squeeze(3).transpose(1, 2)
-
-
-def synchronize(model, mean_over_processes):
-    """Has every norm with batch statistics take those of all processes' samples.
-
-    mean_over_processes(tensor) gives, differentiably, the mean over samples of what is the mean over this process's.
-    """
-    for module in model.modules():
-        if isinstance(module, _RunningNorm):
-            module.across = mean_over_processes
-
-
-def build_norm(norm_type, num_channels, num_groups=32):
+def build_norm(norm_type: str, num_channels: int, num_groups: int = 32) -> tuple[nn.Module, nn.Module]:
     """A fresh (norm, activation) pair of modules for x (N, num_channels, H, W).
 
-    num_groups is for GroupNorm and EvoNormSO. Raises KeyError for an unknown norm_type and ValueError where the
-    groups do not divide the channels.
+    num_groups is for GroupNorm and EvoNormSO. Raises KeyError for an unknown norm_type, ValueError if the groups do
+    not divide the channels.
     """
     spec = NORMS[norm_type]
     return spec.norm(num_channels, num_groups), spec.activation(num_channels)
 
 
-def build_token_norm(norm_type, num_channels, num_groups=32):
+def build_token_norm(norm_type: str, num_channels: int, num_groups: int = 32) -> nn.Module:
     """A fresh module for tokens (N, tokens, num_channels): the norm slot alone, FilterResponseNorm with its TLU."""
     spec = NORMS[norm_type]
     if spec.token_norm is not None:
@@ -419,12 +447,52 @@ def build_token_norm(norm_type, num_channels, num_groups=32):
     return TokenNorm(nn.Sequential(norm, activation) if spec.activation_on_tokens else norm)
 
 
-def conv_of(norm_type, conv_type="Plain"):
-    """(conv_type, bias) of a network's convolutions: a weight-based norm brings its own, with bias.
+def synchronize(model: nn.Module, mean_over_processes: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Have every norm with batch statistics use those of the samples of all processes.
 
-    Raises ValueError where another is asked for.
+    mean_over_processes(tensor) turns, differentiably, a mean over this process's samples into that over all samples.
     """
-    own = NORMS[norm_type].conv_type
-    if own is not None and conv_type != "Plain":
-        raise ValueError(f"{norm_type} brings its own convolution, so conv_type {conv_type} cannot be combined with it")
-    return own or conv_type, own is not None
+    for module in model.modules():
+        if isinstance(module, _RunningNorm):
+            module.across = mean_over_processes
+
+
+@dataclass(frozen=True)
+class WeightTransform:
+    """What a conv_type does to a weight (None: nothing), and whether it has a learned gain."""
+
+    transform: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor] | None = None
+    has_gain: bool = False
+
+
+CONVS = {
+    "Plain": WeightTransform(),
+    "sWS": WeightTransform(standardized_weight, has_gain=True),
+    "WeightNormalized": WeightTransform(normalized_weight, has_gain=True),
+    "WeightCentered": WeightTransform(centred_weight),
+}
+
+
+def build_conv(
+    conv_type: str,
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int = 3,
+    stride: int = 1,
+    padding: int = 1,
+    bias: bool = False,
+) -> Conv2d:
+    """A convolution whose weight is transformed as conv_type says. Raises KeyError for an unknown conv_type."""
+    spec = CONVS[conv_type]
+    shape = (in_channels, out_channels, kernel_size, stride, padding)
+    if spec.transform is None:
+        return Conv2d(*shape, bias=bias)
+    return TransformedConv2d(*shape, bias=bias, transform=spec.transform, has_gain=spec.has_gain)
+
+
+def build_linear(conv_type: str, in_features: int, out_features: int) -> nn.Linear:
+    """A linear layer with bias whose weight is transformed as conv_type says. Raises KeyError likewise."""
+    spec = CONVS[conv_type]
+    if spec.transform is None:
+        return nn.Linear(in_features, out_features)
+    return TransformedLinear(in_features, out_features, transform=spec.transform, has_gain=spec.has_gain)

@@ -6,79 +6,36 @@
 Leaves class_similarity.json and class_similarity.png in each run directory.
 """
 
-from errors import RunError, run_command, start_script
-from flags import class_similarity_parser
+from collections.abc import Sequence
 
-if __name__ == "__main__":
-    start_script()
-    class_similarity_parser().parse_args()  # --help and wrong flags answer before torch takes its seconds to load
-
-import time
-
-import torch
-
-import plots
-from config import progress_bar
-from curvature import full_float32
-from measuring import Measurement, measure_runs
-from utils import ClassMoments, cosine_matrix, mean_pairwise_cosine
+from normstudy.cli import Parser, add_flag, count, loading_modules, measurement_parser, run_command
 
 
-def main(argv=None):
-    """Runs one command line and returns its exit code: 0, or 1 where a run was left out."""
-    args = class_similarity_parser().parse_args(argv)
-    draw = (plots.draw_class_similarity, plots.draw_class_similarity_over_training)
-    return measure_runs(args, Measurement("class_similarity", measure, *draw))
-
-
-@torch.no_grad()
-def measure(checkpoint, args):
-    """The content of class_similarity.json for one checkpoint."""
-    model, dataset, start = checkpoint.model, checkpoint.dataset, time.perf_counter()
-    subset, indices_hash = checkpoint.subset(getattr(dataset, args.split), args.samples, args.seed)
-    flattened, pooled = ClassMoments(len(dataset.classes)), ClassMoments(len(dataset.classes))
-    with progress_bar(len(subset), "features") as bar, full_float32():
-        for images, labels in checkpoint.batches(subset, args.batch_size):
-            features = model.features(images.to(getattr(torch, args.dtype)))
-            flattened.update(features, labels)
-            pooled.update(model.pool(features), labels)
-            bar.update(len(labels))
-    try:
-        means = flattened.means()
-    except ValueError as error:
-        words = f"{checkpoint.run.path}: {error} among the {len(subset)} {args.split} images: raise --samples"
-        raise RunError(words) from None
-    if len(means) < 2:
-        raise RunError(f"{checkpoint.run.path}: class similarity needs two classes")
-    if not means.isfinite().all():
-        raise RunError(f"{checkpoint.run.path}: the features are not finite")
-    centred = means - flattened.global_mean()
-    within, between = flattened.variances()
-    ratio = within / between if between and len(subset) > len(means) else None  # of one image a class, there is none
-    result = {
-        "class_similarity": mean_pairwise_cosine(means),
-        "class_similarity_pooled": mean_pairwise_cosine(pooled.means()),
-        "class_similarity_centred": mean_pairwise_cosine(centred),
-        "within_class_variance": within,
-        "between_class_variance": between,
-        "within_over_between": ratio,
-        "classes": list(dataset.classes),
-        "matrix": cosine_matrix(means).tolist(),
-        "matrix_pooled": cosine_matrix(pooled.means()).tolist(),
-        "matrix_centred": cosine_matrix(centred).tolist(),
-        "feature_dimension": means.shape[1],
-        "num_samples": len(subset),
-        "sample_indices_sha256": indices_hash,
-        "seconds": time.perf_counter() - start,
-    }
-    print(
-        f"{checkpoint.run.path.name} epoch {checkpoint.epoch}: class similarity {result['class_similarity']:.4f}, "
-        f"pooled {result['class_similarity_pooled']:.4f}, centred {result['class_similarity_centred']:.4f}, "
-        f"within/between variance {'undefined' if ratio is None else f'{ratio:.4g}'} "
-        f"({len(subset)} {args.split} images, {result['seconds']:.1f} s)",
-        flush=True,
+def build_parser() -> Parser:
+    """The parser of run_class_similarity.py."""
+    parser = measurement_parser(
+        "run_class_similarity.py",
+        "class_similarity",
+        "Mean cosine between the class means of the features that the classifier pools, and how far samples lie from "
+        "their class mean.",
+        10000,
+        """examples:
+  python run_class_similarity.py                                every run not measured yet
+  python run_class_similarity.py results/RUN --checkpoint=all   similarity over training
+  python run_class_similarity.py --split=test                   on test images""",
     )
-    return result
+    add_flag(parser, "split", "train", "unaugmented images to measure on", choices=("train", "test"))
+    add_flag(parser, "batch_size", 256, "images at once; changes memory and speed, and no result", count)
+    add_flag(parser, "dtype", "float32", "of the network's arithmetic", choices=("float32", "float64"))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; return its exit code: 0, or 1 if a run was left out."""
+    args = build_parser().parse_args(argv)
+    with loading_modules():
+        from normstudy.measures import CLASS_SIMILARITY, measure_runs
+    return measure_runs(args, CLASS_SIMILARITY)
 
 
 if __name__ == "__main__":

@@ -24,12 +24,15 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import config
-from data import Split, evaluation_batches, prepare, training_batch, training_order
-from files import read_json, write_json
-from hardware import is_bf16_emulated, keep_freed_memory
 from models import build_from_config
-from probes import Recorder
-from steps import SGD, STEPS_BEFORE_CAPTURE, build_step
+from normstudy.datasets import evaluation_batches, training_batch, training_order
+from normstudy.datasets.batches import prepare
+from normstudy.datasets.splits import Split
+from normstudy.kernels import is_bf16_emulated, keep_freed_memory
+from normstudy.storage import read_json, write_json
+from normstudy.training.optimizer import SGD
+from normstudy.training.probe_recorder import ProbeRecorder
+from normstudy.training.training_step import STEPS_BEFORE_CAPTURE, build_step
 from transformer_model import Attention
 
 WARM_UP = 1 + STEPS_BEFORE_CAPTURE  # by then the heap has grown too, and no page is touched for the first time
@@ -56,7 +59,7 @@ def training_step(flags, has_probes=False, split=None):
     model = build_from_config(settings, 10).to(DEVICE, memory_format=torch.channels_last).train()
     optimizer = SGD(model.parameters(), momentum=0.9, weight_decay=1e-4)
     split = split or random_split()
-    step = build_step(settings, model, optimizer, split, Recorder(model) if has_probes else None)
+    step = build_step(settings, model, optimizer, split, ProbeRecorder(model) if has_probes else None)
     order, flips = training_order(split, 0, 1)
     counter = iter(range(10**9))
 

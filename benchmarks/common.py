@@ -7,13 +7,13 @@ import sys
 import time
 from pathlib import Path
 
+from normstudy.kernels import free_memory
+from normstudy.storage import provenance
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch
-
-import runs
-from hardware import free_memory
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -75,7 +75,7 @@ def machine():
         "processor": processor(),
         "threads": torch.get_num_threads(),
         "free_memory_gib": round(free_memory(torch.device("cpu")) / 2**30),
-        "versions": runs.versions(),
+        "versions": provenance.versions(),
     }
 
 

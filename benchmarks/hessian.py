@@ -16,6 +16,14 @@ from pathlib import Path
 
 from common import DEVICE, ROOT, alternated, machine, status
 
+from models import build_from_config
+from normstudy.curvature import hessian_matvec, loss_and_gradient, spectrum
+from normstudy.datasets import balanced_subset, evaluation_batches, load, seeded_generator
+from normstudy.datasets.synthetic import synthetic
+from normstudy.kernels import keep_freed_memory
+from normstudy.storage import read_torch, run_directory, run_settings, write_json
+from utils import ClassMoments
+
 warnings.simplefilter("ignore")
 
 import curvlinops
@@ -24,14 +32,6 @@ import pyhessian
 import torch
 from torch import nn
 from torch.nn import functional as F
-
-import runs
-from curvature import hessian_matvec, loss_and_gradient, spectrum
-from data import balanced_subset, evaluation_batches, load, seeded_generator, synthetic
-from files import read_torch, write_json
-from hardware import keep_freed_memory
-from models import build_from_config
-from utils import ClassMoments
 
 CONTENDERS = ("ours", "ours, graphs kept", "pyhessian", "curvlinops")
 
@@ -61,8 +61,8 @@ def product_of(name, model, batches):
 
 
 def network_and_batches(args, dtype=torch.float32):
-    run = runs.RunDirectory(args.run)
-    config = runs.stored_config(run)
+    run = run_directory.RunDirectory(args.run)
+    config = run_settings.stored_config(run)
     dataset = load(config)
     subset = dataset.train.take(balanced_subset(dataset.train.labels, args.samples, len(dataset.classes)))
     batches = [(x.to(dtype), y) for x, y in evaluation_batches(subset, config.image_size, args.batch_size)]

@@ -10,12 +10,11 @@ import tempfile
 import matplotlib
 from common import ROOT
 
+import config
+from normstudy.storage import run_directory
+
 matplotlib.use("Agg")
 from matplotlib import pyplot
-
-import config
-import main as training
-import runs
 
 COLORS = dict(zip(config.PRECISIONS, ("#1f77b4", "#d95f02"), strict=True))
 
@@ -24,7 +23,7 @@ def curve(directory, precision, seed, args):
     """(train losses, test accuracies) of every epoch of one run."""
     flags = [f"--precision={precision}", f"--seed={seed}", f"--epochs={args.epochs}", "--batch_size=128"]
     flags += ["--dataset=ImageFolder", f"--data_dir={args.data_dir}", f"--train_samples={args.samples}"]
-    run = runs.RunDirectory(training.main([*flags, "--test_samples=2000", f"--results_dir={directory}"]))
+    run = run_directory.RunDirectory(main.main([*flags, "--test_samples=2000", f"--results_dir={directory}"]))
     with open(run.metrics, newline="") as file:
         rows = list(csv.DictReader(file))
     return [[float(row[key]) for row in rows] for key in ("train_loss", "test_accuracy")]

@@ -17,11 +17,10 @@ from pathlib import Path
 
 from common import ROOT, machine
 
-import runs
-from files import read_json, write_json
-from flags import count
+from normstudy.cli import count
+from normstudy.storage import read_json, run_directory, write_json
+from normstudy.sweeps import build_parser, expand
 from run_sweep import OWN
-from sweeps import build_parser, expand
 
 TRAIN = ["--dataset=Synthetic", "--train_samples=100", "--test_samples=50", "--image_size=8", "--epochs=1"]
 MEASURE = ["--samples=20", "--lanczos_steps=30", "--num_probes=2", "--trace_probes=2"]
@@ -48,7 +47,7 @@ def copy(model, run):
         if path == model.config:
             content |= dataclasses.asdict(run.config)
         if path == model.summary:
-            content["identity"] = runs.identity_hash(run.config)
+            content["identity"] = run_directory.identity_hash(run.config)
         write_json(run.directory.path / path.name, content)
 
 
@@ -60,7 +59,7 @@ def main():
         script("main.py", *TRAIN, f"--results_dir={folder}/model")
         script("run_hessian.py", f"--results_dir={folder}/model", *MEASURE)
         script("run_class_similarity.py", f"--results_dir={folder}/model")
-        model = runs.RunDirectory(next(Path(folder, "model").glob("vgg_*")))
+        model = run_directory.RunDirectory(next(Path(folder, "model").glob("vgg_*")))
         seeds = ",".join(map(str, range(-(-number // 160))))
         grid = [*TRAIN, *(f"--{name}={values}" for name, values in VALUES.items()), f"--seed={seeds}"]
         grid += [f"--results_dir={folder}/results"]

@@ -18,7 +18,8 @@ from torch.testing import assert_close
 
 import config
 import layer_defs
-from layer_defs import build_conv, build_linear, build_norm, build_token_norm, conv_of
+from config import convolution_of
+from layer_defs import build_conv, build_linear, build_norm, build_token_norm
 
 CHANNELS, GROUPS = 6, 2
 SHAPE = (4, CHANNELS, 5, 3)
@@ -704,17 +705,17 @@ def test_a_single_weight_centred_on_itself_is_zero(conv_type):
 # Which convolution goes with which norm.
 
 
-@pytest.mark.parametrize("norm_type", [name for name in config.NORM_TYPES if name not in config.CONV_OF_NORM])
+@pytest.mark.parametrize("norm_type", [name for name in config.NORM_TYPES if name not in config.WEIGHT_NORMS])
 @every_conv
 def test_activation_based_norms_take_any_convolution_without_bias(norm_type, conv_type):
-    assert conv_of(norm_type, conv_type) == (conv_type, False)
+    assert convolution_of(norm_type, conv_type) == (conv_type, False)
 
 
 @pytest.mark.parametrize(
     ("norm_type", "own"), [("WeightNorm", "WeightNormalized"), ("ScaledWeightStandardization", "sWS")]
 )
 def test_weight_based_norms_bring_their_convolution_with_bias_and_refuse_another(norm_type, own):
-    assert conv_of(norm_type) == (own, True)
+    assert convolution_of(norm_type) == (own, True)
     for another in set(config.CONV_TYPES) - {"Plain", own}:
         with pytest.raises(ValueError, match=f"{norm_type}.*{another}"):
-            conv_of(norm_type, another)
+            convolution_of(norm_type, another)

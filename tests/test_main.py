@@ -16,18 +16,13 @@ from PIL import Image
 from torch.nn import functional as F
 
 import config
-import data
-import files
 import main
-import runs
-import states
-import steps
-import table
-import training
 from config import parse_args
-from errors import RunError, UsageError
 from models import build_from_config
-from probes import KEYS
+from normstudy.cli import RunError, UsageError
+from normstudy.datasets import batches, loading
+from normstudy.storage import PROBE_KEYS, files, probe_files, results_columns, run_directory, run_settings
+from normstudy.training import epoch_losses, evaluation, finished_run, loop
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -42,7 +37,7 @@ TIMES = ("seconds", "images_per_second")
 
 
 def train(results_dir, *flags):
-    return runs.RunDirectory(main.main([*SMALL, "--epochs=2", f"--results_dir={results_dir}", *flags]))
+    return run_directory.RunDirectory(main.main([*SMALL, "--epochs=2", f"--results_dir={results_dir}", *flags]))
 
 
 def metrics(run):
@@ -77,7 +72,7 @@ def test_a_run_leaves_every_file(finished):
 
 def test_the_directory_is_named_after_the_run(finished):
     assert finished.path.name.startswith("vgg_BatchNorm_Synthetic_cfg_10_")
-    assert finished.path.name.endswith(f"_seed0_{runs.identity_hash(runs.stored_config(finished))}")
+    assert finished.path.name.endswith(f"_seed0_{run_directory.identity_hash(run_settings.stored_config(finished))}")
 
 
 def test_config_json_holds_every_setting_and_the_versions(finished):
@@ -105,13 +100,13 @@ def test_checkpoints_and_probes_load_as_plain_tensors(finished):
 def test_probe_dicts_hold_every_iteration(finished):
     dump = torch.load(finished.probes(2), weights_only=True)
     assert dump["iteration"].tolist() == [0, 1, 2, 3, 4, 5]
-    assert all(dump[key].shape == (6, 10) and dump[key].dtype == torch.float32 for key in KEYS)
+    assert all(dump[key].shape == (6, 10) and dump[key].dtype == torch.float32 for key in PROBE_KEYS)
 
 
 def test_the_summary_is_what_the_checkpoint_gives(finished):
     """Accuracies and losses recomputed from the files, over all samples at once."""
-    settings = runs.stored_config(finished)
-    dataset = data.load(settings)
+    settings = run_settings.stored_config(finished)
+    dataset = loading.load(settings)
     model = build_from_config(settings, len(dataset.classes))
     model.load_state_dict(torch.load(finished.checkpoint(2), weights_only=True))
     model.eval()
@@ -119,7 +114,7 @@ def test_the_summary_is_what_the_checkpoint_gives(finished):
     for name in ("train", "validation", "test"):
         split = getattr(dataset, name)
         with torch.no_grad():
-            logits = model(data.prepare(split.images, image_size=settings.image_size))
+            logits = model(batches.prepare(split.images, image_size=settings.image_size))
         assert found[f"{name}_accuracy"] == (logits.argmax(1) == split.labels).double().mean().item()
         assert found[f"{name}_loss"] == pytest.approx(F.cross_entropy(logits, split.labels).item(), rel=1e-4)
     assert found["generalization_ratio"] == found["test_accuracy"] / found["train_accuracy"]
@@ -128,12 +123,12 @@ def test_the_summary_is_what_the_checkpoint_gives(finished):
 def test_losses_are_means_over_samples_not_over_batches():
     """300 samples are evaluated as 256 and 44."""
     settings = parse_args([*SMALL[:1], "--train_samples=300", "--test_samples=300"])
-    dataset = data.load(settings)
+    dataset = loading.load(settings)
     torch.manual_seed(0)
     model = build_from_config(settings, 10)
-    found, _ = training.evaluate(settings, model, dataset.test)
+    found, _ = evaluation.evaluate(settings, model, dataset.test)
     with torch.no_grad():
-        logits = model.eval()(data.prepare(dataset.test.images))
+        logits = model.eval()(batches.prepare(dataset.test.images))
     assert found == pytest.approx(F.cross_entropy(logits, dataset.test.labels).item(), rel=1e-5)
 
 
@@ -159,22 +154,24 @@ def test_probes_json_keeps_ends_and_means_of_whole_batches(tmp_path, monkeypatch
     """50 samples in batches of 16: the fourth of an epoch has 2."""
     finished = train(tmp_path)
     dump = torch.load(finished.probes(2), weights_only=True)
-    kept = states.read_probes_summary(finished)
+    kept = probe_files.read_probes_summary(finished)
     whole = [0, 1, 2, 4, 5, 6]
     assert kept["sites"] == dump["sites"]
     assert dump["iteration"].tolist() == list(range(8))
     assert kept["iteration"] == whole
-    for key in KEYS:
+    for key in PROBE_KEYS:
         values = dump[key].double()[whole]
         for name, expected in (("first", values[0]), ("last", values[-1]), ("mean", values.mean(1))):
             torch.testing.assert_close(torch.tensor(kept[key][name]).double(), expected, rtol=1e-5, atol=1e-9)
-    monkeypatch.setattr(states, "SUMMARIZED", 3)  # of more iterations than fit
-    states.summarize_probes(finished)
-    thinned = states.read_probes_summary(finished)
+    monkeypatch.setattr(probe_files, "SUMMARIZED", 3)  # of more iterations than fit
+    probe_files.summarize_probes(finished)
+    thinned = probe_files.read_probes_summary(finished)
     assert thinned["iteration"] == [0, 2, 6]
-    assert [thinned[key]["mean"] for key in KEYS] == [[kept[key]["mean"][i] for i in (0, 2, 5)] for key in KEYS]
+    assert [thinned[key]["mean"] for key in PROBE_KEYS] == [
+        [kept[key]["mean"][i] for i in (0, 2, 5)] for key in PROBE_KEYS
+    ]
     finished.probes_summary.unlink()
-    assert states.read_probes_summary(finished)["iteration"] == thinned["iteration"]
+    assert probe_files.read_probes_summary(finished)["iteration"] == thinned["iteration"]
 
 
 @pytest.mark.parametrize("size", [10, 64], ids=["which divides the images", "larger than the images"])
@@ -182,28 +179,28 @@ def test_no_probes_are_left_out_where_all_batches_are_alike(tmp_path, size):
     finished = train(tmp_path, f"--batch_size={size}", "--init_lr=0.1")
     dump = torch.load(finished.probes(2), weights_only=True)
     assert len(dump["iteration"]) == 2 * -(-50 // size)
-    assert states.read_probes_summary(finished)["iteration"] == dump["iteration"].tolist()
+    assert probe_files.read_probes_summary(finished)["iteration"] == dump["iteration"].tolist()
 
 
 def test_without_probes_there_are_no_dumps(tmp_path):
     run = train(tmp_path, "--probe_layers=False", "--epochs=1")
     assert not run.probe_dumps()
     assert not run.probes_summary.exists()
-    assert states.read_probes_summary(run) is None
+    assert probe_files.read_probes_summary(run) is None
     assert not run.probes_picture.exists()
 
 
 def interrupt_at(monkeypatch, stop_epoch):
     """Ctrl-C once, at the beginning of an epoch."""
-    original = training.Training.run_epoch
+    original = loop.Training.run_epoch
 
     def run_epoch(self, epoch):
         if epoch == stop_epoch:
             raise KeyboardInterrupt
         return original(self, epoch)
 
-    monkeypatch.setattr(training.Training, "run_epoch", run_epoch)
-    return lambda: monkeypatch.setattr(training.Training, "run_epoch", original)
+    monkeypatch.setattr(loop.Training, "run_epoch", run_epoch)
+    return lambda: monkeypatch.setattr(loop.Training, "run_epoch", original)
 
 
 @pytest.mark.parametrize("by_directory", [False, True])
@@ -215,7 +212,7 @@ def test_a_continued_run_has_the_bits_of_an_uninterrupted_one(tmp_path, monkeypa
     with pytest.raises(KeyboardInterrupt, match="continues after 6 of 7 epochs"):
         train(tmp_path / "parts", *flags)
     mend()
-    parts = runs.RunDirectory(tmp_path / "parts" / whole.path.name)
+    parts = run_directory.RunDirectory(tmp_path / "parts" / whole.path.name)
     assert not parts.summary.exists()
     if by_directory:
         main.main([f"--c_dir={parts.path}"])
@@ -274,7 +271,7 @@ def test_divergence_is_a_result(tmp_path, capsys):
 def test_divergence_does_not_depend_on_when_it_is_looked_for(tmp_path, monkeypatch):
     flags = ["--norm_type=Plain", "--init_lr=1e6"]
     late = train(tmp_path / "late", *flags)
-    monkeypatch.setattr(steps, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(epoch_losses, "LOOK_SECONDS", 0.0)
     early = train(tmp_path / "early", *flags)
     dumps = [torch.load(run.probe_dumps()[-1], weights_only=True) for run in (late, early)]
     assert summary(late)["diverged_at_step"] == summary(early)["diverged_at_step"]
@@ -323,7 +320,7 @@ def test_results_csv_has_a_row_a_run(tmp_path):
         rows = {row["run"]: row for row in csv.DictReader(file)}
     assert rows.keys() == {done.path.name, diverged.path.name}
     row = rows[done.path.name]
-    assert tuple(row)[:16] == tuple(table.ORIGINAL_COLUMNS)
+    assert tuple(row)[:16] == tuple(results_columns.ORIGINAL_COLUMNS)
     assert float(row["Test Accuracy"]) == pytest.approx(100 * summary(done)["test_accuracy"])
     assert (row["Success"], rows[diverged.path.name]["Success"]) == ("True", "False")
     assert rows[diverged.path.name]["Test Accuracy"] == ""
@@ -341,7 +338,7 @@ def test_an_image_folder_trains(tmp_path):
     flags = ["--dataset=ImageFolder", f"--data_dir={tmp_path / 'with space'}", f"--results_dir={tmp_path / 'r'}"]
     path = main.main([*flags, "--epochs=1", "--batch_size=8", "--device=cpu"])
     assert json.loads((path / "config.json").read_text())["data"]["classes"] == ["cat", "dög"]
-    assert summary(runs.RunDirectory(path))["status"] == "done"
+    assert summary(run_directory.RunDirectory(path))["status"] == "done"
 
 
 # What goes wrong
@@ -383,7 +380,7 @@ def test_a_damaged_state_is_named_and_not_overwritten(tmp_path, monkeypatch, dam
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path)
     mend()
-    run = runs.RunDirectory(next(path.parent for path in tmp_path.glob("*/config.json")))
+    run = run_directory.RunDirectory(next(path.parent for path in tmp_path.glob("*/config.json")))
     content = run.last.read_bytes()[: run.last.stat().st_size // 2] if damage == "half" else damage
     run.last.write_bytes(content)
     with pytest.raises(RunError, match=r"last\.pt.*--overwrite=True"):
@@ -427,7 +424,7 @@ def test_a_run_of_other_images_is_refused(tmp_path):
 
 def test_two_processes_do_not_share_a_run(tmp_path):
     settings = parse_args([*SMALL, "--epochs=2", f"--results_dir={tmp_path}"])
-    run = runs.RunDirectory(tmp_path / runs.run_name(settings))
+    run = run_directory.RunDirectory(tmp_path / run_directory.run_name(settings))
     with run.lock():
         code, line = said(*SMALL, "--epochs=2", f"--results_dir={tmp_path}")
     assert (code, line.count("\n")) == (1, 1)
@@ -445,7 +442,7 @@ def test_ctrl_c_exits_130_and_the_same_command_continues(tmp_path):
     assert process.returncode == 130
     assert stderr.count("\n") == 1
     assert "continues after" in stderr
-    run = runs.RunDirectory(next(path.parent for path in tmp_path.glob("*/config.json")))
+    run = run_directory.RunDirectory(next(path.parent for path in tmp_path.glob("*/config.json")))
     assert torch.load(run.last, weights_only=True)["epoch"] >= 2
 
 
@@ -461,5 +458,5 @@ def test_output_is_quiet_where_there_is_no_terminal(tmp_path):
 def test_a_network_that_has_learned_nothing_is_said(train, tmp_path, accuracy, is_said):
     """Of two classes."""
     run = train(tmp_path, "--epochs=1")
-    summary = runs.read_summary(run) | {"train_accuracy": accuracy}
-    assert ("no better than chance" in main.outcome(run, summary)) == is_said
+    summary = run_settings.read_summary(run) | {"train_accuracy": accuracy}
+    assert ("no better than chance" in finished_run.describe_outcome(run, summary)) == is_said

@@ -30,7 +30,7 @@ COMBINATIONS = [
     for arch in config.ARCHS
     for norm_type in config.NORM_TYPES
     for conv_type in config.CONV_TYPES
-    if conv_type == "Plain" or norm_type not in config.CONV_OF_NORM
+    if conv_type == "Plain" or norm_type not in config.WEIGHT_NORMS
 ]
 P_GROUPINGS = (1, 0.5, 0.25, 0.125, 0.0625, 0.03125, 1e-7, 8, 16, 32, 64)
 

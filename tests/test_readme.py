@@ -8,13 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import NARROW
+from helpers import NARROW
 
+import main
+import run_class_similarity
+import run_hessian
 import run_report
 from config import FLAGS, NORM_TYPES, parse_args
-from flags import class_similarity_parser, hessian_parser
+from normstudy.sweeps import build_parser, expand
 from run_sweep import OWN
-from sweeps import build_parser, expand
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -64,7 +66,7 @@ def test_every_norm_has_its_row_and_is_counted():
     assert f"any of {len(NORM_TYPES)} normalization layers" in README
 
 
-PARSERS = {"run_hessian.py": hessian_parser(), "run_class_similarity.py": class_similarity_parser()}
+PARSERS = {"run_hessian.py": run_hessian.build_parser(), "run_class_similarity.py": run_class_similarity.build_parser()}
 PARSERS["run_report.py"] = run_report.build_parser()
 
 
@@ -117,7 +119,6 @@ def test_its_python_measures_a_foreign_network():
 
 def test_the_pieces_for_python_run_one_after_another(tmp_path, small, narrow):
     """On a small run, and in a process of their own, but for the width of the network."""
-    import main
 
     run = main.main([*small, "--epochs=1", f"--results_dir={tmp_path}"])
     page = (

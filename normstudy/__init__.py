@@ -1,0 +1,1 @@
+"""The parts of the study of normalization: one folder for each subject."""

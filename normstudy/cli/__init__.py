@@ -1,0 +1,28 @@
+"""The needs of every command: flags, errors that a user can cause, signals, progress bars. Imports no torch."""
+
+from normstudy.cli.commands import end_process, loading_modules, run_command
+from normstudy.cli.errors import RunError, UsageError, describe_os_error
+from normstudy.cli.flag_types import argparse_type, boolean, canonical_name, count, device_name, number
+from normstudy.cli.parsers import Parser, add_flag, measurement_parser
+from normstudy.cli.progress import progress_bar
+from normstudy.cli.signals import stops_at_safe_points
+
+__all__ = [
+    "Parser",
+    "RunError",
+    "UsageError",
+    "add_flag",
+    "argparse_type",
+    "boolean",
+    "canonical_name",
+    "count",
+    "describe_os_error",
+    "device_name",
+    "end_process",
+    "loading_modules",
+    "measurement_parser",
+    "number",
+    "progress_bar",
+    "run_command",
+    "stops_at_safe_points",
+]

@@ -1,0 +1,24 @@
+"""Progress bars with rate and ETA."""
+
+import os
+import sys
+
+
+def progress_bar(total, description, initial=0, unit="img"):
+    """A tqdm bar with rate and ETA on stderr; silent where stderr is no terminal, or another process shows it."""
+    from tqdm import tqdm
+
+    is_shown = sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
+    has_size = is_shown and os.get_terminal_size(sys.stderr.fileno()).columns > 0  # which script(1) and others lack
+    return tqdm(
+        total=total,
+        desc=description,
+        initial=initial,
+        unit=unit,
+        unit_scale=unit == "img",
+        leave=False,
+        dynamic_ncols=has_size,
+        ncols=None if has_size else 80,
+        nrows=None if has_size else 24,
+        disable=not is_shown,
+    )

@@ -1,0 +1,18 @@
+"""Full float32 arithmetic."""
+
+import contextlib
+
+import torch
+
+
+@contextlib.contextmanager
+def full_float32():
+    """float32 products without TF32 or bf16 inside; the settings come back as they were."""
+    cudnn, matmul = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = cudnn
+        torch.set_float32_matmul_precision(matmul)

@@ -1,0 +1,14 @@
+"""Data sets as uint8 tensors on the device, and batches of them."""
+
+from normstudy.datasets.batches import evaluation_batches, training_batch, training_order
+from normstudy.datasets.loading import load
+from normstudy.datasets.splits import balanced_subset, seeded_generator
+
+__all__ = [
+    "balanced_subset",
+    "evaluation_batches",
+    "load",
+    "seeded_generator",
+    "training_batch",
+    "training_order",
+]

@@ -1,0 +1,45 @@
+"""The data set that a Config names."""
+
+from pathlib import Path
+
+import torch
+
+from normstudy.cli import UsageError
+from normstudy.datasets.cifar import cifar
+from normstudy.datasets.image_folder import image_folder
+from normstudy.datasets.splits import Dataset, balanced_subset
+from normstudy.datasets.synthetic import synthetic
+
+
+def load(config):
+    """The data set that a Config names, on the CPU, subsets and validation split taken.
+
+    Raises RunError where it cannot be read, UsageError where it is smaller than the flags ask.
+    """
+    if config.dataset == "Synthetic":
+        dataset = synthetic(config.seed)
+    elif config.dataset == "ImageFolder":
+        dataset = image_folder(Path(config.data_dir), config.image_size)
+    else:
+        dataset = cifar(config.dataset, Path(config.data_dir), config.download)
+    train, test = dataset.train, dataset.test
+    if config.train_samples is not None:
+        train = train.take(_subset("train_samples", train, config.train_samples, dataset.classes))
+    if config.test_samples is not None:
+        test = test.take(_subset("test_samples", test, config.test_samples, dataset.classes))
+    validation = None
+    if config.val_fraction > 0:
+        held_out = round(config.val_fraction * len(train))
+        if not 0 < held_out < len(train):
+            raise UsageError(f"--val_fraction={config.val_fraction:g} of {len(train)} images leaves a split empty")
+        chosen = torch.zeros(len(train), dtype=torch.bool)
+        chosen[_subset("val_fraction", train, held_out, dataset.classes)] = True
+        train, validation = train.take(~chosen), train.take(chosen)
+    return Dataset(train, test, dataset.classes, validation)
+
+
+def _subset(flag, split, count, classes):
+    try:
+        return balanced_subset(split.labels, count, len(classes))
+    except ValueError as error:
+        raise UsageError(f"--{flag} asks for {count} of {len(split)} images: {error}") from None

@@ -1,0 +1,59 @@
+"""Device-dependent code: the arithmetic of layers and probes in several forms, one switch between them, and devices."""
+
+from normstudy.kernels.attention import attention, plain_attention
+from normstudy.kernels.convolutions import (
+    RELU_GAIN,
+    Conv2d,
+    FoldedConv2d,
+    TransformedConv2d,
+    TransformedLinear,
+    centred_weight,
+    normalized_weight,
+    standardized_weight,
+)
+from normstudy.kernels.declarations import with_differentiable_jvp
+from normstudy.kernels.devices import free_memory, is_bf16_emulated, is_out_of_memory, keep_freed_memory, pick_device
+from normstudy.kernels.gradient_check import loss_or_nan
+from normstudy.kernels.moments import group_moments, map_moments, pooled_variance, scale_shift, to_statistics_dtype
+from normstudy.kernels.probe_statistics import (
+    activation_statistics,
+    channel_variance,
+    frobenius_norm,
+    gram_statistics,
+    partial_statistics,
+)
+from normstudy.kernels.switch import FORMS, KERNELS, form_of, use_form
+
+__all__ = [
+    "FORMS",
+    "KERNELS",
+    "RELU_GAIN",
+    "Conv2d",
+    "FoldedConv2d",
+    "TransformedConv2d",
+    "TransformedLinear",
+    "activation_statistics",
+    "attention",
+    "centred_weight",
+    "channel_variance",
+    "form_of",
+    "free_memory",
+    "frobenius_norm",
+    "gram_statistics",
+    "group_moments",
+    "is_bf16_emulated",
+    "is_out_of_memory",
+    "keep_freed_memory",
+    "loss_or_nan",
+    "map_moments",
+    "normalized_weight",
+    "partial_statistics",
+    "pick_device",
+    "plain_attention",
+    "pooled_variance",
+    "scale_shift",
+    "standardized_weight",
+    "to_statistics_dtype",
+    "use_form",
+    "with_differentiable_jvp",
+]

@@ -1,0 +1,216 @@
+"""Statistics of activations and gradients: the arithmetic of the probes.
+
+Inputs x are a batch of N samples: maps (N, C, H, W), tokens (N, T, C) or vectors (N, C). Statistics are
+zero-dimensional tensors on the device of x and off the graph. On devices other than the CPU, nothing here waits.
+"""
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+from normstudy.kernels.moments import samples_at_once, statistics_dtype, to_statistics_dtype
+from normstudy.kernels.switch import form_of
+
+# Variance from the mean square only above this share of it: below, the difference would lose more than a digit (in
+# half precision, a bit).
+MIN_VARIANCE_SHARE = {torch.float32: 0.1, torch.float64: 0.1, torch.bfloat16: 0.5, torch.float16: 0.5}
+FULL_PRECISION = (torch.float32, torch.float64)
+GRAM_COLUMNS = 4096  # multiplied at a time in half precision on the CPU
+# Power iteration on the CPU: the fewest samples for which it is faster than all products, its maximum number of
+# iterations, and its relative tolerance.
+MIN_ITERATED_SAMPLES, MAX_ITERATIONS, ITERATION_TOLERANCE = 128, 5, 1e-3
+SQUARINGS, PRODUCTS = 8, 16  # together the 4096th power of the matrix of cosines
+ONE_DIRECTION = 0.99  # trace of a squared matrix of trace 1 from which its other directions count no more
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    """(N, C, H, W) as (N, H·W, C), tokens (N, T, C) as they are, vectors as (N, 1, C): a view where memory allows."""
+    if x.dim() == 4:
+        return x.permute(0, 2, 3, 1).flatten(1, 2)
+    return x if x.dim() == 3 else x.unsqueeze(1)
+
+
+def channel_variance(x: torch.Tensor) -> torch.Tensor:
+    """Population variance over samples and positions of each channel: (C,)."""
+    x = x.detach()
+    form = form_of(x, "channel_variance")
+    if form == "plain":
+        return to_statistics_dtype(_rows(x)).var((0, 1), correction=0)
+    if form == "cpu" and x.dtype in FULL_PRECISION:
+        positions = _rows(x).flatten(0, 1)
+        means = _column_sums(positions) / len(positions)
+        squares = [
+            _column_sums(F.mse_loss(part, means.expand_as(part), reduction="none"))
+            for part in positions.split(samples_at_once(positions))
+        ]
+        return torch.cat(squares).sum(0) / len(positions)
+    # The kernels of batch normalization read once, and sum half precision in float32: to three or four digits.
+    x = x if x.dim() == 4 else _rows(x).flatten(0, 1)
+    zeros = torch.zeros(x.shape[1], device=x.device, dtype=statistics_dtype(x))
+    if form == "cpu":
+        return torch.batch_norm_update_stats(x, zeros, zeros.clone(), 0.0)[1]
+    ones = torch.ones_like(zeros)
+    _, _, inverse_deviation = torch.native_batch_norm(x, ones, zeros, None, None, True, 0.0, 1e-30)
+    return inverse_deviation.pow(-2)
+
+
+def _column_sums(positions: torch.Tensor) -> torch.Tensor:
+    """The sum of each column of positions (P, C), as a row (1, C): a product takes a third of the time of a sum."""
+    return positions.new_ones(1, len(positions)) @ positions
+
+
+def mean_variance(x: torch.Tensor, mean_square: torch.Tensor) -> torch.Tensor:
+    """channel_variance(x).mean() of x whose entries have this mean square.
+
+    On the CPU that saves two passes over x, unless the channels' means are so large that digits would cancel.
+    """
+    if form_of(x, "channel_variance") == "cpu":
+        positions = _rows(x.detach())
+        if x.dtype in FULL_PRECISION:
+            rows = positions.flatten(0, 1)
+            means = _column_sums(rows) / len(rows)
+        else:  # for each sample, so that rounding to half precision averages out
+            ones = positions.new_ones(1, 1, positions.shape[1]).expand(len(positions), -1, -1)
+            means = torch.bmm(ones, positions).to(mean_square.dtype).mean(0) / positions.shape[1]
+        variance = mean_square - means.square().mean()
+        if variance > MIN_VARIANCE_SHARE[x.dtype] * mean_square:
+            return variance
+    return channel_variance(x).mean()
+
+
+def frobenius_norm(x: torch.Tensor) -> torch.Tensor:
+    """The root of the sum of squares of all entries of x."""
+    rows = _rows(x.detach()).flatten(1)
+    if form_of(x, "frobenius_norm") != "cpu":
+        return torch.linalg.vector_norm(rows, dtype=statistics_dtype(x))
+    if x.dtype in FULL_PRECISION:  # a dot product is faster than vector_norm, and in float32 also more exact
+        return torch.dot(rows.flatten(), rows.flatten()).sqrt()
+    return torch.bmm(rows[:, None], rows[..., None]).sum(dtype=statistics_dtype(x)).sqrt()
+
+
+def activation_statistics(x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The four statistics of an activation that DESIGN's table of probes defines.
+
+    activation_norm: mean over samples of the L2 norm. activation_variance: mean over channels of the population
+    variance over samples and positions. cosine_similarity: mean over ordered pairs i≠j of cos(x_i, x_j) of flattened
+    samples; NaN for a single sample. stable_rank: ‖U‖_F²/‖U‖₂² of the matrix U of unit-length samples. An all-zero
+    sample has cosine 0 with every other and adds nothing to U; if all are zero, the stable rank is 0. In half
+    precision, products are rounded to it, which leaves about three digits.
+    """
+    statistics, gram = partial_statistics(x)
+    if gram is not None:
+        statistics |= {key: value[0] for key, value in gram_statistics(gram[None]).items()}
+    return statistics
+
+
+def partial_statistics(x: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+    """(all of activation_statistics, None), or (the variance alone, the Gram matrix (N, N) of the samples).
+
+    The matrices of many sites go through gram_statistics together, which gives the rest.
+    """
+    statistics = power_iteration_statistics(x)
+    if statistics is not None:
+        return statistics, None
+    gram = gram_matrix(x)
+    return {"activation_variance": mean_variance(x, gram.diagonal().sum() / x.numel())}, gram
+
+
+def power_iteration_statistics(x: torch.Tensor) -> dict[str, torch.Tensor] | None:
+    """All of activation_statistics by power iteration, on the CPU; None unless that is right and fast.
+
+    Samples without negative entries have cosines that are not negative, and so has their leading direction v (Perron
+    and Frobenius). A start of equal entries, and every iterate after it, therefore has a cosine of at least 1/√N with
+    v, and its Rayleigh quotient is below the largest eigenvalue by at most √N times the residual.
+    """
+    samples = _rows(x.detach()).flatten(1)
+    is_cpu = form_of(x, "sample_statistics") == "cpu"
+    if not is_cpu or x.dtype not in FULL_PRECISION or len(x) < MIN_ITERATED_SAMPLES or not samples.amin() >= 0:
+        return None
+    norms = torch.linalg.vector_norm(samples, dim=1)
+    inverse = torch.where(norms > 0, 1 / norms.clamp_min(torch.finfo(x.dtype).tiny), 0)
+    count = (norms > 0).sum()
+    direction = (norms > 0).to(x.dtype) / count.sqrt()
+    for iteration in range(MAX_ITERATIONS):
+        image = inverse * (samples @ (samples.T @ (inverse * direction)))
+        eigenvalue = direction @ image
+        if iteration == 0:
+            mean_cosine = (count * eigenvalue - count) / (len(x) * (len(x) - 1))
+        length = torch.linalg.vector_norm(image)
+        residual = torch.linalg.vector_norm(image - eigenvalue * direction)
+        if residual * math.sqrt(len(x)) <= ITERATION_TOLERANCE * eigenvalue and length > 0:
+            return {
+                "activation_norm": norms.mean(),
+                "activation_variance": mean_variance(x, norms.square().sum() / x.numel()),
+                "cosine_similarity": mean_cosine,
+                "stable_rank": count / eigenvalue,
+            }
+        direction = image / length
+    return None
+
+
+def gram_matrix(x: torch.Tensor) -> torch.Tensor:
+    """The products of every two samples of x, flattened: (N, N)."""
+    samples = _rows(x.detach()).flatten(1)
+    form = form_of(x, "gram_matrix")
+    if form == "plain":
+        samples = to_statistics_dtype(samples)
+    if form == "cpu" and x.dtype not in FULL_PRECISION:
+        # The kernel takes twice as long for wide matrices, and sums of parts are rounded less.
+        parts = [(part @ part.T).to(statistics_dtype(x)) for part in samples.split(GRAM_COLUMNS, 1)]
+        return sum(parts[1:], parts[0])
+    return (samples @ samples.T).to(statistics_dtype(x))
+
+
+def gram_statistics(grams: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What activation_statistics takes from Gram matrices, (S, N, N) for S sites: (S,) each."""
+    tiny = torch.finfo(grams.dtype).tiny
+    norms = grams.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
+    inverse = torch.where(norms > 0, 1 / norms.clamp_min(tiny), 0)
+    cosines = grams * inverse[:, :, None] * inverse[:, None, :]
+    frobenius = _traces(cosines)
+    samples = grams.shape[1]
+    pairs = samples * (samples - 1)
+    mean_cosine = (cosines.sum((1, 2)) - frobenius) / pairs if pairs else torch.full_like(frobenius, torch.nan)
+    return {
+        "activation_norm": norms.mean(1),
+        "cosine_similarity": mean_cosine,
+        "stable_rank": frobenius / largest_eigenvalues(cosines).clamp_min(tiny),
+    }
+
+
+def _traces(matrices: torch.Tensor) -> torch.Tensor:
+    return matrices.diagonal(dim1=1, dim2=2).sum(1)
+
+
+def largest_eigenvalues(matrices: torch.Tensor) -> torch.Tensor:
+    """The largest eigenvalue of each positive semidefinite matrix of cosines (S, N, N), to a part in a thousand: (S,).
+
+    Eight squarings give its 256th power P; 16 products with P leave the leading direction, whose Rayleigh quotient
+    is below the eigenvalue by less than 1e-3 of it even if the second one is as close as it can be. Unlike a
+    decomposition, that does not wait for the device. The CPU stops squaring once one direction is left.
+    """
+    form = form_of(matrices, "largest_eigenvalues")
+    if form == "plain":
+        return torch.linalg.eigvalsh(matrices)[:, -1]
+    tiny = torch.finfo(matrices.dtype).tiny
+    power = matrices / _traces(matrices).clamp_min(tiny)[:, None, None]
+    for _ in range(SQUARINGS):
+        power = power @ power
+        traces = _traces(power)  # 1 when one direction is left
+        power = power / traces.clamp_min(tiny)[:, None, None]
+        if form == "cpu" and traces.min() > ONE_DIRECTION:
+            break
+    # The largest column is nearest the leading direction and cannot be orthogonal to it.
+    largest = power.diagonal(dim1=1, dim2=2).argmax(1)
+    direction = power.gather(2, largest[:, None, None].expand(-1, power.shape[1], 1))
+    for _ in range(PRODUCTS):
+        direction = power @ _unit(direction)
+    direction = _unit(direction)
+    return (direction * (matrices @ direction)).sum((1, 2))
+
+
+def _unit(vectors: torch.Tensor) -> torch.Tensor:
+    """Vectors (S, N, 1) at length 1; zeros stay."""
+    length = vectors.square().sum(1, keepdim=True).sqrt()
+    return vectors / length.clamp_min(torch.finfo(vectors.dtype).tiny)

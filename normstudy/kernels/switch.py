@@ -1,0 +1,50 @@
+"""The one switch between the forms of a kernel: the plain formula, the CPU's form, and the form for other devices.
+
+Every kernel is a function with a plain form, the formula as a textbook writes it. A faster form stands beside it,
+gives the same to rounding, and is worth its lines only while benchmarks/forms.py shows a gain. `use_form` lets tests
+run each form on any machine, and lets the benchmark compare them.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Literal, get_args
+
+import torch
+
+Form = Literal["plain", "cpu", "device"]
+FORMS: tuple[Form, ...] = get_args(Form)
+KERNELS = (
+    "convolution",
+    "batch_norm",
+    "group_norm",
+    "map_moments",
+    "scale_shift",
+    "attention",
+    "channel_variance",
+    "frobenius_norm",
+    "sample_statistics",
+    "gram_matrix",
+    "largest_eigenvalues",
+    "gradient_check",
+)
+_chosen: dict[str, Form] = {}
+
+
+def form_of(x: torch.Tensor, kernel: str) -> Form:
+    """The form in which a kernel of KERNELS computes for x: that of x's device, unless use_form says otherwise."""
+    return _chosen.get(kernel) or ("cpu" if x.device.type == "cpu" else "device")
+
+
+@contextlib.contextmanager
+def use_form(form: Form, *kernels: str) -> Iterator[None]:
+    """A block in which these kernels (all of KERNELS by default) compute in one form. Raises ValueError for others."""
+    unknown = [name for name in kernels if name not in KERNELS]
+    if form not in FORMS or unknown:
+        raise ValueError(f"{unknown[0] if unknown else form!r} is none of {', '.join(KERNELS if unknown else FORMS)}")
+    before = dict(_chosen)
+    _chosen.update(dict.fromkeys(kernels or KERNELS, form))
+    try:
+        yield
+    finally:
+        _chosen.clear()
+        _chosen.update(before)

@@ -1,0 +1,66 @@
+"""The content of class_similarity.json for one checkpoint."""
+
+import time
+
+import torch
+
+from normstudy.cli import RunError, progress_bar
+from normstudy.curvature import full_float32
+from normstudy.measures.measure_runs import Measurement
+from normstudy.plots import draw_class_similarity, draw_class_similarity_over_training
+from utils import ClassMoments, cosine_matrix, mean_pairwise_cosine
+
+
+@torch.no_grad()
+def measure_class_similarity(checkpoint, args):
+    """The content of class_similarity.json for one checkpoint."""
+    model, dataset, start = checkpoint.model, checkpoint.dataset, time.perf_counter()
+    subset, indices_hash = checkpoint.subset(getattr(dataset, args.split), args.samples, args.seed)
+    flattened, pooled = ClassMoments(len(dataset.classes)), ClassMoments(len(dataset.classes))
+    with progress_bar(len(subset), "features") as bar, full_float32():
+        for images, labels in checkpoint.batches(subset, args.batch_size):
+            features = model.features(images.to(getattr(torch, args.dtype)))
+            flattened.update(features, labels)
+            pooled.update(model.pool(features), labels)
+            bar.update(len(labels))
+    try:
+        means = flattened.means()
+    except ValueError as error:
+        words = f"{checkpoint.run.path}: {error} among the {len(subset)} {args.split} images: raise --samples"
+        raise RunError(words) from None
+    if len(means) < 2:
+        raise RunError(f"{checkpoint.run.path}: class similarity needs two classes")
+    if not means.isfinite().all():
+        raise RunError(f"{checkpoint.run.path}: the features are not finite")
+    centred = means - flattened.global_mean()
+    within, between = flattened.variances()
+    ratio = within / between if between and len(subset) > len(means) else None  # of one image a class, there is none
+    result = {
+        "class_similarity": mean_pairwise_cosine(means),
+        "class_similarity_pooled": mean_pairwise_cosine(pooled.means()),
+        "class_similarity_centred": mean_pairwise_cosine(centred),
+        "within_class_variance": within,
+        "between_class_variance": between,
+        "within_over_between": ratio,
+        "classes": list(dataset.classes),
+        "matrix": cosine_matrix(means).tolist(),
+        "matrix_pooled": cosine_matrix(pooled.means()).tolist(),
+        "matrix_centred": cosine_matrix(centred).tolist(),
+        "feature_dimension": means.shape[1],
+        "num_samples": len(subset),
+        "sample_indices_sha256": indices_hash,
+        "seconds": time.perf_counter() - start,
+    }
+    print(
+        f"{checkpoint.run.path.name} epoch {checkpoint.epoch}: class similarity {result['class_similarity']:.4f}, "
+        f"pooled {result['class_similarity_pooled']:.4f}, centred {result['class_similarity_centred']:.4f}, "
+        f"within/between variance {'undefined' if ratio is None else f'{ratio:.4g}'} "
+        f"({len(subset)} {args.split} images, {result['seconds']:.1f} s)",
+        flush=True,
+    )
+    return result
+
+
+CLASS_SIMILARITY = Measurement(
+    "class_similarity", measure_class_similarity, draw_class_similarity, draw_class_similarity_over_training
+)

@@ -1,0 +1,43 @@
+"""Pictures of one run and its measurements, and the style and colours that all pictures share."""
+
+from normstudy.plots.class_similarity import draw_class_similarity, draw_class_similarity_over_training
+from normstudy.plots.curves import draw_curves
+from normstudy.plots.hessian import draw_hessian, draw_hessian_over_training, format_with_residual, spectral_density
+from normstudy.plots.probes import LOGARITHMIC_PROBES, PROBE_TITLES, draw_probes
+from normstudy.plots.style import (
+    MARKERS,
+    NORM_COLOURS,
+    OTHER_COLOUR,
+    PALETTE,
+    is_whole_picture,
+    new_figure,
+    norm_colour,
+    printable,
+    save_figure,
+    scale_logarithmically,
+    tick_logarithmically,
+)
+
+__all__ = [
+    "LOGARITHMIC_PROBES",
+    "MARKERS",
+    "NORM_COLOURS",
+    "OTHER_COLOUR",
+    "PALETTE",
+    "PROBE_TITLES",
+    "draw_class_similarity",
+    "draw_class_similarity_over_training",
+    "draw_curves",
+    "draw_hessian",
+    "draw_hessian_over_training",
+    "draw_probes",
+    "format_with_residual",
+    "is_whole_picture",
+    "new_figure",
+    "norm_colour",
+    "printable",
+    "save_figure",
+    "scale_logarithmically",
+    "spectral_density",
+    "tick_logarithmically",
+]

@@ -1,0 +1,90 @@
+"""Which norm does best where, and what a setting changes: means in cells of equal hyperparameters, with intervals."""
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from config import ARCHS
+from normstudy.report.correlation import RESAMPLES, resample_counts
+from normstudy.report.tables import CELL, MIN_POINTS, hyperparameters, setting_keys
+
+
+def summarize_cells(table):
+    """Mean, s.d. and n of each outcome for each norm (grouping) in each cell, and how many runs failed there; a cell
+    is what CELL and all other hyperparameters that differ between the runs say."""
+    keys = ["Label", *dict.fromkeys([*CELL, *hyperparameters(table)])]
+    groups = table.assign(**{name: table[name].astype(str) for name in keys[1:]}).groupby(keys, sort=True)
+    counts = pd.DataFrame({"n": groups.size(), "failed": groups["has_failed"].sum()})
+    parts = [counts]
+    for name in ("Test Accuracy", "Train Accuracy", "Gen. Ratio"):
+        parts.append(groups[name].agg(["mean", "std"]).rename(columns={"mean": f"{name} mean", "std": f"{name} s.d."}))
+    return pd.concat(parts, axis=1).reset_index()
+
+
+def rank_norms(table, outcome="Test Accuracy", label="Norm", resamples=RESAMPLES, seed=0):
+    """How far each norm lies above the mean of all norms in the same cell, with its rank: a frame, best first.
+
+    `advantage` is the mean over runs of the outcome less the mean of the norms' means in the run's cell (all
+    hyperparameters equal; cells with one norm say nothing, and are left out); low and high are the 95 % interval of
+    resampling the cells, and every norm's runs in each, and rank_low, rank_high that of the rank: NaN for a norm with
+    one run, which says nothing of its spread. Runs that failed are counted in `failed`.
+    """
+    names = [label, "n", "failed", "mean", "advantage", "low", "high", "rank_low", "rank_high"]
+    usable = table[~table["has_failed"] & table[outcome].notna()]
+    usable = usable.assign(cell=setting_keys(usable, hyperparameters(table)))
+    is_shared = usable.groupby("cell")[label].transform("nunique") > 1
+    usable = usable[is_shared] if is_shared.any() else usable
+    if usable.empty:
+        return pd.DataFrame(columns=names)
+    groups = usable.groupby(["cell", label])[outcome].agg(["mean", "size"]).reset_index()
+    cells, of_group = np.unique(groups["cell"], return_inverse=True)
+    members = pd.get_dummies(of_group).to_numpy(float).T  # (cells, groups)
+    sizes = pd.get_dummies(groups[label]) * groups["size"].to_numpy()[:, None]  # (groups, norms): runs
+
+    def advantages(means, weights):
+        """(B, norms) from the means of groups (B, groups) and how often each cell counts (B, cells)."""
+        above = means - (means @ members.T / members.sum(1)) @ members
+        weights = weights @ members
+        with np.errstate(invalid="ignore"):
+            return (above * weights) @ sizes.to_numpy(float) / (weights @ sizes.to_numpy(float))
+
+    advantage = advantages(groups["mean"].to_numpy()[None], np.ones((1, len(cells))))[0].round(9)
+    generator = np.random.default_rng(seed)
+    means = np.empty((resamples, len(groups)))
+    for index, (_, values) in enumerate(usable.groupby(["cell", label])[outcome]):
+        means[:, index] = values.to_numpy()[generator.integers(0, len(values), (resamples, len(values)))].mean(1)
+    samples = advantages(means, resample_counts(generator, len(cells), resamples))
+    ranks = stats.rankdata(-np.where(np.isnan(samples), advantage, samples), axis=1)
+    found = usable.groupby(label)[outcome].agg(["size", "mean"]).reset_index().rename(columns={"size": "n"})
+    found.insert(2, "failed", found[label].map(table.groupby(label)["has_failed"].sum()).astype(int))
+    found["advantage"] = advantage
+    for name, values in (("", samples), ("rank_", ranks)):
+        bounds = np.where(found["n"] > 1, np.nanquantile(values, [0.025, 0.975], axis=0).round(9), np.nan)
+        found[f"{name}low"], found[f"{name}high"] = bounds
+    return found[names].sort_values("advantage", ascending=False, ignore_index=True)
+
+
+def rank_norms_by_network(table, **options):
+    """{network: ranking of its runs}: networks have other norms that suit them, and other norms that were tried."""
+    there = set(table["Model"])
+    networks = dict.fromkeys(name for name in (*ARCHS, *sorted(there)) if name in there)
+    found = {network: rank_norms(table[table["Model"] == network], **options) for network in networks}
+    return {network: ranks for network, ranks in found.items() if len(ranks)}
+
+
+def setting_effect(table, axis, outcome, resamples=RESAMPLES, seed=0):
+    """(mean difference, low, high, n, the two settings) of an outcome between the two settings of a hyperparameter,
+    over n groups of runs that are alike in all else; None where it has not two settings, or fewer than LEAST groups."""
+    usable = table[~table["has_failed"] & table[outcome].notna() & table[axis].notna()]
+    settings = sorted(usable[axis].unique())
+    if len(settings) != 2:
+        return None
+    others = ["Label", *(name for name in hyperparameters(usable) if name != axis)]
+    keys = setting_keys(usable, others)
+    means = usable.groupby([keys, axis])[outcome].mean().unstack()
+    differences = (means[settings[1]] - means[settings[0]]).dropna().to_numpy()
+    if len(differences) < MIN_POINTS:
+        return None
+    drawn = np.random.default_rng(seed).integers(0, len(differences), (resamples, len(differences)))
+    low, high = np.quantile(differences[drawn].mean(1), [0.025, 0.975])
+    return float(differences.mean()), float(low), float(high), len(differences), settings

@@ -1,0 +1,153 @@
+"""Tables of runs as pandas frames: their columns, spellings and cells."""
+
+import csv
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from config import ARCHS, GROUPED_NORMS, NORM_TYPES
+from normstudy.cli import RunError, canonical_name
+
+OUTCOMES = {
+    "Test Accuracy": "test accuracy (%)",
+    "Train Accuracy": "train accuracy (%)",
+    "Gen. Ratio": "generalization ratio (test / train accuracy)",
+    "Gap": "gap (train − test accuracy, points)",
+}
+MEASURES = {
+    "Trace": "Hessian trace",
+    "Eigen Mean": "mean eigenvalue",
+    "Eigen Variance": "variance of eigenvalues",
+    "Max Eigen": "largest eigenvalue",
+    "Class Similarity": "class similarity",
+    "class_similarity_pooled": "class similarity, pooled features",
+    "class_similarity_centred": "class similarity, centred",
+    "within_over_between": "within- / between-class variance",
+}
+CELL = ["Model", "Dataset", "Batch Size", "Mom & WD"]
+# What else can differ between runs; the norm and its grouping are what is compared.
+HYPERPARAMETERS = [*CELL, "SkipInit", "epochs", "conv_type", "cfg", "preact", "image_size", "patch_size", "init_lr"]
+HYPERPARAMETERS += [
+    "lr_warmup",
+    "momentum",
+    "weight_decay",
+    "precision",
+    "val_fraction",
+    "train_samples",
+    "batch_shares",
+]
+REQUIRED = ["Model", "Norm", "Dataset", "Batch Size", "Test Accuracy"]
+MIN_POINTS = 5  # points of a correlation
+
+
+def read_tables(paths):
+    """The runs of several tables, stacked, as one frame: see tidy. Raises RunError for what is no table of runs."""
+    frames = []
+    for path in map(Path, paths):
+        try:
+            frame = pd.read_csv(path, dtype=str, keep_default_na=False, quoting=csv.QUOTE_MINIMAL)
+        except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+            reason = getattr(error, "strerror", None) or (str(error).splitlines() or [""])[0]
+            raise RunError(f"{path} cannot be read as a table: {reason}") from None
+        missing = [name for name in REQUIRED if name not in frame.columns]
+        if missing:
+            raise RunError(f"{path} has no column {missing[0]!r}: is it a table of runs?")
+        frames.append(frame.assign(table=str(path)))
+    return without_copies(tidy_table(pd.concat(frames, ignore_index=True)))
+
+
+def without_copies(table):
+    """The runs, each once: of those that agree in everything but measurements, to the last digit of the seconds that
+    they took, the one with most measures. What is left out is said on stderr."""
+    if "seconds" not in table or "run" not in table:
+        return table
+    same = {*REQUIRED, *HYPERPARAMETERS, "P Grouping", "seed", "data", "seconds", "test_loss", "train_loss"}
+    same = [name for name in table if name in same]
+    is_timed = pd.to_numeric(table["seconds"], errors="coerce").notna()
+    measured = table[list(MEASURES)].notna().sum(axis=1).sort_values(ascending=False, kind="stable").index
+    is_copy = table.loc[measured, same].duplicated().sort_index() & is_timed
+    for row in table[is_copy].to_dict("records"):
+        print(f"left out: {row['run']} of {row['table']} is the copy of another run", file=sys.stderr)
+    return table[~is_copy].reset_index(drop=True)
+
+
+def tidy_table(table):
+    """The frame with today's spellings, numbers as numbers, and Norm and Grouping that say what differs.
+
+    Grouping is P Grouping where the norm takes it, else NaN; Label is the norm with it; Gap is train − test
+    accuracy; has_failed says which runs ended without a finite result.
+    """
+    table = table.copy()
+    names = (*MEASURES, *OUTCOMES, "P Grouping", "Batch Size", "seed")
+    for name in names:
+        table[name] = pd.to_numeric(table[name], errors="coerce") if name in table else np.nan
+        table.loc[~np.isfinite(table[name].astype(float)), name] = np.nan
+    for name in ("Mom & WD", "SkipInit", "Success"):
+        words = table[name].astype(str).str.lower() if name in table else pd.Series("", index=table.index)
+        table[name] = words.map({"true": True, "false": False})
+    table["Model"] = [_spelled(name, ARCHS) for name in table["Model"]]
+    table["Norm"] = [_spelled(name, NORM_TYPES) for name in table["Norm"]]
+    table["Grouping"] = table["P Grouping"].where(table["Norm"].isin(GROUPED_NORMS))
+    grouped = [f"{norm} p={p:g}" if p == p else norm for norm, p in zip(table["Norm"], table["Grouping"], strict=True)]
+    table["Label"] = grouped
+    table["Gap"] = table["Train Accuracy"] - table["Test Accuracy"]
+    ratio = table["Test Accuracy"] / table["Train Accuracy"].where(table["Train Accuracy"] > 0)
+    table["Gen. Ratio"] = table["Gen. Ratio"].where(table["Gen. Ratio"].notna(), ratio)
+    table["has_failed"] = (table["Success"] == False) | table["Test Accuracy"].isna()  # noqa: E712 - of three values
+    return table
+
+
+def _spelled(name, choices):
+    try:
+        return canonical_name(str(name), choices)
+    except ValueError:
+        return str(name)
+
+
+def hyperparameters(table):
+    """The columns, beside the norm and its grouping, in which the runs differ."""
+    there = [name for name in HYPERPARAMETERS if name in table and table[name].astype(str).nunique() > 1]
+    return there
+
+
+def setting_keys(table, names):
+    """For each run, its settings of these columns, as one text."""
+    texts = ["|".join(map(str, values)) for values in table[names].astype(str).to_numpy()]
+    return pd.Series(texts, index=table.index, dtype=str)
+
+
+def largest_cells(table, within, label="Norm"):
+    """Of the runs that are equal in the columns `within`, those of the combination of all other hyperparameters that
+    has the most norms (or other labels), and of these the most runs: what can be averaged and compared."""
+    table = table[table[label].notna()]
+    axes = [name for name in hyperparameters(table) if name not in within]
+    kept = []
+    for _, runs in table.groupby(setting_keys(table, within), sort=False):
+        groups = [group for _, group in runs.groupby(setting_keys(runs, axes))] if axes else [runs]
+        kept += list(max(groups, key=lambda group: (group[label].nunique(), len(group))).index)
+    return table.loc[sorted(kept)]
+
+
+def in_largest_cells(pairs, label="Norm"):
+    """Those of [(row, anything)] that lie in the largest cell of their network."""
+    if not pairs:
+        return []
+    return [pairs[index] for index in largest_cells(pd.DataFrame([row for row, _ in pairs]), ["Model"], label).index]
+
+
+# What predicts an outcome
+
+
+def average_over_seeds(table):
+    """Each setting once: the runs that did not fail, averaged over those that are equal in norm, grouping and all
+    hyperparameters, which differ in their seeds alone.
+
+    What goes with what over norms is said of settings: runs of one setting are no independent witnesses of it.
+    """
+    usable = table[~table["has_failed"]]
+    settings = setting_keys(usable, ["Label", *hyperparameters(table)])
+    is_number = {name: pd.api.types.is_numeric_dtype(usable[name]) and usable[name].dtype != bool for name in usable}
+    how = {name: "mean" if is_number[name] else "first" for name in usable}
+    return usable.groupby(settings, sort=False).agg(how).reset_index(drop=True)

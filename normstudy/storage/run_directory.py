@@ -1,0 +1,130 @@
+"""The run directory: its name, its files, and the lock of the process that works on it."""
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import filelock
+
+from config import GROUPED_NORMS
+from normstudy.cli import RunError
+from normstudy.storage.files import locked, remove_leftovers
+
+BUSY = "is being worked on by"
+METRICS_COLUMNS = (
+    "epoch",
+    "learning_rate",
+    "train_loss",
+    "train_accuracy",
+    "validation_loss",
+    "validation_accuracy",
+    "test_loss",
+    "test_accuracy",
+    "seconds",
+    "images_per_second",
+)
+
+
+class RunDirectory:
+    """The files of one run. `path` need not exist yet."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.metrics = self.path / "metrics.csv"
+        self.summary = self.path / "summary.json"
+        self.last = self.path / "checkpoints" / "last.pt"
+        self.previous = self.path / "checkpoints" / "previous.pt"  # the state before last.pt, while the run goes on
+        self.curves = self.path / "curves.png"
+        self.probes_picture = self.path / "probes.png"
+        self.probes_summary = self.path / "probes.json"
+
+    def checkpoint(self, epoch):
+        return self.path / "checkpoints" / f"epoch_{epoch:04d}.pt"
+
+    def checkpoints(self):
+        return sorted(self.path.glob("checkpoints/epoch_*.pt"))
+
+    def probes(self, epoch):
+        return self.path / "probes" / f"epoch_{epoch:04d}.pt"
+
+    def probe_dumps(self):
+        return sorted(self.path.glob("probes/epoch_*.pt"))
+
+    def measurement(self, name, epoch=None):
+        """The JSON file of a measurement, "hessian" or "class_similarity", of the last checkpoint or an earlier one."""
+        return self.path / (f"{name}.json" if epoch is None else f"{name}_epoch_{epoch:04d}.json")
+
+    def measurements(self, name):
+        """The JSON files of a measurement, by epoch, the last checkpoint's last."""
+        last = [self.measurement(name)] if self.measurement(name).exists() else []
+        return [*sorted(self.path.glob(f"{name}_epoch_*.json")), *last]
+
+    def name_of(self, path):
+        """A file's name within the run directory."""
+        return path.relative_to(self.path).as_posix()
+
+    @contextlib.contextmanager
+    def lock(self):
+        """A context that one process holds while it works on the run. Raises RunError where another does.
+
+        The system frees the lock of a process that dies, so nobody waits for a dead one.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        owner = self.path / ".owner"
+        try:
+            with locked(self.path / ".lock", timeout=0) as has_locks:
+                if has_locks:
+                    remove_leftovers(self.path)
+                else:
+                    print(f"{self.path}: no locks on this disk, so let one process work on a run", file=sys.stderr)
+                with contextlib.suppress(OSError):
+                    owner.write_text(f"process {os.getpid()} on {platform.node()} since {time.strftime('%c')}\n")
+                try:
+                    yield
+                finally:
+                    with contextlib.suppress(OSError):
+                        owner.unlink()
+        except filelock.Timeout:
+            who = "another process"
+            with contextlib.suppress(OSError, ValueError):
+                who = owner.read_text(encoding="utf-8").strip() or who
+            raise RunError(f"{self.path} {BUSY} {who}; wait for it, or stop it") from None
+
+    def clear(self):
+        """Removes everything that the run recorded, its result and state first; the lock stays."""
+        for path in (self.summary, self.last, self.previous):
+            path.unlink(missing_ok=True)
+        for entry in self.path.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry.name not in (".lock", ".owner"):
+                entry.unlink()
+
+
+def identity_hash(config):
+    """8 hex digits over the fields that change the numbers."""
+    text = json.dumps(config.identity(), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def run_name(config):
+    """`<arch>_<norm>_<dataset>_…_seed0_<8 hex>`: what differs from the defaults, readable; the hash, exact."""
+    parts = [config.arch, config.norm_type, config.dataset]
+    if config.norm_type in GROUPED_NORMS:
+        parts.append(f"p{config.p_grouping:g}")
+    if config.conv_type != "Plain":
+        parts.append(config.conv_type)
+    if config.arch == "vgg":
+        parts.append(config.cfg)
+    parts += [flag for flag in ("skipinit", "preact") if getattr(config, flag)]
+    if config.batch_shares > 1:
+        parts.append(f"shares{config.batch_shares}")
+    parts += [f"bs{config.batch_size}", f"ep{config.epochs}", f"seed{config.seed}", identity_hash(config)]
+    return "_".join(parts)

@@ -1,0 +1,91 @@
+"""The settings of a run: from a command line, or from its config.json."""
+
+import dataclasses
+from pathlib import Path
+
+from config import Config, from_settings, shares_of_batch
+from normstudy.cli import RunError, UsageError
+from normstudy.storage.files import read_json
+from normstudy.storage.provenance import git_commit, versions
+from normstudy.storage.run_directory import RunDirectory, identity_hash, run_name
+
+
+def open_run(config, processes=1):
+    """(Config, RunDirectory) of a parsed command line; with c_dir, the settings come from its config.json.
+
+    Runtime flags beside c_dir replace the stored ones. Raises RunError where c_dir holds no readable config.json, and
+    where so many processes would take batch statistics of other parts of a batch than the run has.
+    """
+    if config.c_dir is None:
+        config = dataclasses.replace(config, batch_shares=shares_of_batch(config, processes))
+        return config, RunDirectory(Path(config.results_dir) / run_name(config))
+    run = RunDirectory(config.c_dir)
+    if not run.path.is_dir():
+        raise RunError(f"--c_dir={config.c_dir} is not a folder")
+    runtime = {f.name for f in dataclasses.fields(Config) if f.metadata["runtime"]}
+    changes = {name: getattr(config, name) for name in runtime if _differs(name, getattr(config, name))}
+    changes |= {name: getattr(config, name) for name in ("overwrite", "download", "mix_versions")}
+    try:
+        config = dataclasses.replace(stored_config(run), **changes)
+    except RunError as error:
+        raise RunError(f"{error}; the flags that the run was begun with, given again, continue it too") from None
+    if config.batch_shares != shares_of_batch(config, processes):
+        way = f"torchrun with {config.batch_shares} processes, without --sync_bn,"
+        if config.batch_shares == 1:
+            way = "one process, or --sync_bn=True,"
+        raise RunError(
+            f"{run.path} takes batch statistics of {config.batch_shares} shares of each batch: {way} continues it"
+        )
+    return config, run
+
+
+def stored_config(run):
+    """The Config in a run directory's config.json. Raises RunError where its settings are not those of one run."""
+    settings = read_json(run.config)
+    missing = sorted(Config().identity().keys() - settings.keys())
+    if missing:
+        raise RunError(f"{run.config} lacks {', '.join(missing)}: it is from another version, or damaged")
+    try:
+        return from_settings(settings)
+    except UsageError as error:
+        raise RunError(f"{run.config} holds settings that do not fit together: {error}") from None
+
+
+def read_summary(run):
+    """The content of summary.json. Raises RunError where it is missing, damaged, or of another run's settings."""
+    summary = read_json(run.summary)
+    if summary.get("status") not in ("done", "diverged"):
+        raise RunError(f"{run.summary} is damaged: its status is {summary.get('status')!r}")
+    identity = identity_hash(stored_config(run))
+    if summary.get("identity", identity) != identity:
+        raise RunError(f"{run.summary} and {run.config} are not of the same run")
+    return summary
+
+
+def _differs(name, value):
+    return value != getattr(Config(), name)
+
+
+def describe_run(config, dataset, fingerprint):
+    """The content of config.json: every setting, then versions, git commit, and what the data were."""
+    return dataclasses.asdict(config) | {
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "data": {
+            "fingerprint": fingerprint,
+            "classes": list(dataset.classes),
+            "image_shape": list(dataset.train.images.shape[1:]),
+            "train_samples": len(dataset.train),
+            "validation_samples": 0 if dataset.validation is None else len(dataset.validation),
+            "test_samples": len(dataset.test),
+        },
+    }
+
+
+def reads_same_folder(run, config):
+    """Whether the run's images came from the folder that the config names now (or from the seed)."""
+    try:
+        stored = str(read_json(run.config).get("data_dir", ""))
+    except RunError:
+        return False
+    return config.dataset == "Synthetic" or Path(stored).resolve() == Path(config.data_dir).resolve()

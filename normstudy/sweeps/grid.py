@@ -1,0 +1,60 @@
+"""Grids of runs: every combination that a command line or preset names."""
+
+import collections
+import dataclasses
+import itertools
+from pathlib import Path
+
+from config import ONLY_WITH, Config, resolve, shares_of_batch
+from normstudy.cli import UsageError
+from normstudy.storage import RunDirectory, run_name
+from normstudy.sweeps.flags import MEASURING
+from normstudy.sweeps.presets import PRESETS
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepRun:
+    """One run of a sweep: its settings, the flags that give them to main.py, and its directory."""
+
+    config: Config
+    flags: tuple[str, ...]
+    directory: RunDirectory
+    hessian_flags: str = ""
+    class_similarity_flags: str = ""
+
+
+def expand(given, preset=None, processes=1):
+    """(runs, {why: how many combinations were left out}) of flags {name: values, or a runtime flag's value}, each run
+    trained by so many processes.
+
+    Each run stands once, in the order of the product. Raises UsageError where no run is left.
+    """
+    runtime = {f.name for f in dataclasses.fields(Config) if f.metadata["runtime"]}
+    shared = {name: value for name, value in given.items() if name in runtime}
+    swept = {name: values for name, values in given.items() if name not in runtime}
+    runs, left_out, seen = {}, collections.Counter(), set()
+    for grid in PRESETS[preset] if preset else ({},):
+        measuring = {name: grid[name] for name in grid if name in MEASURING}
+        grid = {name: grid[name] for name in grid if name not in MEASURING} | swept
+        for values in itertools.product(*grid.values()):
+            chosen = dict(zip(grid, values, strict=True)) | shared
+            for name, (owner, wanted) in ONLY_WITH.items():
+                if chosen.get(owner, getattr(Config, owner)) not in wanted:
+                    chosen.pop(name, None)
+            key = tuple(chosen.items())
+            if key in seen:
+                continue
+            seen.add(key)
+            try:
+                config = resolve(chosen)
+                config = dataclasses.replace(config, batch_shares=shares_of_batch(config, processes))
+            except UsageError as error:
+                left_out[str(error)] += 1
+                continue
+            name = run_name(config)
+            if name not in runs:
+                flags = tuple(f"--{flag}={value}" for flag, value in chosen.items())
+                runs[name] = SweepRun(config, flags, RunDirectory(Path(config.results_dir) / name), **measuring)
+    if not runs:
+        raise UsageError(f"main.py would refuse every combination: {next(iter(left_out))}")
+    return list(runs.values()), dict(left_out)

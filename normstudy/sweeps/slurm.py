@@ -1,0 +1,166 @@
+"""Sweeps on a Slurm cluster, through submitit: one job array, whose jobs write everything themselves.
+
+A job that is told that its time is up, or that it is preempted, saves the state of its run, and is queued again.
+"""
+
+import contextlib
+import io
+import json
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+from normstudy.cli import RunError, UsageError, progress_bar
+from normstudy.storage import write_bytes
+from normstudy.sweeps.standings import failure_path, standings
+from normstudy.sweeps.workers import FAILED, PROJECT, STOPPED, Worker, thread_environment
+
+MOST_TASKS = 1000  # of an array, by Slurm's default MaxArraySize; each task works off several runs where there are more
+MOST_TIMEOUTS = 1000  # after which a job is not queued again
+
+
+class JobRuns:
+    """The runs that one job works off, in their order: what submitit calls on the node."""
+
+    def __init__(self, runs, own):
+        self.runs, self.own = list(runs), own
+
+    def __call__(self):
+        self.worker = Worker(self.own, is_detached=False)
+        signal.signal(signal.SIGTERM, lambda number, frame: self.worker.stop())
+        failed = []
+        for run in list(self.runs):
+            kind, reason = self.worker.work_off(run, thread_environment(self.own["processes"]))
+            if kind == STOPPED:
+                sys.exit(99)
+            if kind == FAILED:
+                failed.append(f"{run.directory.path.name}: {reason}")
+            self.runs.remove(run)
+        if failed:
+            raise RunError("; ".join(failed))
+
+    def checkpoint(self):
+        """Has the run at work save its state, and gives submitit what is left to do."""
+        import submitit
+
+        self.worker.stop()
+        self.worker.wait()
+        return submitit.helpers.DelayedSubmission(JobRuns(self.runs, self.own))
+
+
+def submit_jobs(runs, own):
+    """Queues jobs that work off the runs, and returns the number of the array. Raises UsageError, RunError."""
+    import submitit
+
+    if shutil.which("sbatch") is None:
+        raise UsageError("--cluster=slurm needs sbatch, which is not on this machine")
+    logs = runs[0].directory.path.parent / "logs"
+    tasks = min(len(runs), MOST_TASKS)
+    shares = [runs[index::tasks] for index in range(tasks)]
+    executor = submitit.AutoExecutor(logs / "slurm", cluster="slurm", slurm_max_num_timeout=MOST_TIMEOUTS)
+    parameters = {
+        "time": own["slurm_time"],
+        "partition": own["slurm_partition"],
+        "account": own["slurm_account"],
+        "gpus_per_node": own["slurm_gpus"],
+        "cpus_per_task": own["slurm_cpus"],
+        "mem": own["slurm_mem"],
+        "array_parallelism": own["jobs"] or tasks,
+        "stderr_to_stdout": True,
+        "setup": [f"export PYTHONPATH={shlex.quote(str(PROJECT))}${{PYTHONPATH:+:$PYTHONPATH}}"],
+        "additional_parameters": {"requeue": True} | _parse_flags(own["slurm_flags"]),
+    }
+    executor.update_parameters(
+        name="normalization", **{f"slurm_{name}": value for name, value in parameters.items() if value is not None}
+    )
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), executor.batch():  # what sbatch complains of is said below
+            jobs = [executor.submit(JobRuns(share, own)) for share in shares]
+    except (submitit.core.utils.FailedJobError, subprocess.CalledProcessError, OSError) as error:
+        words = [line for line in str(error).splitlines() if "sbatch: error" in line] or str(error).splitlines()
+        raise RunError(f"Slurm did not take the jobs: {words[0].removeprefix('sbatch: error: ')}") from None
+    array = jobs[0].job_id.partition("_")[0]
+    names = [[run.directory.path.name for run in share] for share in shares]
+    write_bytes(logs / f"slurm-{array}.json", json.dumps(names).encode())
+    return array
+
+
+def _parse_flags(text):
+    """{name: value} of flags of sbatch. Raises UsageError."""
+    flags = {}
+    for word in shlex.split(text):
+        name, _, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--"):
+            raise UsageError(f"--slurm_flags: {word!r} is not of the form --name=value")
+        flags[name] = value or True
+    return flags
+
+
+def queued_runs(results_dir):
+    """{run name: is running} of the runs in results_dir whose jobs are queued or running; None where Slurm does not
+    answer. Raises UsageError where there is no Slurm."""
+    command = ["squeue", "--me", "--noheader", "--array", "--format=%i %t"]
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    except FileNotFoundError:
+        raise UsageError("--cluster=slurm needs squeue, which is not on this machine") from None
+    except subprocess.CalledProcessError:
+        return None
+    active = {}
+    for line in lines:
+        job, state = line.split()
+        array, _, task = job.partition("_")
+        active.setdefault(array, {})[task] = state not in ("PD", "CF")
+    found = {}
+    for array, tasks in active.items():
+        path = results_dir / "logs" / f"slurm-{array}.json"
+        if path.exists():
+            names = json.loads(path.read_text())
+            for task, is_running in tasks.items():
+                found |= dict.fromkeys(names[int(task or 0)], is_running)
+    return found
+
+
+LOOK_SECONDS = 3.0  # between looks at what jobs on a cluster have done
+
+
+def run_on_slurm(runs, ahead, own, results_dir):
+    """Queues the runs that are ahead, and follows all of them until no job is left."""
+    for run in ahead:
+        failure_path(run).unlink(missing_ok=True)
+    if ahead:
+        array = submit_jobs(ahead, own)
+        print(f"job array {array} works off {len(ahead)} runs; its words go to {results_dir / 'logs'}", flush=True)
+    if own["wait"]:
+        try:
+            follow_jobs(runs, own, results_dir)
+        except KeyboardInterrupt as stop:
+            raise type(stop)("the jobs go on; the same command follows them, scancel ends them") from None
+
+
+def follow_jobs(runs, own, results_dir):
+    """Shows how far the jobs are, until none of these runs is in the queue."""
+    names = {run.directory.path.name for run in runs}
+    said = {name: set() for name in ("done", "failed")}
+    for name, found in standings(runs, own["measure"]).items():
+        if name in said:
+            said[name] = {run.directory.path.name for run in found}
+    with progress_bar(len(runs), "sweep", len(said["done"] | said["failed"]), unit="run") as bar:
+        while True:
+            queued = queued_runs(results_dir)
+            standing = standings(runs, own["measure"], queued or {})
+            for name in said:
+                for run in standing[name]:
+                    if run.directory.path.name not in said[name]:
+                        said[name].add(run.directory.path.name)
+                        bar.write(f"{name}: {run.directory.path.name}")
+                        bar.update()
+            running = sum((queued or {}).get(run.directory.path.name, False) for run in standing["queued"])
+            waiting = len(standing["queued"]) - running
+            bar.set_postfix_str(f"{running} running, {waiting} queued, {len(standing['failed'])} failed")
+            if queued is not None and names.isdisjoint(queued):
+                return
+            time.sleep(LOOK_SECONDS)

@@ -1,0 +1,26 @@
+"""What several test files share."""
+
+import csv
+
+from normstudy.storage import read_json
+
+NARROW = (8, (8, 2), 16)
+SMALL = ["--dataset=ImageFolder", "--batch_size=16", "--device=cpu"]
+TIMES = ("seconds", "images_per_second")
+
+
+def content(run):
+    """{name: bytes, or what the clock does not decide} of every file that a run recorded."""
+    found = {}
+    for path in sorted(run.path.rglob("*")):
+        name = run.name_of(path)
+        if path.is_dir() or name in (".lock", ".owner", "curves.png", "probes.png", "checkpoints/last.pt"):
+            continue
+        found[name] = path.read_bytes()
+    with open(run.metrics, newline="") as file:
+        found["metrics.csv"] = [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
+    summary = read_json(run.summary)
+    del summary["seconds"], summary["files"]["metrics.csv"]
+    settings = read_json(run.config)
+    del settings["results_dir"], settings["checkpoint_minutes"]
+    return found | {"summary.json": summary, "config.json": settings}

@@ -1,0 +1,161 @@
+"""Sweeps on a real Slurm, whose jobs are stopped, queued again, cancelled and refused."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import content
+
+import run_sweep
+from normstudy.cli import UsageError
+from normstudy.storage import files, run_directory
+from normstudy.sweeps import flags, grid, slurm, standings
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["--dataset=Synthetic", "--image_size=8", "--test_samples=20", "--batch_size=16"]
+SMALL += ["--device=cpu", "--norm_type=LayerNorm"]
+LONG = ["--epochs=8", "--train_samples=500", "--measure=none", "--probe_layers=False"]
+
+
+def has_slurm():
+    return shutil.which("sbatch") and subprocess.run(["sinfo"], capture_output=True).returncode == 0
+
+
+@pytest.fixture
+def cluster(monkeypatch, tmp_path):
+    if not has_slurm():
+        pytest.skip("no Slurm takes jobs here; .ci/slurm starts one")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    yield
+    for path in tmp_path.glob("**/logs/slurm-*.json"):
+        subprocess.run(["scancel", "--quiet", path.stem.removeprefix("slurm-")], check=True)
+
+
+def sweep(results, *flags):
+    return run_sweep.main([*SMALL, f"--results_dir={results}", "--cluster=slurm", "--slurm_time=10", *flags])
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 180
+    while not condition():
+        assert time.monotonic() < deadline, "it does not happen"
+        time.sleep(0.1)
+
+
+def the_run(results):
+    return run_directory.RunDirectory(next(results.glob("vgg_*")))
+
+
+def job_of(results):
+    [array] = [path.stem.removeprefix("slurm-") for path in (results / "logs").glob("slurm-*.json")]
+    return array
+
+
+@pytest.mark.slurm
+@pytest.mark.usefixtures("cluster")
+class TestOnSlurm:
+    def test_jobs_train_measure_and_add_their_rows(self, tmp_path, capsys):
+        """The command that follows is another one than that which queued them."""
+        flags = ["--seed=0,1", "--epochs=1", "--train_samples=50", "--measure=class_similarity", "--jobs=2"]
+        assert sweep(tmp_path, *flags, "--wait=False") == 0
+        assert sweep(tmp_path, *flags, "--wait=False") == 0
+        said = capsys.readouterr().out
+        assert "2 runs in" in said
+        assert "2 queued" in said
+        assert said.count("job array") == 1
+        assert sweep(tmp_path, *flags) == 0
+        said = capsys.readouterr().out
+        assert said.count("done: vgg") + said.count("2 done") * 2 == 2
+        assert "2 of 2 runs are done" in said
+        rows = files.read_csv(tmp_path / "results.csv")
+        assert sorted(row["seed"] for row in rows) == ["0", "1"]
+        assert all(row["Class Similarity"] for row in rows)
+
+    def test_a_run_that_fails_is_said(self, tmp_path, capsys):
+        flags = ["--dataset=ImageFolder", f"--data_dir={tmp_path / 'nowhere'}", "--epochs=1", "--measure=none"]
+        assert sweep(tmp_path, *flags) == 1
+        said = capsys.readouterr().out
+        assert "failed: vgg" in said
+        assert "nowhere" in said
+        assert "0 of 1 runs are done, 1 failed" in said
+
+    @pytest.mark.parametrize(
+        "stop",
+        [
+            "scancel --signal=USR2 {job}",
+            "scontrol requeue {job}",
+            "sbatch --partition=urgent --exclusive --wait --output=/dev/null --wrap=true",
+        ],
+        ids=["signal", "requeue", "preemption"],
+    )
+    def test_a_job_that_is_stopped_is_queued_again_and_gives_the_same_bits(self, tmp_path, stop):
+        """USR2 comes before the time limit; a job of a partition of higher priority takes the whole node."""
+        if "urgent" in stop and not subprocess.run(["sinfo", "-h", "-p", "urgent"], capture_output=True).stdout:
+            pytest.skip("no partition urgent that preempts others; .ci/slurm makes one")
+        assert sweep(tmp_path / "stopped", *LONG, "--wait=False") == 0
+        wait_for(lambda: list((tmp_path / "stopped").glob("*/checkpoints/last.pt")))
+        run = the_run(tmp_path / "stopped")
+        wait_for(lambda: files.read_torch(run.last)["epoch"] >= 2)
+        subprocess.run(stop.format(job=job_of(tmp_path / "stopped")).split(), check=True)
+        assert sweep(tmp_path / "stopped", *LONG) == 0
+        log = standings.log_path(grid.SweepRun(None, (), run)).read_text()
+        assert log.count("of 8 epochs done") == 2
+        assert log.count("the same command continues after") == 1, "the run was killed, not asked to save"
+        assert "training vgg with LayerNorm on Synthetic (cpu), 0 of" in log
+        argv = [sys.executable, ROOT / "main.py", *SMALL, *LONG, f"--results_dir={tmp_path / 'undisturbed'}"]
+        subprocess.run([word for word in argv if "measure" not in str(word)], check=True, capture_output=True)
+        assert content(run) == content(the_run(tmp_path / "undisturbed"))
+
+    def test_a_cancelled_job_saves_and_stays_away(self, tmp_path, capsys):
+        assert sweep(tmp_path, *LONG, "--wait=False") == 0
+        wait_for(lambda: list(tmp_path.glob("*/checkpoints/last.pt")))
+        subprocess.run(["scancel", job_of(tmp_path)], check=True)
+        wait_for(lambda: not slurm.queued_runs(tmp_path))
+        run = the_run(tmp_path)
+        assert not (run.path / ".owner").exists(), "a child is still at work"
+        assert "the same command continues after" in (tmp_path / "logs" / f"{run.path.name}.log").read_text()
+        assert not run.summary.exists()
+        capsys.readouterr()
+        assert sweep(tmp_path, *LONG, "--dry_run") == 0
+        assert "1 begun" in capsys.readouterr().out
+
+    def test_what_slurm_refuses_is_one_line(self, tmp_path):
+        argv = [sys.executable, ROOT / "run_sweep.py", *SMALL, "--cluster=slurm", f"--results_dir={tmp_path}"]
+        done = subprocess.run([*argv, "--slurm_partition=nosuch"], capture_output=True, text=True)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert "invalid partition" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [("90", 90), ("90:00", 90), ("1:30:00", 90), ("0:30", 1), ("2-0", 2880), ("1-12:30", 2190), ("1-0:0:1", 1441)],
+)
+def test_times_are_read_as_slurm_reads_them(text, minutes):
+    assert flags.slurm_minutes(text) == minutes
+
+
+@pytest.mark.parametrize("text", ["", "0", "1h", "1:2:3:4", "-5", "1-"])
+def test_what_is_no_time_is_refused(text):
+    with pytest.raises(ValueError, match=r"is none of|is no time"):
+        flags.slurm_minutes(text)
+
+
+def test_flags_of_sbatch_are_handed_on():
+    assert slurm._parse_flags("--qos=low --exclusive --comment='two words'") == {
+        "qos": "low",
+        "exclusive": True,
+        "comment": "two words",
+    }
+    with pytest.raises(UsageError, match="qos"):
+        slurm._parse_flags("qos=low")
+
+
+def test_without_slurm_it_is_a_usage_error(tmp_path):
+    argv = [sys.executable, ROOT / "run_sweep.py", *SMALL, "--cluster=slurm", f"--results_dir={tmp_path}"]
+    done = subprocess.run(argv, capture_output=True, text=True, env=os.environ | {"PATH": "/nowhere"})
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "is not on this machine" in done.stderr

@@ -1,0 +1,209 @@
+"""One training step against the plain loop, the losses of an epoch, and on CUDA the graph against the step itself."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import config
+from models import build_from_config
+from normstudy.datasets import training_order
+from normstudy.datasets.batches import training_batches
+from normstudy.datasets.splits import Split
+from normstudy.training import epoch_losses, training_step
+from normstudy.training.optimizer import SGD
+from normstudy.training.probe_recorder import ProbeRecorder
+
+FLAGS = ["--dataset=Synthetic", "--batch_size=16", "--seed=3"]
+NETWORKS = {
+    "vgg": ["--arch=vgg", "--norm_type=BatchNorm"],
+    "resnet-56": ["--arch=resnet-56", "--norm_type=GroupNorm"],
+    "vit": ["--arch=vit", "--norm_type=LayerNorm", "--image_size=16", "--patch_size=8"],
+}
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def parts(flags, device="cpu", has_probes=False):
+    """(settings, model, optimizer, split, recorder) of a small run."""
+    settings = config.parse_args([*FLAGS, *flags])
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (70, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    split = Split(images, torch.randint(0, 10, (70,), generator=generator)).to(device)
+    torch.manual_seed(settings.seed)
+    model = build_from_config(settings, 10).to(device, memory_format=torch.channels_last).train()
+    optimizer = SGD(model.parameters(), momentum=0.9, weight_decay=1e-4)
+    return settings, model, optimizer, split, ProbeRecorder(model) if has_probes else None
+
+
+def run_steps(step, epochs=2, rate=0.02):
+    """(losses, right answers) of every step, the last batch of an epoch smaller."""
+    results, size = [], step.config.batch_size
+    count = training_step.count_steps(len(step.split), size)
+    for epoch in range(epochs):
+        order, flips = training_order(step.split, step.config.seed, epoch)
+        for index in range(count):
+            batch = slice(index * size, (index + 1) * size)
+            loss, correct = step(order[batch], flips[batch], rate / (1 + index), epoch * count + index)
+            results.append(torch.stack([loss, correct.float()]).clone())
+    return torch.stack(results)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("weight_decay", [0.0, 1e-2])
+def test_sgd_is_that_of_torch(momentum, weight_decay):
+    start = [torch.randn(3, 4), torch.randn(5), torch.zeros(())]
+    own, other = ([tensor.clone().requires_grad_() for tensor in start] for _ in range(2))
+    optimizer = SGD(own, momentum, weight_decay)
+    expected = torch.optim.SGD(other, lr=1.0, momentum=momentum, weight_decay=weight_decay)
+    for index in range(5):
+        for parameters in (own, other):
+            loss = sum((parameter - 1).pow(4).sum() for parameter in parameters)
+            for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+                parameter.grad = gradient
+        expected.param_groups[0]["lr"] = 0.01 / (1 + index)
+        expected.step()
+        optimizer.step(0.01 / (1 + index))
+        if index == 2:  # continued from its state
+            state, optimizer = optimizer.state_dict(), SGD(own, momentum, weight_decay)
+            optimizer.load_state_dict(state)
+    torch.testing.assert_close(own, other)
+    optimizer.zero_grad()
+    assert all(parameter.grad is None for parameter in own)
+
+
+def test_sgd_refuses_the_state_of_other_parameters():
+    with_momentum = SGD([torch.zeros(3)], 0.9, 0.0)
+    for other in (SGD([torch.zeros(4)], 0.9, 0.0), SGD([torch.zeros(3)], 0.0, 0.0)):
+        with pytest.raises(ValueError, match="other parameters"):
+            with_momentum.load_state_dict(other.state_dict())
+
+
+def test_training_does_not_load_the_compiler(tmp_path):
+    """It would take seconds at the start of every run."""
+    flags = [*NETWORKS["vgg"], "--dataset=Synthetic", "--train_samples=20", "--test_samples=20", "--epochs=1"]
+    code = f"""
+import sys
+import main
+main.main({[*flags, f"--results_dir={tmp_path}"]!r})
+assert "torch._dynamo" not in sys.modules
+"""
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("arch", NETWORKS)
+def test_a_step_is_that_of_the_plain_loop(arch):
+    settings, model, optimizer, split, recorder = parts(NETWORKS[arch], has_probes=True)
+    found = run_steps(training_step.build_step(settings, model, optimizer, split, recorder), epochs=1)
+    settings, model, _, split, _ = parts(NETWORKS[arch])
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9, weight_decay=1e-4)
+    for index, (x, y) in enumerate(training_batches(split, 16, settings.seed, 0, settings.image_size)):
+        optimizer.param_groups[0]["lr"] = 0.02 / (1 + index)
+        logits = model(x)
+        loss = F.cross_entropy(logits, y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        expected = torch.stack([loss.detach(), (logits.argmax(1) == y).sum().float()])
+        torch.testing.assert_close(found[index], expected, rtol=1e-4, atol=1e-5)
+    assert index == len(found) - 1
+
+
+def test_a_learning_rate_in_a_tensor_is_the_number_in_it():
+    """What a graph has: the rate changes between replays without being captured again."""
+    results = []
+    for kind in (float, torch.tensor):
+        settings, model, optimizer, split, _ = parts(NETWORKS["vgg"])
+        step = training_step.Step(settings, model, optimizer, split)
+        order, flips = training_order(split, 0, 0)
+        for index in range(3):
+            step(order[:16], flips[:16], kind(0.02 * (index + 1)), index)
+        results.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
+    torch.testing.assert_close(*results, rtol=1e-6, atol=1e-7)
+
+
+def test_probes_are_kept_at_every_kth_iteration():
+    settings, model, optimizer, split, recorder = parts([*NETWORKS["vgg"], "--probe_every=2"], has_probes=True)
+    run_steps(training_step.build_step(settings, model, optimizer, split, recorder), epochs=1)
+    assert recorder.dump()["iteration"].tolist() == [0, 2, 4]
+
+
+def test_losses_are_means_over_samples():
+    losses = epoch_losses.EpochLosses(3, torch.device("cpu"))
+    for loss, correct, samples in ((1.0, 2, 4), (2.0, 1, 4), (4.0, 2, 2)):
+        losses.record(torch.tensor(loss), torch.tensor(correct), samples)
+    mean, accuracy, diverged = losses.result(4)
+    assert mean == pytest.approx((4 + 8 + 8) / 10)
+    assert accuracy == pytest.approx(0.5)
+    assert diverged is None
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_the_first_loss_that_is_not_finite_is_found(monkeypatch, bad):
+    monkeypatch.setattr(epoch_losses, "LOOK_SECONDS", 0.0)
+    losses = epoch_losses.EpochLosses(5, torch.device("cpu"))
+    for index, value in enumerate((1.0, 2.0, bad, 1.0, bad)):
+        losses.record(torch.tensor(value), torch.tensor(1), 2)
+        _, accuracy, diverged = losses.look()
+        assert diverged == (None if index < 2 else 2)
+        assert accuracy == pytest.approx(0.5)
+    assert losses.result(2)[2] == 2
+
+
+def test_losses_are_looked_at_once_in_a_while(monkeypatch):
+    clock = iter([0.0, 0.5, 1.0, 1.0, 1.5, 2.0, 2.0]).__next__
+    monkeypatch.setattr(epoch_losses.time, "perf_counter", clock)
+    losses = epoch_losses.EpochLosses(5, torch.device("cpu"))
+    losses.record(torch.tensor(1.0), torch.tensor(1), 2)
+    assert [losses.look() is not None for _ in range(4)] == [False, True, False, True]
+
+
+@needs_cuda
+@pytest.mark.parametrize("arch", NETWORKS)
+@pytest.mark.parametrize("precision", config.PRECISIONS)
+def test_a_graph_gives_the_losses_and_probes_of_the_step(arch, precision):
+    results, dumps = [], []
+    for kind in (training_step.Step, training_step.GraphedStep):
+        flags = [*NETWORKS[arch], f"--precision={precision}", "--probe_every=2"]
+        settings, model, optimizer, split, recorder = parts(flags, "cuda", has_probes=True)
+        step = kind(settings, model, optimizer, split, recorder)
+        results.append(run_steps(step, epochs=4))
+        dumps.append(recorder.dump())
+    assert not step.has_failed
+    assert set(step.graphs) == {True, False}
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3)
+    assert torch.equal(dumps[0]["iteration"], dumps[1]["iteration"])
+    torch.testing.assert_close(dumps[0]["activation_norm"], dumps[1]["activation_norm"], rtol=1e-2, atol=1e-3)
+
+
+@needs_cuda
+@pytest.mark.parametrize("kind", [training_step.Step, training_step.GraphedStep])
+def test_no_step_waits_for_the_device(kind):
+    settings, model, optimizer, split, recorder = parts(NETWORKS["vgg"], "cuda", has_probes=True)
+    step = kind(settings, model, optimizer, split, recorder)
+    run_steps(step, epochs=2)
+    losses = epoch_losses.EpochLosses(10, torch.device("cuda"))
+    order, flips = training_order(split, 0, 0)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for index in range(10):
+            losses.record(*step(order[:16], flips[:16], 0.01, index), 16)
+            losses.look()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert losses.result(16)[2] is None
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
+@pytest.mark.parametrize("bad", [[math.nan], [math.inf], [-math.inf], [math.inf, -math.inf]])
+def test_a_loss_is_kept_to_the_bit_unless_a_gradient_is_not_finite(bad, device):
+    loss = torch.tensor(0.1, device=device)
+    gradients = [torch.full((3, 4), 1e6, device=device), torch.zeros(5, device=device), torch.randn(7, device=device)]
+    assert torch.equal(training_step.loss_or_nan(loss, gradients), loss)
+    gradients[0].view(-1)[: len(bad)] = torch.tensor(bad)
+    assert training_step.loss_or_nan(loss, gradients).isnan()
