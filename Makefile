@@ -20,6 +20,8 @@ bench: $(VENV)/installed-dev
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy .
+	$(VENV)/bin/lint-imports
 
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)

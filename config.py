@@ -341,9 +341,10 @@ def check_network_options(settings: Mapping[str, object], asked: Container[str],
             raise ValueError(
                 f"{prefix}{name} needs {prefix}{owner}={' or '.join(wanted)}; {settings[owner]} cannot honour it"
             )
-    norm_type = str(settings["norm_type"])
-    if NORM_TRAITS[norm_type].conv_type is not None and settings["conv_type"] != "Plain":
-        raise ValueError(f"{prefix}norm_type={norm_type} brings its own convolution; leave {prefix}conv_type out")
+    norm_type, conv_type = str(settings["norm_type"]), settings["conv_type"]
+    if NORM_TRAITS[norm_type].conv_type is not None and conv_type != "Plain":
+        own = f"{prefix}norm_type={norm_type} brings its own convolution"
+        raise ValueError(f"{own}; leave {prefix}conv_type={conv_type} out")
 
 
 def convolution_of(norm_type: str, conv_type: str = "Plain") -> tuple[str, bool]:

@@ -112,8 +112,10 @@ class _RunningNorm(_Norm):
 
     def fold_into(self, conv: nn.Module) -> nn.Module | None:
         """One convolution that computes this norm, in eval mode, of `conv`; None if the norm is not affine then."""
-        is_plain = isinstance(conv, Conv2d) and conv.groups == 1 and conv.dilation == (1, 1)
-        return FoldedConv2d(conv, self) if is_plain and self.eval_affine() is not None else None
+        affine = self.eval_affine
+        if not isinstance(conv, Conv2d) or affine() is None:
+            return None
+        return FoldedConv2d(conv, self, affine)  # type: ignore[arg-type]  # affine() gave a pair
 
 
 @with_differentiable_jvp

@@ -16,8 +16,9 @@ def main(argv: Sequence[str] | None = None) -> Path:
     """Train or continue the run that a command line names, or report it if it is finished; return its directory."""
     config = parse_args(argv)
     with loading_modules():
+        from normstudy import plots
         from normstudy.training import train_run
-    return train_run(config)
+    return train_run(config, plots)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ By the names of `named_modules`, it names its probe sites (`probe_sites`) and it
 that alone reads its output (`conv_norm_pairs`).
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 
@@ -183,13 +181,13 @@ class ResNet(nn.Module):
 
     def __init__(self, layers: Layers, num_classes: int, has_skipinit: bool, is_preact: bool) -> None:
         super().__init__()
-        block: Callable[..., nn.Module] = PreActivationBlock if is_preact else BasicBlock
+        block = PreActivationBlock if is_preact else BasicBlock
         channels = config.RESNET_WIDTHS[0]
         self.is_preact = is_preact
         self.conv = layers.conv(3, channels)
         if not is_preact:
             self.norm, self.activation = layers.norm(channels, "stage 1 of resnet-56")
-        blocks = []
+        blocks: list[BasicBlock | PreActivationBlock] = []
         for stage, width in enumerate(config.RESNET_WIDTHS, start=1):
             for index in range(config.RESNET_BLOCKS_PER_STAGE):
                 stride = 2 if stage > 1 and index == 0 else 1
@@ -200,9 +198,13 @@ class ResNet(nn.Module):
             self.final_norm, self.final_activation = layers.norm(channels, "stage 3 of resnet-56")
         self.classifier = _classifier(channels, num_classes)
 
+    def residual_blocks(self) -> list[BasicBlock | PreActivationBlock]:
+        """The 27 blocks, from the input on."""
+        return [block for block in self.blocks if isinstance(block, (BasicBlock, PreActivationBlock))]
+
     def probe_sites(self) -> dict[str, list[str]]:
         """{"conv": every convolution, "activation": every activation}, from the input on."""
-        named = [(f"blocks.{index}", block) for index, block in enumerate(self.blocks)]
+        named = [(f"blocks.{index}", block) for index, block in enumerate(self.residual_blocks())]
         activations = [f"{name}.{each}" for name, _ in named for each in ("activation1", "activation2")]
         return {
             "conv": ["conv", *(f"{name}.{conv}" for name, block in named for conv in block.conv_names())],
@@ -212,7 +214,7 @@ class ResNet(nn.Module):
     def conv_norm_pairs(self) -> list[tuple[str, str]]:
         """[(convolution, norm)] of the first layer and of every block."""
         pairs = [] if self.is_preact else [("conv", "norm")]
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(self.residual_blocks()):
             pairs += [(f"blocks.{index}.{conv}", f"blocks.{index}.{norm}") for conv, norm in block.conv_norm_pairs()]
         return pairs
 

@@ -44,19 +44,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; return its exit code."""
     args = build_parser().parse_args(argv)
     results_dir = Path(args.results_dir)
-    if args.table is None and not results_dir.is_dir():
-        raise UsageError(f"--results_dir={results_dir} is not a folder")
-    if args.table is None:
-        path = collect_table(results_dir)
-    if args.collect:
-        if args.table is not None:
+    if args.table is not None:
+        if args.collect:
             raise UsageError("--collect rebuilds the table of results_dir; leave --table out")
+        tables = [Path(name) for name in args.table.split(",")]
+    else:
+        if not results_dir.is_dir():
+            raise UsageError(f"--results_dir={results_dir} is not a folder")
+        tables = [collect_table(results_dir)]
+    if args.collect:
+        [path] = tables
         print(f"{path}: {len(read_csv(path))} runs; {path.with_name('README.md')} says what its columns mean")
         return 0
-    paths = [path] if args.table is None else [Path(name) for name in args.table.split(",")]
     with loading_modules():
-        from normstudy.report import Report
-    page = Report(args, paths, results_dir).write()
+        from normstudy.report import ReportOptions, write_report
+    compared = args.compare.split(",") if args.compare else ()
+    same_data = args.same_data.split(",") if args.same_data else ()
+    page = write_report(ReportOptions(tables, results_dir, compared, same_data, args.resamples, args.seed))
     print(f"{page} is there ({page.stat().st_size / 1e6:.1f} MB); figures and tables lie beside it")
     return 0
 

@@ -5,12 +5,13 @@
 The same command goes on where it was stopped, and says what is done. Needs no torch itself: its children do.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from normstudy.cli import run_command
 from normstudy.sweeps import (
     OneMachine,
+    SweepRun,
     build_parser,
     estimate_cost,
     expand,
@@ -18,51 +19,69 @@ from normstudy.sweeps import (
     log_path,
     queued_runs,
     run_on_slurm,
-    standings,
+    runs_by_standing,
 )
 
-OWN = ("preset", "dry_run", "cluster", "jobs", "processes", "gpus", "measure", "hessian_flags")
-OWN += ("class_similarity_flags", "fail_fast", "retry_failed", "wait")
-OWN += tuple(f"slurm_{name}" for name in ("time", "partition", "account", "gpus", "cpus", "mem", "flags"))
+OWN: tuple[str, ...] = (  # the flags of the sweep itself; all others are main.py's
+    "preset",
+    "dry_run",
+    "cluster",
+    "jobs",
+    "processes",
+    "gpus",
+    "measure",
+    "hessian_flags",
+    "class_similarity_flags",
+    "fail_fast",
+    "retry_failed",
+    "wait",
+    "slurm_time",
+    "slurm_partition",
+    "slurm_account",
+    "slurm_gpus",
+    "slurm_cpus",
+    "slurm_mem",
+    "slurm_flags",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; return its exit code: 0, or 1 where a run failed or was left unfinished."""
     given = vars(build_parser().parse_args(argv))
-    own = {name: given.pop(name, None) for name in OWN}
-    runs, left_out = expand(given, own["preset"], own["processes"])
+    options = {name: given.pop(name, None) for name in OWN}
+    runs, left_out = expand(given, options["preset"], options["processes"])
     for reason, number in left_out.items():
         print(f"left out: {number} combinations, because {reason}")
     results_dir = runs[0].directory.path.parent
-    queued = (queued_runs(results_dir) or {}) if own["cluster"] == "slurm" else {}
-    standing = standings(runs, own["measure"], queued)
-    if own["retry_failed"]:
+    queued = (queued_runs(results_dir) or {}) if options["cluster"] == "slurm" else {}
+    standing = runs_by_standing(runs, options["measure"], queued)
+    if options["retry_failed"]:
         standing["begun"] += standing.pop("failed")
         standing["failed"] = []
     counts = ", ".join(f"{len(found)} {name}" for name, found in standing.items() if found)
     print(f"{len(runs)} runs in {results_dir}: {counts}", flush=True)
     ahead = standing["to measure"] + standing["begun"] + standing["new"]
-    if own["dry_run"]:
-        return plan(standing, ahead, own["measure"])
-    if own["cluster"] == "slurm":
-        run_on_slurm(runs, ahead, own, results_dir)
-        if not own["wait"]:
+    if options["dry_run"]:
+        return plan(standing, ahead, options["measure"])
+    if options["cluster"] == "slurm":
+        run_on_slurm(runs, ahead, options, results_dir)
+        if not options["wait"]:
             return 0
     elif ahead:
-        OneMachine(own).work(runs, ahead)
-    return conclude(standings(runs, own["measure"]), len(runs), results_dir)
+        OneMachine(options).work(runs, ahead)
+    return conclude(runs_by_standing(runs, options["measure"]), len(runs), results_dir)
 
 
-def plan(standing, ahead, measurements):
-    """Lists the runs with their standing and what they would take."""
+def plan(standing: Mapping[str, Sequence[SweepRun]], ahead: Sequence[SweepRun], measurements: Sequence[str]) -> int:
+    """List the runs with their standing and the time and disk that those ahead take; return exit code 0."""
     for name, found in standing.items():
         for run in found:
             print(f"{name:>10}  {run.directory.path.name}")
-    found = estimate_cost(ahead, standing["done"], measurements)
-    if found is None:
+    cost = estimate_cost(ahead, standing["done"], measurements)
+    if cost is None:
         print("time and disk cannot be estimated: no finished run of each network is there to judge by")
     elif ahead:
-        training, measuring, size = found
+        training, measuring, size = cost
         print(
             f"{len(ahead)} runs take about {duration(training)} of training and {duration(measuring)} of measuring, "
             f"one after another, and {size / 1e9:.2g} GB, judged by the finished ones"
@@ -70,13 +89,13 @@ def plan(standing, ahead, measurements):
     return 0
 
 
-def duration(seconds):
+def duration(seconds: float) -> str:
     """3.2 hours, or 5 minutes."""
     return f"{seconds / 3600:.3g} hours" if seconds >= 5400 else f"{seconds / 60:.2g} minutes"
 
 
-def conclude(standing, total, results_dir):
-    """Says how a sweep ended, and returns its exit code."""
+def conclude(standing: Mapping[str, Sequence[SweepRun]], total: int, results_dir: Path) -> int:
+    """Say how a sweep ended; return its exit code."""
     for run in standing["failed"]:
         reason = failure_path(run).read_text(encoding="utf-8").strip()
         print(f"failed: {run.directory.path.name} ({reason}), see {log_path(run)}")

@@ -156,7 +156,8 @@ class VisionTransformer(nn.Module):
         self.norm = build_token_norm(norm_type, width, num_groups)
         self.classifier = nn.Linear(width, num_classes)
         nn.init.trunc_normal_(self.patches.weight, std=math.sqrt(1 / (3 * patch_size**2)))
-        nn.init.zeros_(self.patches.bias)
+        if self.patches.bias is not None:
+            nn.init.zeros_(self.patches.bias)
         nn.init.zeros_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)
 

@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 
-def class_means(features, labels, num_classes):
+def class_means(features: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
     """(C, D) means of features (N, ...), flattened, over the samples of each class; labels (N,) int64.
 
     Raises ValueError for a class without samples.
@@ -14,20 +14,20 @@ def class_means(features, labels, num_classes):
     return moments.means().to(features.dtype if features.is_floating_point() else torch.float32)
 
 
-def cosine_matrix(means):
+def cosine_matrix(means: torch.Tensor) -> torch.Tensor:
     """(C, C) cosines between the rows of means (C, D); 0 with a row that is all zeros."""
     rows = F.normalize(means.flatten(1), dim=1, eps=torch.finfo(means.dtype).tiny)
     return (rows @ rows.T).clamp(-1, 1)
 
 
-def pair_cosines(matrix):
+def pair_cosines(matrix: torch.Tensor) -> torch.Tensor:
     """The entries i < j of a (C, C) matrix, (C(C−1)/2,)."""
-    row, column = torch.triu_indices(*matrix.shape, offset=1, device=matrix.device)
+    row, column = torch.triu_indices(len(matrix), len(matrix), offset=1, device=matrix.device)
     return matrix[row, column]
 
 
-def mean_pairwise_cosine(means):
-    """The mean over pairs i < j of the cosine between rows i and j of means (C, D), a float.
+def mean_pairwise_cosine(means: torch.Tensor) -> float:
+    """The mean over pairs i < j of the cosine between rows i and j of means (C, D).
 
     Raises ValueError for fewer than two classes.
     """
@@ -39,45 +39,56 @@ def mean_pairwise_cosine(means):
 class ClassMoments:
     """Means and variances of features by class, over batches: its memory does not grow with their number.
 
-    Sums are float64 (float32 where the device has no float64) of what is left after the first sample is taken off,
-    so that squares do not cancel.
+    Samples are shifted by the first one, so that squares do not cancel. Sums are float64 (float32 if the
+    device has no float64).
     """
 
-    def __init__(self, num_classes):
+    shift: torch.Tensor  # (D,) the first sample
+    sums: torch.Tensor  # (C, D) of shifted samples
+    squares: torch.Tensor  # (C,) sums of their squared norms
+    counts: torch.Tensor  # (C,)
+
+    def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
-        self.origin = None
+        self.is_empty = True
 
     @torch.no_grad()
-    def update(self, features, labels):
-        """Takes in a batch: features (N, ...), labels (N,) int64 from 0 to num_classes − 1."""
+    def update(self, features: torch.Tensor, labels: torch.Tensor) -> None:
+        """Add a batch: features (N, ...), labels (N,) int64 from 0 to num_classes − 1."""
         rows = features.flatten(1)
         rows = rows if rows.device.type == "mps" else rows.double()
-        if self.origin is None:
-            self.origin = rows[0].clone()
+        if self.is_empty:
+            self.is_empty = False
+            self.shift = rows[0].clone()
             self.sums = rows.new_zeros(self.num_classes, rows.shape[1])
             self.squares = rows.new_zeros(self.num_classes)
             self.counts = rows.new_zeros(self.num_classes)
-        rows = rows - self.origin
+        rows = rows - self.shift
         of_class = F.one_hot(labels, self.num_classes).to(rows.dtype).T
         self.sums.addmm_(of_class, rows)
         self.squares += of_class @ torch.linalg.vector_norm(rows, dim=1).square()
         self.counts += of_class.sum(1)
 
-    def means(self):
+    def means(self) -> torch.Tensor:
         """(C, D) class means. Raises ValueError for a class without samples."""
-        if self.origin is None or (self.counts == 0).any():
-            missing = "every class" if self.origin is None else f"class {int((self.counts == 0).nonzero()[0])}"
-            raise ValueError(f"{missing} is without samples")
-        return self.sums / self.counts[:, None] + self.origin
+        if self.is_empty:
+            raise ValueError("every class is without samples")
+        missing = (self.counts == 0).nonzero()
+        if len(missing):
+            raise ValueError(f"class {int(missing[0])} is without samples")
+        return self.sums / self.counts[:, None] + self.shift
 
-    def global_mean(self):
-        """(D,): the mean over all samples."""
-        return self.sums.sum(0) / self.counts.sum() + self.origin
+    def global_mean(self) -> torch.Tensor:
+        """(D,): the mean over all samples, of which there must be one."""
+        return self.sums.sum(0) / self.counts.sum() + self.shift
 
-    def variances(self):
-        """(within, between), floats: the mean squared distance of samples from their class mean, and of those from
-        the global mean. They add up to the total variance."""
-        means = self.means() - self.origin
+    def variances(self) -> tuple[float, float]:
+        """(within, between): the mean squared distance of samples from their class mean, and that of each sample's
+        class mean from the global mean. They add up to the total variance.
+
+        Raises ValueError for a class without samples.
+        """
+        means = self.means() - self.shift
         samples = self.counts.sum()
         within = (self.squares - self.counts * means.square().sum(1)).sum() / samples
         centred = means - self.sums.sum(0) / samples

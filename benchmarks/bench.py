@@ -26,7 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import config
 from models import build_from_config
 from normstudy.datasets import evaluation_batches, training_batch, training_order
-from normstudy.datasets.batches import prepare
+from normstudy.datasets.batches import to_network_input
 from normstudy.datasets.splits import Split
 from normstudy.kernels import is_bf16_emulated, keep_freed_memory
 from normstudy.storage import read_json, write_json
@@ -180,7 +180,7 @@ def utilization(repeats):
     report = {}
     for arch, flags, batch_size in (("resnet-56", ARCHS["resnet-56"], 256), ("vit", ARCHS["vit"], 32)):
         run = training_step([*flags, f"--batch_size={batch_size}"])
-        images = prepare(random_split(batch_size).images, image_size=run.step.config.image_size)
+        images = to_network_input(random_split(batch_size).images, image_size=run.step.config.image_size)
         functions = {"products": products_of(run.step.model, images), "step": run}
         table = compared(alternated(functions, repeats, warm_up=WARM_UP), "step")
         table["products"]["target"] = 0.8

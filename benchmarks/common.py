@@ -75,7 +75,7 @@ def machine():
         "processor": processor(),
         "threads": torch.get_num_threads(),
         "free_memory_gib": round(free_memory(torch.device("cpu")) / 2**30),
-        "versions": provenance.versions(),
+        "versions": provenance.package_versions(),
     }
 
 

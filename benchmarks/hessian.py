@@ -19,7 +19,7 @@ from common import DEVICE, ROOT, alternated, machine, status
 from models import build_from_config
 from normstudy.curvature import hessian_matvec, loss_and_gradient, spectrum
 from normstudy.datasets import balanced_subset, evaluation_batches, load, seeded_generator
-from normstudy.datasets.synthetic import synthetic
+from normstudy.datasets.synthetic import make_synthetic
 from normstudy.kernels import keep_freed_memory
 from normstudy.storage import read_torch, run_directory, run_settings, write_json
 from utils import ClassMoments
@@ -139,7 +139,7 @@ def memory_over_products(args, products=200):
 def small_trained_network():
     """(network, batch) of about a thousand parameters, trained so far that its Hessian has outliers and a bulk."""
     torch.manual_seed(0)
-    dataset = synthetic(0)
+    dataset = make_synthetic(0)
     images = dataset.train.images[:300].double().div(127.5).sub(1)
     images, labels = F.avg_pool2d(images, 8), dataset.train.labels[:300]
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 16), nn.Tanh(), nn.Linear(16, 10)).double()

@@ -1,7 +1,12 @@
 """What several test files share."""
 
 import csv
+import os
 
+import pytest
+
+from normstudy.cli import RunError
+from normstudy.kernels import FORMS, use_form
 from normstudy.storage import read_json
 
 NARROW = (8, (8, 2), 16)
@@ -24,3 +29,29 @@ def content(run):
     settings = read_json(run.config)
     del settings["results_dir"], settings["checkpoint_minutes"]
     return found | {"summary.json": summary, "config.json": settings}
+
+
+class Payload:
+    """Unpickling it makes a folder: what foreign code in a file would do."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+def complaint(call):
+    """The one line with which `call` says what a user can repair."""
+    with pytest.raises(RunError) as caught:
+        call()
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.fixture(autouse=True, params=FORMS)
+def form(request):
+    """Imported by a module: each of its tests runs in every form of the kernels."""
+    with use_form(request.param):
+        yield request.param

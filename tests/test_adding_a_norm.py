@@ -1,6 +1,7 @@
 """The README's way to add a norm: its three blocks of code, put where it says, into a copy of the program."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ SMALL += ["--epochs=1", "--device=cpu", "--results_dir=results"]
 EVERYTHING = f"""
 import sys
 import torch
-import main, measuring, run_class_similarity, run_hessian, run_report
+import main, run_class_similarity, run_hessian, run_report
 from models import build_model
 
 SMALL = sys.argv[1:]
@@ -33,7 +34,7 @@ assert run_report.main(["--results_dir=results", "--resamples=100"]) == 0
 
 # one with groups and a running statistic that is no moment: name, class, line
 GROUPED = (
-    '    "GroupMaximumNorm",\n',
+    '    "GroupMaximumNorm": NormTraits(has_groups=True, has_batch_statistics=True),\n',
     """
 
 class GroupMaximumNorm(_RunningNorm):
@@ -51,7 +52,7 @@ class GroupMaximumNorm(_RunningNorm):
 """,
     '    "GroupMaximumNorm": NormType(GroupMaximumNorm),\n',
 )
-BATCH = ('    "BatchRMSNorm",\n', '    "BatchRMSNorm": NormType(_of_channels(BatchRMSNorm)),\n')
+BATCH = ('    "BatchRMSNorm": NormTraits(has_batch_statistics=True),\n', '    "BatchRMSNorm": NormType(_of_channels(BatchRMSNorm)),\n')
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +65,10 @@ def extended(tmp_path_factory):
     folder = tmp_path_factory.mktemp("program")
     for path in ROOT.glob("*.py"):
         (folder / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
-    last = {"config.py": f'    "{config.NORM_TYPES[-1]}",\n)\n', "layer_defs.py": "\n}\n\n\nclass TokenNorm"}
-    edits = {"config.py": [(last["config.py"], last["config.py"].replace(")", f"{names})"))]}
-    edits["config.py"].append(("GROUPED_NORMS = (", 'GROUPED_NORMS = ("GroupMaximumNorm", '))
-    edits["config.py"].append(("BATCH_NORMS = (", 'BATCH_NORMS = ("GroupMaximumNorm", "BatchRMSNorm", '))
+    shutil.copytree(ROOT / "normstudy", folder / "normstudy", ignore=shutil.ignore_patterns("__pycache__"))
+    last = {"config.py": f'    "{config.NORM_TYPES[-1]}": NormTraits(),\n}}\n'}
+    last["layer_defs.py"] = "\n}\n\n\ndef build_norm"
+    edits = {"config.py": [(last["config.py"], last["config.py"].replace("}", f"{names}}}"))]}
     edits["layer_defs.py"] = [("\nNORMS = {\n", f"\n{layers}\n\nNORMS = {{\n")]
     edits["layer_defs.py"].append((last["layer_defs.py"], last["layer_defs.py"].replace("\n}", f"\n{lines}}}")))
     for file, replacements in edits.items():
@@ -102,7 +103,7 @@ def test_flags_and_sweeps_know_it(extended):
 
 FOLDED = """
 import torch
-from curvature import hessian_matvec
+from normstudy.curvature import hessian_matvec
 from models import build_model
 
 torch.manual_seed(0)

@@ -9,6 +9,7 @@ import math
 
 import pytest
 import torch
+from helpers import form  # noqa: F401 - each test runs in every form of the kernels
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
@@ -644,14 +645,13 @@ def test_sws_conv_is_timm_s_scaled_standardized_conv():
 @pytest.mark.parametrize(
     ("layer", "peer", "shape"),
     [
-        (build_conv("WeightNormalized", 3, 4, bias=True), nn.Conv2d(3, 4, 3, padding=1), (2, 3, 6, 4)),
-        (build_linear("WeightNormalized", 4, 5), nn.Linear(4, 5), (2, 3, 6, 4)),
+        (lambda: build_conv("WeightNormalized", 3, 4, bias=True), lambda: nn.Conv2d(3, 4, 3, padding=1), (2, 3, 6, 4)),
+        (lambda: build_linear("WeightNormalized", 4, 5), lambda: nn.Linear(4, 5), (2, 3, 6, 4)),
     ],
     ids=["conv", "linear"],
 )
 def test_weight_normalized_is_torch_s_weight_norm(layer, peer, shape):
-    randomized(layer)
-    peer = weight_norm(peer.double())
+    layer, peer = randomized(layer()), weight_norm(peer().double())
     with torch.no_grad():
         peer.parametrizations.weight.original0.copy_(layer.gain.view_as(peer.parametrizations.weight.original0))
         peer.parametrizations.weight.original1.copy_(layer.weight)

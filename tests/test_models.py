@@ -526,3 +526,60 @@ def test_a_choice_that_network_or_norm_cannot_honour_is_an_error(settings, words
 def test_patches_that_do_not_tile_the_image_are_an_error():
     with pytest.raises(ValueError, match=r"patches of 5 .*image_size of 16"):
         build("vit", patch_size=5)
+
+
+# What each network names of itself.
+
+NETWORKS = [
+    ("vgg", {}),
+    ("vgg", {"cfg": "cfg_20"}),
+    ("resnet-56", {}),
+    ("resnet-56", {"preact": True, "skipinit": True}),
+    ("vit", {"image_size": 16, "patch_size": 8}),
+]
+each_network = pytest.mark.parametrize(("arch", "options"), NETWORKS, ids=str)
+
+
+@each_network
+@pytest.mark.parametrize("norm_type", ["BatchNorm", "EvoNormSO", "FilterResponseNorm", "WeightNorm"])
+def test_probe_sites_are_every_convolution_and_activation_from_the_input_on(arch, options, norm_type):
+    """In the order in which a forward pass reaches them; of a ViT, the branches and blocks."""
+    model = build_model(arch, norm_type=norm_type, num_classes=10, **options)
+    named = dict(model.named_modules())
+    if arch == "vit":
+        conv = [name for name in named if name.endswith((".attention", ".mlp"))]
+        activation = [name for name in named if name.startswith("blocks.") and name.count(".") == 1]
+    else:
+        conv = [name for name, module in named.items() if isinstance(module, nn.Conv2d)]
+        activation = [name for name in named if "activation" in name.rpartition(".")[2]]
+    assert model.probe_sites() == {"conv": conv, "activation": activation}
+
+
+@each_network
+def test_the_norm_of_a_pair_and_nothing_else_reads_the_convolution(arch, options):
+    """Poison in the norm's output hides the convolution's: with the norm cut off, its output changes nothing."""
+    torch.manual_seed(0)
+    model = build_model(arch, norm_type="BatchNorm", num_classes=10, **options).eval()
+    x = torch.randn(2, 3, 16, 16)
+    for conv, norm in model.conv_norm_pairs():
+        outputs, inputs = [], []
+        handles = [
+            model.get_submodule(conv).register_forward_hook(lambda m, i, output, kept=outputs: kept.append(output)),
+            model.get_submodule(norm).register_forward_pre_hook(lambda m, args, kept=inputs: kept.append(args[0])),
+        ]
+        model(x)
+        assert outputs[0] is inputs[0]
+        handles.append(model.get_submodule(norm).register_forward_hook(lambda m, i, output: torch.ones_like(output)))
+        clean = model(x)
+        handles.append(model.get_submodule(conv).register_forward_hook(lambda m, i, output: output + 100))
+        assert torch.equal(model(x), clean)
+        for handle in handles:
+            handle.remove()
+
+
+@pytest.mark.parametrize(
+    ("arch", "options", "count"),
+    [("vgg", {}, 10), ("resnet-56", {}, 57), ("resnet-56", {"preact": True}, 27), ("vit", {}, 0)],
+)
+def test_every_convolution_with_a_norm_of_its_own_is_in_a_pair(arch, options, count):
+    assert len(build_model(arch, norm_type="BatchNorm", num_classes=10, **options).conv_norm_pairs()) == count

@@ -1,15 +1,20 @@
 """The needs of every command: flags, errors that a user can cause, signals, progress bars. Imports no torch."""
 
 from normstudy.cli.commands import end_process, loading_modules, run_command
-from normstudy.cli.errors import RunError, UsageError, describe_os_error
+from normstudy.cli.errors import Busy, RunError, UsageError, describe_os_error, first_line
 from normstudy.cli.flag_types import argparse_type, boolean, canonical_name, count, device_name, number
+from normstudy.cli.outcome import OUTCOME_VARIABLE, Outcome, read_outcome, report_outcome
 from normstudy.cli.parsers import Parser, add_flag, measurement_parser
 from normstudy.cli.progress import progress_bar
-from normstudy.cli.signals import stops_at_safe_points
+from normstudy.cli.signals import SafePoints, stops_at_safe_points
 
 __all__ = [
+    "OUTCOME_VARIABLE",
+    "Busy",
+    "Outcome",
     "Parser",
     "RunError",
+    "SafePoints",
     "UsageError",
     "add_flag",
     "argparse_type",
@@ -19,10 +24,13 @@ __all__ = [
     "describe_os_error",
     "device_name",
     "end_process",
+    "first_line",
     "loading_modules",
     "measurement_parser",
     "number",
     "progress_bar",
+    "read_outcome",
+    "report_outcome",
     "run_command",
     "stops_at_safe_points",
 ]

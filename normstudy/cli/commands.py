@@ -5,12 +5,14 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
 from normstudy.cli.errors import RunError, UsageError, describe_os_error
-from normstudy.cli.signals import PREEMPTIONS, Preempted, raise_stop
+from normstudy.cli.outcome import report_outcome
+from normstudy.cli.signals import PREEMPTIONS, Preempted, raise_stop, set_stop_handlers, stop_handlers
 
 REQUEUE = 99  # tells Grid Engine to run the job again; Slurm's RequeueExit and LSF's bsub -Q can be told to
 INTERRUPTED = 130
@@ -22,19 +24,19 @@ def run_command(main: Callable[[], object]) -> NoReturn:
     The exit code is 2 for wrong flags, 1 for a failure, 130 on Ctrl-C, 99 on SIGTERM, SIGUSR1 or SIGUSR2, what main()
     returns if that is a whole number, and 0 otherwise.
     """
-    _handle_signals(raise_stop)
     script = sys.argv[0].rpartition("/")[2]
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for paths that are no text
     code: object = 0
-    message = None
+    kind, message = RunError.kind, None
     try:
+        set_stop_handlers(raise_stop)
         code = main()
         sys.stdout.flush()
     except UsageError as error:
-        code, message = 2, f"error: {error}"
+        code, kind, message = 2, error.kind, f"error: {error}"
     except RunError as error:
-        code, message = 1, f"error: {error}"
+        code, kind, message = 1, error.kind, f"error: {error}"
     except ModuleNotFoundError as error:
         how = "pip install -r requirements.txt, with the pip of the Python that runs this"
         code, message = 1, f"error: Python has no {error.name}: {how}"
@@ -44,11 +46,17 @@ def run_command(main: Callable[[], object]) -> NoReturn:
     except OSError as error:
         code, message = 1, f"error: {describe_os_error(error)}"
     except KeyboardInterrupt as stop:
+        kind = "stopped"
         code, message = _code_and_name(isinstance(stop, Preempted))
         message += f"; {stop}" if str(stop) else "; the same command goes on"
-    _handle_signals(signal.SIG_IGN)  # what is done is done: the exit code says how
-    if message is not None and not (code in (INTERRUPTED, REQUEUE) and os.environ.get("RANK", "0") != "0"):
-        print(f"{script}: {' '.join(message.splitlines())}", file=sys.stderr)
+    except Exception as error:  # a bug: Python prints the traceback
+        report_outcome(RunError.kind, "".join(traceback.format_exception_only(error)))
+        raise
+    set_stop_handlers(signal.SIG_IGN)  # the exit code is decided
+    if message is not None and not (kind == "stopped" and os.environ.get("RANK", "0") != "0"):
+        line = f"{script}: {' '.join(message.splitlines())}"
+        report_outcome(kind, line)
+        print(line, file=sys.stderr)
     end_process(code if isinstance(code, int) else 0)
 
 
@@ -65,29 +73,17 @@ def end_process(code: int) -> NoReturn:
     os._exit(code)
 
 
-@contextlib.contextmanager
-def loading_modules() -> Iterator[None]:
+def loading_modules() -> contextlib.AbstractContextManager[None]:
     """A block in which a command imports its modules, after its flags are checked: --help answers at once.
 
-    Nothing has begun, so a signal ends the process right there; raised inside an import it could be swallowed. Outside
+    No work has begun, so a signal ends the process at once; an exception could be swallowed inside an import. Outside
     run_command, as in a notebook, signals stay as they are.
     """
-    if signal.getsignal(signal.SIGINT) is not raise_stop:
-        yield
-        return
-    _handle_signals(_end_at_once)
-    try:
-        yield
-    finally:
-        _handle_signals(raise_stop)
+    is_command = signal.getsignal(signal.SIGINT) is raise_stop
+    return stop_handlers(_end_at_once) if is_command else contextlib.nullcontext()
 
 
-def _handle_signals(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> None:
-    for number in (signal.SIGINT, *PREEMPTIONS):
-        signal.signal(number, handler)
-
-
-def _end_at_once(number: int, frame: FrameType | None) -> None:
+def _end_at_once(number: int, frame: FrameType | None) -> NoReturn:
     code, message = _code_and_name(number in PREEMPTIONS)
     os.write(2, f"{message} before anything began\n".encode())
     os._exit(code)

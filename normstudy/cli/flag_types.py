@@ -1,18 +1,23 @@
-"""What the values of flags may be."""
+"""The values that flags may have: functions of a flag's text, which raise ValueError for a wrong one."""
 
 import argparse
 import difflib
 import math
+import operator
 import re
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+Number = TypeVar("Number", int, float)
 
 
-def _name_key(name):
+def _name_key(name: str) -> str:
     """`Instance Normalization`, `Instance_Normalization` and `instancenorm` share one key."""
     key = re.sub(r"[\s_-]", "", name.lower()).replace("normalization", "norm").replace("evonormb0", "evonormbo")
     return key.replace("evonorms0", "evonormso")
 
 
-def canonical_name(name, choices):
+def canonical_name(name: str, choices: Sequence[str]) -> str:
     """The spelling of `name` in `choices`, whatever its case or older long form. Raises ValueError."""
     by_key = {_name_key(choice): choice for choice in choices}
     if _name_key(name) in by_key:
@@ -22,30 +27,39 @@ def canonical_name(name, choices):
     raise ValueError(f"{name!r} is none of {', '.join(choices)}{hint}")
 
 
-def boolean(text):
+def boolean(text: str) -> bool:
+    """True or False, in any case."""
     if text.lower() not in ("true", "false"):
         raise ValueError(f"{text!r} is neither True nor False")
     return text.lower() == "true"
 
 
-def number(kind, low=None, high=None, above=None, below=None):
-    """An argparse type: an int or a finite float within bounds (low, high inclusive; above, below exclusive)."""
+def number(
+    kind: type[Number],
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> Callable[[str], Number]:
+    """A function that parses an int or a finite float within bounds (low, high inclusive; above, below exclusive)."""
+    word = "a whole number" if kind is int else "a number"
+    comparisons = (
+        ("at least", low, operator.ge),
+        ("at most", high, operator.le),
+        ("above", above, operator.gt),
+        ("below", below, operator.lt),
+    )
+    bounds = [(words, bound, holds) for words, bound, holds in comparisons if bound is not None]
 
-    def parse(text):
-        word = "a whole number" if kind is int else "a number"
+    def parse(text: str) -> Number:
         try:
             value = kind(text)
         except ValueError:
             raise ValueError(f"{text!r} is not {word}") from None
-        bounds = [
-            (low, "at least", lambda: value >= low),
-            (high, "at most", lambda: value <= high),
-            (above, "above", lambda: value > above),
-            (below, "below", lambda: value < below),
-        ]
-        wanted = [f"{words} {bound}" for bound, words, _ in bounds if bound is not None]
-        if not math.isfinite(value) or any(bound is not None and not holds() for bound, _, holds in bounds):
-            raise ValueError(f"{text} is not {word} {' and '.join(wanted)}".rstrip())
+        is_finite = isinstance(value, int) or math.isfinite(value)
+        if not is_finite or not all(holds(value, bound) for _, bound, holds in bounds):
+            wanted = " and ".join(f"{words} {bound}" for words, bound, _ in bounds)
+            raise ValueError(f"{text} is not {word} {wanted}".rstrip())
         return value
 
     return parse
@@ -54,29 +68,33 @@ def number(kind, low=None, high=None, above=None, below=None):
 count = number(int, low=1, high=10**9)
 
 
-def device_name(text):
+def device_name(text: str) -> str:
+    """auto, cpu, cuda, cuda:N or mps; whether the machine has it is checked when torch is loaded."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", text):
         raise ValueError(f"{text!r} is none of auto, cpu, cuda, cuda:N, mps")
     return text
 
 
-def argparse_type(parse, choices=None):
-    """A function of text for argparse, with ValueErrors turned into its message; choices may be spelled freely."""
-
-    def convert(text):
-        try:
-            return canonical_name(text, choices) if choices else parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return convert
-
-
-def checkpoint_name(text):
-    """last, all, or epoch_0005 (epoch_5 and 5 are taken for it)."""
+def checkpoint_name(text: str) -> str:
+    """last, all, or epoch_0005, which may also be spelled epoch_5 or 5."""
     if text in ("last", "all"):
         return text
     epoch = re.fullmatch(r"(?:epoch_)?(\d{1,6})(?:\.pt)?", text)
     if epoch is None:
         raise ValueError(f"{text!r} is none of last, all, epoch_0005")
     return f"epoch_{int(epoch[1]):04d}"
+
+
+def argparse_type(parse: Callable[[str], object], choices: Sequence[str] | None = None) -> Callable[[str], object]:
+    """A function that argparse takes as a type: `parse`, or canonical_name if there are choices.
+
+    Its errors are ArgumentTypeErrors, whose text argparse shows.
+    """
+
+    def convert(text: str) -> object:
+        try:
+            return canonical_name(text, choices) if choices else parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert

@@ -1,11 +1,17 @@
 """Progress bars with rate and ETA."""
 
+from __future__ import annotations
+
 import os
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
-def progress_bar(total, description, initial=0, unit="img"):
-    """A tqdm bar with rate and ETA on stderr; silent where stderr is no terminal, or another process shows it."""
+def progress_bar(total: int, description: str, initial: int = 0, unit: str = "img") -> tqdm:
+    """A tqdm bar with rate and ETA on stderr; silent if stderr is no terminal, or if another process shows it."""
     from tqdm import tqdm
 
     is_shown = sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"

@@ -1,60 +1,80 @@
-"""Signals that wait for a moment at which stopping loses nothing."""
+"""Signals that stop a command, and how they wait for a moment at which stopping loses nothing."""
 
 import contextlib
 import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, NoReturn
 
-PREEMPTIONS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+PREEMPTIONS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+STOP_SIGNALS = (signal.SIGINT, *PREEMPTIONS)
+SignalHandler = Callable[[int, FrameType | None], object] | signal.Handlers
 
 
 class Preempted(KeyboardInterrupt):
     """SIGTERM, SIGUSR1 or SIGUSR2: a scheduler wants the machine back (exit code REQUEUE)."""
 
 
-def raise_stop(number, frame):
+def raise_stop(number: int, frame: FrameType | None) -> NoReturn:
+    """Raise Preempted for a preemption and KeyboardInterrupt for Ctrl-C: a signal handler."""
     raise Preempted if number in PREEMPTIONS else KeyboardInterrupt
 
 
+def set_stop_handlers(handler: SignalHandler) -> dict[int, Any]:
+    """Let `handler` handle STOP_SIGNALS, and return {signal: previous handler}.
+
+    Outside the main thread, where no signal arrives, nothing changes and the dict is empty.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.signal(number, handler) for number in STOP_SIGNALS}
+
+
+@contextlib.contextmanager
+def stop_handlers(handler: SignalHandler) -> Iterator[None]:
+    """A block in which `handler` handles STOP_SIGNALS; see set_stop_handlers."""
+    previous = set_stop_handlers(handler)
+    try:
+        yield
+    finally:
+        for number, previous_handler in previous.items():
+            signal.signal(number, previous_handler)
+
+
 class SafePoints:
-    """Signals that have come and wait for a moment at which stopping loses nothing."""
+    """Signals that have arrived and wait for a moment at which stopping loses nothing."""
 
-    def __init__(self):
-        self.signals = []
+    def __init__(self) -> None:
+        self.signals: list[int] = []
 
-    def signal(self):
-        """The number of the first signal that has come, or 0."""
+    def signal(self) -> int:
+        """The number of the first signal that has arrived, or 0."""
         return self.signals[0] if self.signals else 0
 
-    def check(self, number=None):
-        """Raises KeyboardInterrupt, or Preempted, where a signal has come: the given one, which 0 says is none, or that
-        of this process."""
+    def check(self, number: int | None = None) -> None:
+        """Raise KeyboardInterrupt or Preempted if a signal has arrived.
+
+        `number` replaces the signal of this process, for several processes that stop together; 0 stands for none.
+        """
         number = self.signal() if number is None else number
         if number:
             raise_stop(number, None)
 
-    def note(self, number, frame):
-        """The handler. A second Ctrl-C does not wait; schedulers, which may repeat themselves, do."""
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """Note a signal: the handler. A second Ctrl-C does not wait; schedulers, which may repeat themselves, do."""
         if self.signals and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signals.append(number)
 
 
 @contextlib.contextmanager
-def stops_at_safe_points():
-    """Gives the SafePoints of a block, within which signals wait; the last one is its end.
+def stops_at_safe_points() -> Iterator[SafePoints]:
+    """A block in which signals wait for its SafePoints; its end is the last of them.
 
-    What strikes while PyTorch calls back into Python can be swallowed there, or end the process.
+    A KeyboardInterrupt raised while PyTorch calls back into Python can be swallowed there, or crash the process.
     """
     points = SafePoints()
-    previous = {}
-    try:
-        for number in (signal.SIGINT, *PREEMPTIONS):
-            previous[number] = signal.signal(number, points.note)
-    except ValueError:  # not in the main thread, where no signal arrives
+    with stop_handlers(points.note):
         yield points
-        return
-    try:
-        yield points
-        points.check()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    points.check()

@@ -1,9 +1,9 @@
 """Curvature of any PyTorch model and loss, without ever forming the matrix. Needs torch and numpy alone."""
 
-from normstudy.curvature.lanczos import lanczos
-from normstudy.curvature.precision import full_float32
-from normstudy.curvature.products import bytes_per_sample, hessian_matvec, loss_and_gradient
-from normstudy.curvature.spectrum import Spectrum, rademacher, spectrum
+from .krylov_space import lanczos
+from .precision import full_float32
+from .products import bytes_per_sample, hessian_matvec, loss_and_gradient
+from .spectral_estimates import Spectrum, rademacher, spectrum
 
 __all__ = [
     "Spectrum",

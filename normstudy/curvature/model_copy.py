@@ -13,7 +13,8 @@ What the copy may assume about a model is declared by optional methods of its cl
   its own code: a subclass that says nothing is taken for one that cannot.
 """
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -44,8 +45,8 @@ def derivative_copy(model: Model, bn_mode: str = "eval", *, forward_mode: bool =
             name: value.copy() if name.startswith("_") and hasattr(value, "copy") else value
             for name, value in module.__dict__.items()
         }
-        if hasattr(own, "set_derivative_form"):
-            own.set_derivative_form(forward_mode)
+        if (set_form := _optional_method(own, "set_derivative_form")) is not None:
+            set_form(forward_mode)
         own.training = bn_mode == "train" and keeps_running_statistics(module)
         if own.training:
             own._buffers = {name: None if buffer is None else buffer.clone() for name, buffer in own._buffers.items()}
@@ -54,7 +55,8 @@ def derivative_copy(model: Model, bn_mode: str = "eval", *, forward_mode: bool =
         return own
 
     result = copy(model)
-    for conv, norm in model.conv_norm_pairs() if hasattr(model, "conv_norm_pairs") else ():
+    pairs = _optional_method(model, "conv_norm_pairs")
+    for conv, norm in () if pairs is None else pairs():
         _fold(result, conv, norm)
     return result  # type: ignore[return-value]  # copy keeps the class
 
@@ -70,15 +72,19 @@ def jvp_is_differentiable(model: nn.Module) -> bool:
 
 
 def _declares_jvp(module: nn.Module) -> bool:
-    return "has_differentiable_jvp" in vars(type(module)) and bool(module.has_differentiable_jvp())
+    declared = vars(type(module)).get("has_differentiable_jvp")
+    return declared is not None and bool(declared(module))
+
+
+def _optional_method(module: nn.Module, name: str) -> Callable[..., Any] | None:
+    return getattr(module, name, None)
 
 
 def _fold(model: nn.Module, conv_name: str, norm_name: str) -> None:
     """Replace a convolution and its norm by one module, if the norm allows it."""
     norm = model.get_submodule(norm_name)
-    if norm.training or not hasattr(norm, "fold_into"):
-        return
-    folded = norm.fold_into(model.get_submodule(conv_name))
+    fold_into = _optional_method(norm, "fold_into")
+    folded = None if norm.training or fold_into is None else fold_into(model.get_submodule(conv_name))
     if folded is not None:
         for name, module in ((conv_name, folded), (norm_name, nn.Identity())):
             parent, _, child = name.rpartition(".")

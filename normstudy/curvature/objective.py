@@ -9,8 +9,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from normstudy.curvature.model_copy import derivative_copy, jvp_is_differentiable
-from normstudy.curvature.precision import full_float32
+from .model_copy import derivative_copy, jvp_is_differentiable
+from .precision import full_float32
 
 BNMode = Literal["eval", "train"]
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]

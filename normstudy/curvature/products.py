@@ -3,17 +3,16 @@
 import contextlib
 import itertools
 import warnings
-from collections.abc import Callable
 
 import torch
 from torch import nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from normstudy.curvature.objective import Batches, Objective, flatten, gradients_or_zeros
+from .krylov_space import Matvec
+from .objective import Batches, Objective, flatten, gradients_or_zeros
 
 CURVATURES = ("hessian", "ggn")
-Matvec = Callable[[torch.Tensor], torch.Tensor]
 
 
 def hessian_matvec(

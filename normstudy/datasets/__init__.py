@@ -2,9 +2,11 @@
 
 from normstudy.datasets.batches import evaluation_batches, training_batch, training_order
 from normstudy.datasets.loading import load
-from normstudy.datasets.splits import balanced_subset, seeded_generator
+from normstudy.datasets.splits import Dataset, Split, balanced_subset, seeded_generator
 
 __all__ = [
+    "Dataset",
+    "Split",
     "balanced_subset",
     "evaluation_batches",
     "load",

@@ -1,18 +1,22 @@
 """Batches of images, made on the device: order, flips, scaling, resizing."""
 
+from collections.abc import Iterator
+
 import torch
 from torch.nn import functional as F
 
 from config import EVALUATION_BATCH
-from normstudy.datasets.splits import seeded_generator
+from normstudy.datasets.splits import Split, seeded_generator
 
-# Batches
+Batch = tuple[torch.Tensor, torch.Tensor]  # (images, labels)
 
 
-def prepare(images, flips=None, image_size=None):
-    """Network input from uint8 images (N, 3, H, W): float32 in [−1, 1] (mean 0.5, std 0.5), channels_last.
+def to_network_input(
+    images: torch.Tensor, flips: torch.Tensor | None = None, image_size: int | None = None
+) -> torch.Tensor:
+    """Scale uint8 images (N, 3, H, W) to float32 in [−1, 1] (mean 0.5, std 0.5), channels_last.
 
-    flips (N,) bool mirrors those images; image_size resizes (bilinear) where it differs from H or W.
+    flips (N,) bool marks images to mirror. image_size is the side in pixels that they are resized to (bilinear).
     """
     if flips is not None:
         images = torch.where(flips[:, None, None, None], images.flip(3), images)
@@ -24,8 +28,8 @@ def prepare(images, flips=None, image_size=None):
     return x
 
 
-def training_order(split, seed, epoch):
-    """(order, flips), (len(split),) each: the order of the samples in an epoch, and whether each is mirrored then.
+def training_order(split: Split, seed: int, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The order of the samples in an epoch, and whether each is mirrored then: (len(split),) int64 and bool.
 
     They depend on (seed, epoch) alone; they lie on the split's device.
     """
@@ -35,26 +39,17 @@ def training_order(split, seed, epoch):
     return order.to(split.labels.device), flips.to(split.labels.device)
 
 
-def training_batch(split, indices, flips, image_size=None):
-    """(images, labels) of some samples of a split; flips goes with indices, (N,) each."""
-    return prepare(split.images[indices], flips, image_size), split.labels[indices]
+def training_batch(split: Split, indices: torch.Tensor, flips: torch.Tensor, image_size: int | None = None) -> Batch:
+    """The batch of the samples at `indices`; flips marks those to mirror. (N,) each."""
+    return to_network_input(split.images[indices], flips, image_size), split.labels[indices]
 
 
-def training_batches(split, batch_size, seed, epoch, image_size=None, first_step=0):
-    """Shuffled, randomly flipped (images, labels) of one epoch, from its step `first_step` on.
-
-    The last batch may be smaller.
-    """
-    order, flips = training_order(split, seed, epoch)
-    for start in range(first_step * batch_size, len(split), batch_size):
-        batch = slice(start, start + batch_size)
-        yield training_batch(split, order[batch], flips[batch], image_size)
-
-
-def evaluation_batches(split, image_size=None, batch_size=EVALUATION_BATCH, first=0, every=1):
-    """(images, labels) in order, unaugmented; the batch `first` and each `every`-th one after it."""
+def evaluation_batches(
+    split: Split, image_size: int | None = None, batch_size: int = EVALUATION_BATCH, first: int = 0, every: int = 1
+) -> Iterator[Batch]:
+    """The unaugmented batches of a split in order: batch `first` and each `every`-th one after it."""
     for start in range(first * batch_size, len(split), every * batch_size):
         yield (
-            prepare(split.images[start : start + batch_size], image_size=image_size),
+            to_network_input(split.images[start : start + batch_size], image_size=image_size),
             split.labels[start : start + batch_size],
         )

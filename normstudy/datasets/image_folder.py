@@ -1,40 +1,47 @@
 """Folders of images: train/<class>/ and test/<class>/."""
 
-import hashlib
 import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image, UnidentifiedImageError
 
 from normstudy.cli import RunError, progress_bar
-from normstudy.datasets.image_cache import CACHE_NAME, read_cache, write_cache
-from normstudy.datasets.splits import Dataset, Split
+from normstudy.datasets.image_cache import CACHE_NAME, files_digest, read_cache, to_dataset, write_cache
+from normstudy.datasets.splits import Dataset
+
+LabelledFiles = dict[str, list[tuple[os.DirEntry[str], int]]]  # {split: [(file, label)]}
+T = TypeVar("T")
 
 
-def image_folder(data_dir, image_size=None):
-    """`data_dir`/train/<class>/ and /test/<class>/ in any format that PIL reads, decoded once and cached.
+def load_image_folder(data_dir: Path, image_size: int | None = None) -> Dataset:
+    """Load `data_dir`/train/<class>/ and /test/<class>/ in any format that PIL reads, decoded once and cached.
 
-    Images of one common size keep it; otherwise image_size says what all are resized to. The cache beside the
-    images is used only while its checksum holds and every file's path, size and time are those it was made from.
-    Raises RunError for missing folders, unreadable files (by name), and sizes that differ.
+    Images of one common size keep it; otherwise all are resized to image_size. The cache beside the images is used
+    only while its checksum holds and every file's path, size and time are those it was made from. Raises RunError for
+    missing folders, unreadable files (by name), and sizes that differ.
     """
     classes, files = _list_images(data_dir)
-    listing = _listing_digest(classes, files)
+    named = (
+        (f"{split}/{classes[label]}/{entry.name}", entry) for split, found in files.items() for entry, label in found
+    )
+    listing = files_digest(named)
     cache = data_dir / CACHE_NAME
     stored = read_cache(cache, listing, image_size)
     if stored is None:
         stored = _decode(files, image_size)
         write_cache(stored, cache, listing)
-    splits = [Split(stored[f"{name}_images"], stored[f"{name}_labels"]) for name in ("train", "test")]
-    return Dataset(*splits, classes)
+    return to_dataset(stored, classes)
 
 
-def _list_images(data_dir):
-    """(class names, {split: [(path, label)]}) of an image folder, sorted by name."""
-    from PIL import Image
-
+def _list_images(data_dir: Path) -> tuple[tuple[str, ...], LabelledFiles]:
+    """The class names and the files of an image folder, sorted by name."""
     known = Image.registered_extensions()
-    names, files = {}, {}
+    names: dict[str, list[str]] = {}
+    files: LabelledFiles = {}
     for split in ("train", "test"):
         folder = data_dir / split
         if not folder.is_dir():
@@ -57,60 +64,51 @@ def _list_images(data_dir):
     return tuple(names["train"]), files
 
 
-def _listing_digest(classes, files):
-    """A hash of every file's path, size, modification time and inode (which tells folders that swapped names)."""
-    lines = []
-    for split, entries in files.items():
-        for entry, label in entries:
-            status = entry.stat()
-            lines.append(
-                f"{split}/{classes[label]}/{entry.name}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ino}"
-            )
-    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+def _decode(files: LabelledFiles, image_size: int | None) -> dict[str, Any]:
+    """The decoded images and their labels (see write_cache), in one thread, which the GIL favours.
 
-
-def _decode(files, image_size):
-    """{train_images, train_labels, test_images, test_labels, resized_to} in one thread, which the GIL favours.
-
-    resized_to is None where the files have one common size, which is then kept.
+    resized_to is None if the files have one common size, which is then kept.
     """
-    from PIL import Image
-
     total = sum(len(entries) for entries in files.values())
-    sizes, unreadable = set(), {}
+    unreadable: dict[str, str] = {}
+    sizes = set()
     for entries in files.values():
         for entry, _ in entries:
-            sizes.add(_open_image(entry, lambda image: image.size, unreadable))
-    has_one_size = len(sizes - {None}) == 1
+            size = _open_image(entry, lambda image: image.size, unreadable)
+            if size is not None:
+                sizes.add(size)
+    has_one_size = len(sizes) == 1
     if not has_one_size and image_size is None and not unreadable:
-        shapes = first_few(f"{width}×{height}" for width, height in sizes)
+        shapes = _first_few(f"{width}×{height}" for width, height in sizes)
         raise RunError(f"the images differ in size ({shapes}): give --image_size to resize them")
 
-    def pixels(image):
+    def pixels(image: Image.Image) -> np.ndarray:
         image = _to_rgb(image)
         if has_one_size or image_size is None:
             return np.asarray(image)
         return np.asarray(image.resize((image_size, image_size), Image.Resampling.BILINEAR))
 
-    stored = {"resized_to": None if has_one_size else image_size}
+    stored: dict[str, Any] = {"resized_to": None if has_one_size else image_size}
     with progress_bar(total, "decoding images") as bar:
         for split, entries in files.items():
-            arrays = []
+            arrays: list[np.ndarray] = []
             for entry, _ in entries:
-                arrays.append(_open_image(entry, pixels, unreadable))
+                array = _open_image(entry, pixels, unreadable)
+                if array is not None:
+                    arrays.append(array)
                 bar.update()
             if not unreadable:
                 stored[f"{split}_images"] = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
             stored[f"{split}_labels"] = torch.tensor([label for _, label in entries])
     if unreadable:
-        raise RunError(f"{len(unreadable)} of {total} files cannot be read as images: {first_few(unreadable.values())}")
+        raise RunError(
+            f"{len(unreadable)} of {total} files cannot be read as images: {_first_few(unreadable.values())}"
+        )
     return stored
 
 
-def _to_rgb(image):
-    """A PIL image in 8-bit RGB; 16 bits are scaled, alpha is dropped. Raises ValueError for floating-point pixels."""
-    from PIL import Image
-
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """An image in 8-bit RGB; 16 bits are scaled, alpha is dropped. Raises ValueError for floating-point pixels."""
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range")
     if image.mode.startswith("I"):
@@ -120,21 +118,19 @@ def _to_rgb(image):
     return image.convert("RGB")
 
 
-def _open_image(entry, use, unreadable):
-    """use(the opened image); where PIL cannot, None, and `unreadable` gets the file's name and why."""
-    from PIL import Image
-
+def _open_image(entry: os.DirEntry[str], use: Callable[[Image.Image], T], unreadable: dict[str, str]) -> T | None:
+    """use(the opened image). If PIL cannot open it, None, and `unreadable` gets the file's path and the reason."""
     try:
         with Image.open(entry.path) as image:
             return use(image)
     except Exception as error:  # PIL raises many types for what files can hold; each is reported by name
-        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else error
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
         unreadable[entry.path] = f"{entry.path} ({reason})"
         return None
 
 
-def first_few(items, most=5):
-    """The first few of `items` as text, and how many more there are."""
-    items = sorted(map(str, items))
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + more
+def _first_few(names: Iterable[str], limit: int = 5) -> str:
+    """The first names in text, and how many more there are."""
+    in_order = sorted(names)
+    more = f" and {len(in_order) - limit} more" if len(in_order) > limit else ""
+    return ", ".join(in_order[:limit]) + more

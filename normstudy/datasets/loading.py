@@ -4,24 +4,25 @@ from pathlib import Path
 
 import torch
 
+from config import Config
 from normstudy.cli import UsageError
-from normstudy.datasets.cifar import cifar
-from normstudy.datasets.image_folder import image_folder
-from normstudy.datasets.splits import Dataset, balanced_subset
-from normstudy.datasets.synthetic import synthetic
+from normstudy.datasets.cifar import load_cifar
+from normstudy.datasets.image_folder import load_image_folder
+from normstudy.datasets.splits import Dataset, Split, balanced_subset
+from normstudy.datasets.synthetic import make_synthetic
 
 
-def load(config):
-    """The data set that a Config names, on the CPU, subsets and validation split taken.
+def load(config: Config) -> Dataset:
+    """Load the data set that a Config names, on the CPU, with its subsets and its validation split.
 
-    Raises RunError where it cannot be read, UsageError where it is smaller than the flags ask.
+    Raises RunError if it cannot be read, UsageError if it is smaller than the flags ask.
     """
     if config.dataset == "Synthetic":
-        dataset = synthetic(config.seed)
+        dataset = make_synthetic(config.seed)
     elif config.dataset == "ImageFolder":
-        dataset = image_folder(Path(config.data_dir), config.image_size)
+        dataset = load_image_folder(Path(config.data_dir), config.image_size)
     else:
-        dataset = cifar(config.dataset, Path(config.data_dir), config.download)
+        dataset = load_cifar(config.dataset, Path(config.data_dir), config.download)
     train, test = dataset.train, dataset.test
     if config.train_samples is not None:
         train = train.take(_subset("train_samples", train, config.train_samples, dataset.classes))
@@ -38,7 +39,8 @@ def load(config):
     return Dataset(train, test, dataset.classes, validation)
 
 
-def _subset(flag, split, count, classes):
+def _subset(flag: str, split: Split, count: int, classes: tuple[str, ...]) -> torch.Tensor:
+    """The indices of a balanced subset (see balanced_subset). Raises UsageError, naming the flag."""
     try:
         return balanced_subset(split.labels, count, len(classes))
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,30 +17,31 @@ class Split:
     images: torch.Tensor
     labels: torch.Tensor
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.labels)
 
-    def to(self, device):
+    def to(self, device: torch.device) -> "Split":
         return Split(self.images.to(device), self.labels.to(device))
 
-    def take(self, indices):
+    def take(self, indices: torch.Tensor | slice) -> "Split":
+        """The samples at these indices, or under a mask (N,) bool."""
         return Split(self.images[indices], self.labels[indices])
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The splits of one data set; `validation` is None where nothing is held out."""
+    """The splits of one data set; `validation` is None if nothing is held out."""
 
     train: Split
     test: Split
     classes: tuple[str, ...]
     validation: Split | None = None
 
-    def to(self, device):
+    def to(self, device: torch.device) -> "Dataset":
         validation = None if self.validation is None else self.validation.to(device)
         return replace(self, train=self.train.to(device), test=self.test.to(device), validation=validation)
 
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """The first 16 hex digits of the SHA-256 of every image and label."""
         digest = hashlib.sha256(repr(self.classes).encode())
         for split in (self.train, self.test, self.validation):
@@ -47,17 +49,28 @@ class Dataset:
                 digest.update(tensor_digest(split.images, split.labels).encode())
         return digest.hexdigest()[:16]
 
+    def describe(self) -> dict[str, Any]:
+        """The description of the images in a run's config.json."""
+        return {
+            "fingerprint": self.fingerprint(),
+            "classes": list(self.classes),
+            "image_shape": list(self.train.images.shape[1:]),
+            "train_samples": len(self.train),
+            "validation_samples": 0 if self.validation is None else len(self.validation),
+            "test_samples": len(self.test),
+        }
 
-def seeded_generator(*key):
+
+def seeded_generator(*key: str | int) -> torch.Generator:
     """A CPU generator seeded by the hash of `key`, so that neighbouring seeds and epochs share nothing."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def balanced_subset(labels, count, num_classes, seed=SUBSET_SEED):
-    """Sorted indices of `count` samples, equally many of each class (the first classes get the remainder).
+def balanced_subset(labels: torch.Tensor, count: int, num_classes: int, seed: int = SUBSET_SEED) -> torch.Tensor:
+    """Sorted indices (count,) of samples, equally many of each class (the first classes get the remainder).
 
-    labels (N,) int64. Raises ValueError where a class has too few samples.
+    labels (N,) int64. Raises ValueError if a class has too few samples.
     """
     order = torch.randperm(len(labels), generator=seeded_generator("subset", seed))
     chosen = []
@@ -70,10 +83,10 @@ def balanced_subset(labels, count, num_classes, seed=SUBSET_SEED):
     return torch.cat(chosen).sort().values
 
 
-def tensor_digest(*tensors):
-    """SHA-256 over the shapes and bytes of CPU tensors."""
+def tensor_digest(*tensors: torch.Tensor) -> str:
+    """The SHA-256 of the shapes and bytes of CPU tensors, in hex."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(repr(tuple(tensor.shape)).encode())
-        digest.update(np.ascontiguousarray(tensor.numpy()))
+        digest.update(np.ascontiguousarray(tensor.numpy()).data)
     return digest.hexdigest()

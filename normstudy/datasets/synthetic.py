@@ -10,19 +10,16 @@ SYNTHETIC_SIZE = 32
 SYNTHETIC_TRAIN, SYNTHETIC_TEST = 5000, 1000
 
 
-# Data sets
+def make_synthetic(seed: int) -> Dataset:
+    """Make ten classes of smooth random patterns, shifted, recoloured and noisy: learnable from a few hundred images.
 
-
-def synthetic(seed):
-    """Ten classes of smooth random patterns, shifted, recoloured and noisy: learnable from a few hundred images.
-
-    5,000 training and 1,000 test images of 32×32, made from the seed within a second.
+    5,000 training and 1,000 test images of 32×32, within a second.
     """
     generator = seeded_generator("synthetic", seed)
     coarse = torch.randn(SYNTHETIC_CLASSES, 3, 6, 6, generator=generator)
     patterns = F.interpolate(coarse, (SYNTHETIC_SIZE + 8,) * 2, mode="bicubic", align_corners=False)
 
-    def split(count):
+    def split(count: int) -> Split:
         labels = torch.arange(count) % SYNTHETIC_CLASSES
         shifts = torch.randint(0, 9, (2, count), generator=generator)
         span = torch.arange(SYNTHETIC_SIZE)

@@ -1,6 +1,6 @@
 """Device-dependent code: the arithmetic of layers and probes in several forms, one switch between them, and devices."""
 
-from normstudy.kernels.attention import attention, plain_attention
+from normstudy.kernels.attention_forms import attention, plain_attention
 from normstudy.kernels.convolutions import (
     RELU_GAIN,
     Conv2d,
@@ -22,7 +22,7 @@ from normstudy.kernels.probe_statistics import (
     gram_statistics,
     partial_statistics,
 )
-from normstudy.kernels.switch import FORMS, KERNELS, form_of, use_form
+from normstudy.kernels.switch import FORMS, KERNELS, Form, form_of, use_form
 
 __all__ = [
     "FORMS",
@@ -30,6 +30,7 @@ __all__ = [
     "RELU_GAIN",
     "Conv2d",
     "FoldedConv2d",
+    "Form",
     "TransformedConv2d",
     "TransformedLinear",
     "activation_statistics",

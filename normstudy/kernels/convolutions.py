@@ -5,7 +5,7 @@ weight is (out, in, height, width), or (out, in) of a linear layer; gain (out,).
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -93,6 +93,7 @@ class TransformedConv2d(Conv2d):
     def __init__(self, *args: Any, transform: Transform, has_gain: bool, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.transform = transform
+        self.gain: nn.Parameter | None
         self.register_parameter("gain", nn.Parameter(torch.ones(self.out_channels)) if has_gain else None)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -102,30 +103,25 @@ class TransformedConv2d(Conv2d):
         return self.transform(self.weight, self.gain)
 
 
-class AffineInEval(Protocol):
-    """A norm that is scale · x + shift in eval mode."""
-
-    def eval_affine(self) -> tuple[torch.Tensor, torch.Tensor] | None: ...
-
-
 @with_differentiable_jvp
 class FoldedConv2d(nn.Module):
     """A convolution and the norm after it as one convolution, for a norm that is affine in eval mode.
 
-    The same function of the same parameters, without the norm's passes over the feature map.
+    The same function of the same parameters, without the norm's passes over the feature map. affine() gives the norm's
+    (scale, shift), (out,) each.
     """
 
-    def __init__(self, conv: Conv2d, norm: AffineInEval) -> None:
+    def __init__(self, conv: Conv2d, norm: nn.Module, affine: Callable[[], tuple[torch.Tensor, torch.Tensor]]) -> None:
         super().__init__()
         self.conv = conv
         self.norm = norm
+        self.affine = affine
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        conv = self.conv
-        scale, bias = self.norm.eval_affine()
-        if conv.bias is not None:
-            bias = bias + scale * conv.bias
-        return convolve(x, conv.effective_weight() * scale.view(-1, 1, 1, 1), bias, conv.stride, conv.padding)
+        scale, bias = self.affine()
+        if self.conv.bias is not None:
+            bias = bias + scale * self.conv.bias
+        return self.conv._conv_forward(x, self.conv.effective_weight() * scale.view(-1, 1, 1, 1), bias)
 
 
 @with_differentiable_jvp
@@ -135,6 +131,7 @@ class TransformedLinear(nn.Linear):
     def __init__(self, *args: Any, transform: Transform, has_gain: bool, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.transform = transform
+        self.gain: nn.Parameter | None
         self.register_parameter("gain", nn.Parameter(torch.ones(self.out_features)) if has_gain else None)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The machine that a command runs on: its device, its free memory, and how memory is handed out."""
+"""The machine: its devices, their free memory, and how the C library hands out memory."""
 
 import contextlib
 import ctypes
@@ -13,8 +13,8 @@ from normstudy.cli import UsageError
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
 
 
-def pick_device(name):
-    """The torch.device that a --device flag names; auto: cuda, mps or cpu. Raises UsageError where it is not there."""
+def pick_device(name: str) -> torch.device:
+    """The device that a --device flag names; auto: cuda, mps or cpu. Raises UsageError if this machine lacks it."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -27,26 +27,28 @@ def pick_device(name):
     return device
 
 
-def is_bf16_emulated(device):
-    """Whether a torch.device is a CPU without instructions for bf16, where oneDNN leaves it to slow loops: a step of a
-    VGG then takes 15 times as long as in float32 (two cores of an EPYC with AVX2, PyTorch 2.14)."""
+def is_bf16_emulated(device: torch.device) -> bool:
+    """Whether a device is a CPU without bf16 instructions, on which oneDNN falls back to slow loops.
+
+    A VGG step then takes 15 times as long as in float32 (two cores of an EPYC with AVX2, PyTorch 2.14).
+    """
     try:
         return device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
     except (AttributeError, RuntimeError):  # a PyTorch without oneDNN
         return False
 
 
-def is_out_of_memory(error):
-    """Whether an exception says that a device, or the machine, has too little memory."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that a device or the machine is out of memory."""
     is_allocation = isinstance(error, RuntimeError) and "allocate memory" in str(error)
     return is_allocation or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
-def keep_freed_memory():
-    """Has the C library keep what is freed, for the next tensor; where it is not glibc, nothing changes.
+def keep_freed_memory() -> None:
+    """Have the C library keep freed memory for the next tensor; without glibc, nothing changes.
 
-    glibc gives the memory of every large tensor back to the system and asks for it again, and each page of it is
-    then cleared anew: three quarters of the time of an elementwise operation on the CPU.
+    By default, glibc returns the memory of every large tensor to the system and asks for it again. The system then
+    clears each page anew, which takes three quarters of the time of an elementwise operation on the CPU.
     """
     with contextlib.suppress(AttributeError, OSError):
         library = ctypes.CDLL(None)
@@ -54,18 +56,18 @@ def keep_freed_memory():
         library.mallopt(M_TRIM_THRESHOLD, -1)
 
 
-def _release_freed_memory():
-    """Gives the system what is kept and not in use."""
+def _release_freed_memory() -> None:
+    """Return the memory that is kept and unused to the system."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def free_memory(device):
-    """Bytes that are free on a torch.device; infinity where that cannot be known."""
+def free_memory(device: torch.device) -> float:
+    """Bytes that are free on a device; infinity if that cannot be known."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     _release_freed_memory()
-    free = [math.inf]
+    free: list[float] = [math.inf]
     with contextlib.suppress(OSError, StopIteration, ValueError):
         lines = Path("/proc/meminfo").read_text().splitlines()
         free.append(1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))))

@@ -1,19 +1,32 @@
 """A finished run's network at one epoch."""
 
 import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 
-from models import build_from_config
+from config import Config
+from models import Network, build_from_config
 from normstudy.cli import RunError
-from normstudy.datasets import balanced_subset, evaluation_batches
-from normstudy.storage import read_torch
+from normstudy.datasets import Dataset, Split, balanced_subset, evaluation_batches
+from normstudy.storage import RunDirectory, read_torch
 
 
 class Checkpoint:
     """A finished run's network at one epoch, and the images it was trained and tested on."""
 
-    def __init__(self, run, config, path, sha256, dataset, dtype, device, pause):
+    def __init__(
+        self,
+        run: RunDirectory,
+        config: Config,
+        path: Path,
+        sha256: str | None,
+        dataset: Dataset,
+        dtype: torch.dtype,
+        device: torch.device,
+        pause: Callable[[], object],
+    ) -> None:
         self.run = run
         self.config = config
         self.epoch = epoch_of(path)
@@ -21,9 +34,9 @@ class Checkpoint:
         self.device = device
         self.pause = pause
         model = _load_model(config, path, sha256, len(dataset.classes)).eval()
-        self.model = model.to(device, dtype, memory_format=torch.channels_last)
+        self.model = model.to(device, dtype).to(memory_format=torch.channels_last)
 
-    def subset(self, split, samples, seed):
+    def subset(self, split: Split, samples: int, seed: int) -> tuple[Split, str]:
         """A class-balanced subset of a Split and the SHA-256 of its indices; all of it where it has no more.
 
         Raises RunError where the classes cannot give equally many.
@@ -37,18 +50,20 @@ class Checkpoint:
         chosen = split.take(indices.to(split.labels.device))
         return chosen, hashlib.sha256(indices.numpy().astype("<i8").tobytes()).hexdigest()
 
-    def batches(self, split, batch_size):
+    def batches(self, split: Split, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """(images, labels) of a Split in order, prepared as for this network; a signal ends the walk between two."""
         for batch in evaluation_batches(split, self.config.image_size, batch_size):
             self.pause()
             yield batch
 
 
-def epoch_of(path):
+def epoch_of(path: Path) -> int:
+    """The epoch of a checkpoint, from its name."""
     return int(path.stem.removeprefix("epoch_"))
 
 
-def _load_model(config, path, sha256, num_classes):
+def _load_model(config: Config, path: Path, sha256: str | None, num_classes: int) -> Network:
+    """The network of a checkpoint. Raises RunError where they do not fit, and for values that are not finite."""
     state = read_torch(path, sha256)
     try:
         model = build_from_config(config, num_classes)

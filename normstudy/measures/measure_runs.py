@@ -1,64 +1,63 @@
-"""What the measuring commands share: which runs and checkpoints, their network and images, and one line for each
-run that is left out."""
+"""The walk of a measuring command over runs: measure their checkpoints, or say in a line why a run is left out."""
 
+import argparse
 import errno
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from normstudy.cli import RunError, UsageError, describe_os_error, stops_at_safe_points
+from normstudy.cli import RunError, UsageError, describe_os_error, report_outcome, stops_at_safe_points
 from normstudy.kernels import is_out_of_memory, keep_freed_memory, pick_device
 from normstudy.measures.checkpoints import Checkpoint, epoch_of
 from normstudy.measures.run_images import RunImages
 from normstudy.measures.run_selection import find_checkpoints, find_runs, finished_config, read_measurement
 from normstudy.plots import is_whole_picture
-from normstudy.storage import git_commit, read_summary, update_table, versions, write_json
+from normstudy.storage import RunDirectory, git_commit, package_versions, read_summary, update_table, write_json
 
 NOT_SETTINGS = ("runs", "results_dir", "data_dir", "device", "overwrite", "checkpoint")
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One kind of measurement: the name of its files; measure(checkpoint, args), which gives the content of the JSON
-    file; draw(json_path) and draw_over_training(run), which draw its pictures from the files alone."""
+    """One kind of measurement.
+
+    name: of its files. measure(checkpoint, args): the content of the JSON file. draw(json_path) and
+    draw_over_training(run): draw its pictures, from the files alone.
+    """
 
     name: str
-    measure: Callable
-    draw: Callable
-    draw_over_training: Callable
+    measure: Callable[[Checkpoint, argparse.Namespace], dict[str, Any]]
+    draw: Callable[[Path], object]
+    draw_over_training: Callable[[RunDirectory], object]
 
 
-def measure_runs(args, measurement):
-    """Measures what the parsed flags name, and returns the exit code: 1 where something was left out, else 0."""
+def measure_runs(args: argparse.Namespace, measurement: Measurement) -> int:
+    """Measure the runs that the parsed flags name; return the exit code: 1 if some were left out, else 0."""
     keep_freed_memory()
     device = pick_device(args.device)
-    datasets = RunImages(args.data_dir, device)
-    found = find_runs(args, measurement.name)
-    done, left_out, measured = 0, 0, []
+    images = RunImages(args.data_dir, device)
+    runs = find_runs(args, measurement.name)
+    done, left_out = 0, 0
+    measured: list[RunDirectory] = []
     try:
-        for run in found:
+        for run in runs:
             try:
                 with stops_at_safe_points() as points:
-                    for _ in _measure_run(run, args, measurement, datasets, points.check):
+                    for _ in _measure_run(run, args, measurement, images, points.check):
                         done += 1
                 measured.append(run)
-                continue
-            except (RunError, UsageError) as error:
-                reason = str(error)
-            except ArithmeticError as error:
-                reason = f"{run.path}: {error}"
-            except OSError as error:
-                reason = f"{run.path}: {describe_os_error(error)}"
-                if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-                    reason += "; what is measured is written into the run's folder, so copy that to where you may write"
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
+            except (RunError, UsageError, ArithmeticError, OSError, MemoryError, RuntimeError) as error:
+                reason = _why_left_out(run, error, device)
+                if reason is None:
                     raise
-                reason = f"{run.path}: {device} has too little memory, lower --batch_size"
-            left_out += 1
-            print(f"left out: {reason}", file=sys.stderr, flush=True)
+                left_out += 1
+                line = f"left out: {reason}"
+                print(line, file=sys.stderr, flush=True)
+                report_outcome(error.kind if isinstance(error, RunError | UsageError) else RunError.kind, line)
     except KeyboardInterrupt as stop:
         raise type(stop)(f"{done} measured; the same command measures the rest") from None
     finally:
@@ -70,8 +69,30 @@ def measure_runs(args, measurement):
     return 1 if left_out else 0
 
 
-def _measure_run(run, args, measurement, datasets, pause):
-    """Measures the checkpoints of one run, and yields after each. Raises RunError where something hinders it."""
+def _why_left_out(run: RunDirectory, error: Exception, device: torch.device) -> str | None:
+    """Why a run cannot be measured, or None for an error that no user can cause."""
+    if isinstance(error, RunError | UsageError):
+        return str(error)
+    if isinstance(error, ArithmeticError):
+        return f"{run.path}: {error}"
+    if isinstance(error, OSError):
+        hint = ""
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            hint = "; what is measured is written into the run's folder, so copy that to where you may write"
+        return f"{run.path}: {describe_os_error(error)}{hint}"
+    if is_out_of_memory(error):
+        return f"{run.path}: {device} has too little memory, lower --batch_size"
+    return None
+
+
+def _measure_run(
+    run: RunDirectory,
+    args: argparse.Namespace,
+    measurement: Measurement,
+    images: RunImages,
+    pause: Callable[[], object],
+) -> Iterator[None]:
+    """Measure the checkpoints of one run, and yield after each. Raises RunError if something hinders it."""
     config = finished_config(run)
     settings = {name: value for name, value in vars(args).items() if name not in NOT_SETTINGS}
     last = run.checkpoints()[-1:]
@@ -80,19 +101,18 @@ def _measure_run(run, args, measurement, datasets, pause):
             target = run.measurement(measurement.name, None if [path] == last else epoch_of(path))
             sha256 = read_summary(run).get("files", {}).get(run.name_of(path))
             if args.overwrite or not _is_measured(target, settings, sha256):
-                dataset, dtype = datasets.of(run, config), getattr(torch, args.dtype)
-                checkpoint = Checkpoint(run, config, path, sha256, dataset, dtype, datasets.device, pause)
-                result = measurement.measure(checkpoint, args)
+                dataset, dtype = images.load_for(run, config), getattr(torch, args.dtype)
+                checkpoint = Checkpoint(run, config, path, sha256, dataset, dtype, images.device, pause)
                 provenance = {
                     "run": run.path.name,
                     "epoch": checkpoint.epoch,
                     "checkpoint_sha256": sha256,
                     "settings": settings,
-                    "device": str(datasets.device),
-                    "versions": versions(),
+                    "device": str(images.device),
+                    "versions": package_versions(),
                     "git_commit": git_commit(),
                 }
-                write_json(target, result | provenance)
+                write_json(target, measurement.measure(checkpoint, args) | provenance)
                 measurement.draw(target)
                 print(f"{target} and {target.with_suffix('.png').name} are there", flush=True)
                 yield
@@ -105,15 +125,17 @@ def _measure_run(run, args, measurement, datasets, pause):
             try:
                 measurement.draw_over_training(run)
             except (KeyError, TypeError) as error:
-                name = f"{measurement.name}_epoch_….json"
                 raise RunError(
-                    f"{run.path}: one of {name} is damaged ({error!r}): --overwrite=True remakes it"
+                    f"{run.path}: one of {measurement.name}_epoch_….json is damaged ({error!r}): "
+                    "--overwrite=True remakes it"
                 ) from None
 
 
-def _is_measured(target, settings, sha256):
-    """Whether a measurement with these settings is there. Raises RunError for one with other settings, or of another
-    checkpoint than that with this SHA-256."""
+def _is_measured(target: Path, settings: Mapping[str, object], sha256: str | None) -> bool:
+    """Whether a measurement with these settings exists.
+
+    Raises RunError for one with other settings, or of another checkpoint than that with this SHA-256.
+    """
     content = read_measurement(target)
     if content is None:
         return False

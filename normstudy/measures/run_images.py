@@ -1,47 +1,65 @@
 """The images that a run was trained on."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
+
+from config import Config
 from normstudy.cli import RunError, UsageError
-from normstudy.datasets import load
-from normstudy.storage import read_json
+from normstudy.datasets import Dataset, load
+from normstudy.storage import RunDirectory, read_json
 
 
 class RunImages:
     """Loads the images of runs, and keeps the last data set for the next run that shares it."""
 
-    def __init__(self, data_dir, device):
+    def __init__(self, data_dir: str | None, device: torch.device) -> None:
         self.data_dir = data_dir
         self.device = device
-        self.key = self.dataset = self.fingerprint = None
+        self._kept: tuple[Config, Dataset, str] | None = None  # the last Config, its data set and fingerprint
 
-    def of(self, run, config):
-        """The data set of a run, on the device. Raises RunError where the images are not those it was trained on."""
+    def load_for(self, run: RunDirectory, config: Config) -> Dataset:
+        """The data set of a run, on the device. Raises RunError if the images are not those it was trained on."""
         if self.data_dir is not None:
             config = replace(config, data_dir=self.data_dir)
-        key = (config.dataset, config.data_dir, config.train_samples, config.test_samples, config.val_fraction)
-        key += (config.seed if config.dataset == "Synthetic" else None,)
-        key += (config.image_size if config.dataset == "ImageFolder" else None,)
-        if key != self.key:
-            try:
-                dataset = load(replace(config, download=False))
-            except (RunError, UsageError) as error:
-                where = f"its config.json says that they lie in {config.data_dir}; --data_dir says where they lie now"
-                if self.data_dir is not None:
-                    where = "--data_dir has to hold the images that it was trained on"
-                raise RunError(f"{run.path} lacks its images ({error}): {where}") from None
-            self.fingerprint, self.dataset, self.key = dataset.fingerprint(), dataset.to(self.device), key
+        if self._kept is None or _choice_of_images(self._kept[0]) != _choice_of_images(config):
+            dataset = self._load(run, config)
+            self._kept = config, dataset.to(self.device), dataset.fingerprint()
+        _, dataset, fingerprint = self._kept
         stored = read_json(run.config).get("data", {})
-        if stored.get("fingerprint") != self.fingerprint:
-            theirs, ours = (
-                f"{len(classes)} classes, {images:,} training images, fingerprint {fingerprint}"
-                for classes, images, fingerprint in (
-                    (stored.get("classes", ()), stored.get("train_samples", 0), stored.get("fingerprint")),
-                    (self.dataset.classes, len(self.dataset.train), self.fingerprint),
-                )
-            )
+        if stored.get("fingerprint") != fingerprint:
+            theirs = _describe(stored.get("classes", ()), stored.get("train_samples", 0), stored.get("fingerprint"))
+            ours = _describe(dataset.classes, len(dataset.train), fingerprint)
             raise RunError(
                 f"{run.path} was trained on other images ({theirs}) than those in {config.data_dir} ({ours}): "
                 "give the --data_dir where they lie"
             )
-        return self.dataset
+        return dataset
+
+    def _load(self, run: RunDirectory, config: Config) -> Dataset:
+        """The images that a Config names. Raises RunError, with the way to the right folder, if they are missing."""
+        try:
+            return load(replace(config, download=False))
+        except (RunError, UsageError) as error:
+            where = f"its config.json says that they lie in {config.data_dir}; --data_dir says where they lie now"
+            if self.data_dir is not None:
+                where = "--data_dir has to hold the images that it was trained on"
+            raise RunError(f"{run.path} lacks its images ({error}): {where}") from None
+
+
+def _choice_of_images(config: Config) -> tuple[object, ...]:
+    """The settings that decide on the images of a run."""
+    return (
+        config.dataset,
+        config.data_dir,
+        config.train_samples,
+        config.test_samples,
+        config.val_fraction,
+        config.seed if config.dataset == "Synthetic" else None,
+        config.image_size if config.dataset == "ImageFolder" else None,
+    )
+
+
+def _describe(classes: Sequence[str], images: int, fingerprint: str | None) -> str:
+    return f"{len(classes)} classes, {images:,} training images, fingerprint {fingerprint}"

@@ -1,14 +1,17 @@
 """Which runs and checkpoints a measuring command takes."""
 
+import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
+from config import Config
 from normstudy.cli import RunError, UsageError
 from normstudy.storage import RunDirectory, read_json, read_summary, stored_config
 
 
-def find_runs(args, measurement):
-    """The run folders to measure: those named, or every one in results_dir that lacks this measurement."""
+def find_runs(args: argparse.Namespace, measurement: str) -> list[RunDirectory]:
+    """The runs to measure: those named, or every one in results_dir that lacks this measurement."""
     if args.runs:
         return [RunDirectory(path) for path in args.runs]
     results_dir = Path(args.results_dir)
@@ -28,8 +31,8 @@ def find_runs(args, measurement):
     return lacking
 
 
-def finished_config(run):
-    """The Config of a run that is done. Raises RunError for one that is not."""
+def finished_config(run: RunDirectory) -> Config:
+    """The Config of a run that is done. Raises RunError for any other."""
     if not run.path.is_dir():
         hint = ": give the run's folder, and --checkpoint for another than the last; a network that is not of this "
         hint = f"{hint}program is measured from Python (docs/python.md)" if run.path.suffix == ".pt" else ""
@@ -46,8 +49,8 @@ def finished_config(run):
     return config
 
 
-def find_checkpoints(run, name):
-    """The paths of the checkpoints that --checkpoint names, the last one last."""
+def find_checkpoints(run: RunDirectory, name: str) -> list[Path]:
+    """The paths of the checkpoints that --checkpoint names, by epoch. Raises RunError if there are none."""
     paths = run.checkpoints()
     if not paths:
         raise RunError(
@@ -64,8 +67,8 @@ def find_checkpoints(run, name):
     return chosen
 
 
-def read_measurement(target):
-    """The content of a measurement, or None where it is missing or damaged, which is said."""
+def read_measurement(target: Path) -> dict[str, Any] | None:
+    """The content of a measurement, or None if it is missing or damaged; damage is reported on stderr."""
     try:
         return read_json(target)
     except RunError as error:

@@ -5,11 +5,11 @@ from normstudy.plots.curves import draw_curves
 from normstudy.plots.hessian import draw_hessian, draw_hessian_over_training, format_with_residual, spectral_density
 from normstudy.plots.probes import LOGARITHMIC_PROBES, PROBE_TITLES, draw_probes
 from normstudy.plots.style import (
-    MARKERS,
     NORM_COLOURS,
     OTHER_COLOUR,
     PALETTE,
     is_whole_picture,
+    network_marker,
     new_figure,
     norm_colour,
     printable,
@@ -20,7 +20,6 @@ from normstudy.plots.style import (
 
 __all__ = [
     "LOGARITHMIC_PROBES",
-    "MARKERS",
     "NORM_COLOURS",
     "OTHER_COLOUR",
     "PALETTE",
@@ -33,6 +32,7 @@ __all__ = [
     "draw_probes",
     "format_with_residual",
     "is_whole_picture",
+    "network_marker",
     "new_figure",
     "norm_colour",
     "printable",

@@ -1,5 +1,9 @@
 """Probe statistics over iterations and depth."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
 from normstudy.plots.style import (
@@ -11,7 +15,11 @@ from normstudy.plots.style import (
     scale_logarithmically,
     tick_whole_numbers,
 )
-from normstudy.storage import CONV_KEYS, PROBE_KEYS, load_probes_of_whole_batches
+from normstudy.storage import CONV_KEYS, PROBE_KEYS, RunDirectory, load_probes_of_whole_batches
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PROBE_TITLES = {
     "std": "standard deviation",
@@ -22,24 +30,29 @@ PROBE_TITLES = {
     "stable_rank": "stable rank",
 }
 LOGARITHMIC_PROBES = ("std", "grad_norm", "activation_norm", "activation_variance", "stable_rank")
+SITE_LABELS = {"conv": "convolution or branch", "activation": "activation or block"}
+LINE_STYLES = ("-", "--", ":", "-.")  # of the places in a block
 MOST_COLUMNS = 300  # of a heatmap: more iterations are averaged into bins
+MOST_MARKED = 20  # sites of a line up to which each is marked
 
 
-def draw_probes(run, title):
-    """probes.png: each statistic over iterations of whole batches and depth (heatmap), over depth at four moments."""
+def draw_probes(run: RunDirectory, title: str) -> None:
+    """Draw probes.png, where there are probe dicts: each statistic over iterations of whole batches and depth as a
+    heatmap, and over depth at four moments."""
     probes = load_probes_of_whole_batches(run)
     if probes is None or not len(probes["iteration"]):
         return
     iterations = probes["iteration"].numpy()
-    moments = np.unique(np.linspace(0, len(iterations) - 1, 4).round().astype(int))
-    figure, axes = new_figure(4, 3, figsize=(17, 18))
+    figure, panels = new_figure(4, 3, figsize=(17, 18))
     figure.subplots_adjust(left=0.065, right=0.98, bottom=0.04, top=0.93)
     for index, key in enumerate(PROBE_KEYS):
-        heatmap, profile = axes[2 * (index // 3), index % 3], axes[2 * (index // 3) + 1, index % 3]
+        heatmap, profile = panels[2 * (index // 3), index % 3], panels[2 * (index // 3) + 1, index % 3]
         values = probes[key].double().numpy()
         kind = "conv" if key in CONV_KEYS else "activation"
-        _draw_heatmap(figure, heatmap, iterations, values, key, kind)
-        _draw_profile(profile, iterations, values, moments, key, kind, probes["sites"][kind])
+        _draw_heatmap(figure, heatmap, iterations, values, key)
+        heatmap.set(title=PROBE_TITLES[key], xlabel="iteration", ylabel=SITE_LABELS[kind])
+        _draw_profile(profile, iterations, values, key, probes["sites"][kind])
+        profile.set(xlabel=f"{SITE_LABELS[kind]} (1 = nearest the input)", ylabel=PROBE_TITLES[key])
     has_shortcuts = any("shortcut" in name for name in probes["sites"]["conv"])
     is_white = any(not probes[key].isfinite().all() for key in PROBE_KEYS)
     figure.suptitle(
@@ -51,79 +64,80 @@ def draw_probes(run, title):
     save_figure(figure, run.probes_picture, dpi=85)
 
 
-def _site_label(kind):
-    return {"conv": "convolution or branch", "activation": "activation or block"}[kind]
+def _colour_limits(values: np.ndarray, key: str) -> tuple[float, float, bool]:
+    """The lowest and the highest of the values (iterations, sites) that have a colour of their own, and whether the
+    scale between them is logarithmic, as it is for statistics that span magnitudes.
 
-
-def _colour_scale(values, key):
-    """Matplotlib's colour scale of (iterations, sites), logarithmic for what spans magnitudes: that of the iterations
-    that are finite as a whole, and wider than six magnitudes only where more than a few values are that small."""
-    from matplotlib.colors import LogNorm, Normalize
-
+    They are taken from the iterations that are finite as a whole, and lie more than six magnitudes apart only where
+    more than a few values are that small.
+    """
     is_whole = np.isfinite(values).all(1)
     values = values[is_whole] if is_whole.any() else values
-    positive = values[np.isfinite(values) & (values > 0)]
+    finite = values[np.isfinite(values)]
+    positive = finite[finite > 0]
     if key not in LOGARITHMIC_PROBES or not len(positive) or positive.max() < MIN_LOG_RANGE * positive.min():
-        finite = values[np.isfinite(values)]
         low, high = (finite.min(), finite.max()) if len(finite) else (0, 1)
-        return Normalize(low, high if high > low else low + 1e-9)
+        return low, high if high > low else low + 1e-9, False
     high = positive.max()
-    low = max(positive.min(), min(high * 1e-6, np.quantile(positive, 0.05)))
-    return LogNorm(low, high)
+    return max(positive.min(), min(high * 1e-6, np.quantile(positive, 0.05))), high, True
 
 
-def _draw_heatmap(figure, axis, iterations, values, key, kind):
-    from matplotlib.colors import LogNorm
+def _draw_heatmap(figure: Figure, panel: Axes, iterations: np.ndarray, values: np.ndarray, key: str) -> None:
+    """Draw a statistic (iterations, sites), the first site on top, with its colour bar."""
+    from matplotlib.colors import LogNorm, Normalize
     from matplotlib.ticker import LogLocator
 
     bins = np.array_split(np.arange(len(iterations)), min(len(iterations), MOST_COLUMNS))
     binned = np.stack([values[part].mean(0) for part in bins])
     edges = np.array([iterations[part[0]] for part in bins] + [iterations[-1] + 1], dtype=float)
     depth = np.arange(values.shape[1] + 1) + 0.5
-    norm, finite = _colour_scale(binned, key), binned[np.isfinite(binned)]
-    mesh = axis.pcolormesh(edges, depth, binned.T, norm=norm, cmap="cividis", rasterized=True)
-    beyond = len(finite) > 0 and (bool(finite.min() < norm.vmin), bool(finite.max() > norm.vmax))
-    extend = {(True, False): "min", (False, True): "max", (True, True): "both"}.get(beyond, "neither")
-    ticks = {}
-    if isinstance(norm, LogNorm) and norm.vmax < FEW_TICKS * norm.vmin:
+    low, high, is_logarithmic = _colour_limits(binned, key)
+    scale = LogNorm(low, high) if is_logarithmic else Normalize(low, high)
+    mesh = panel.pcolormesh(edges, depth, binned.T, norm=scale, cmap="cividis", rasterized=True)
+    finite = binned[np.isfinite(binned)]
+    is_below, is_above = bool((finite < low).any()), bool((finite > high).any())
+    extend = {(True, False): "min", (False, True): "max", (True, True): "both"}.get((is_below, is_above), "neither")
+    ticks: dict[str, Any] = {}
+    if is_logarithmic and high < FEW_TICKS * low:
         ticks = {"ticks": LogLocator(subs=(1, 2, 5)), "format": "%g"}
-    figure.colorbar(mesh, ax=axis, extend=extend, **ticks).minorticks_off()
-    axis.invert_yaxis()
-    axis.set(title=PROBE_TITLES[key], xlabel="iteration", ylabel=_site_label(kind))
-    tick_whole_numbers(axis.xaxis)
-    tick_whole_numbers(axis.yaxis)
+    figure.colorbar(mesh, ax=panel, extend=extend, **ticks).minorticks_off()
+    panel.invert_yaxis()
+    tick_whole_numbers(panel.xaxis)
+    tick_whole_numbers(panel.yaxis)
 
 
-def _draw_profile(axis, iterations, values, moments, key, kind, names):
-    """A statistic over depth at a few moments: one line style for each place in a block, crosses for shortcuts."""
+def _draw_profile(panel: Axes, iterations: np.ndarray, values: np.ndarray, key: str, names: list[str]) -> None:
+    """Draw a statistic (iterations, sites) over depth at four moments: a line style for each place in a block, crosses
+    for shortcuts."""
     from matplotlib import colormaps
 
     depth = np.arange(1, values.shape[1] + 1)
     places = np.array([_place(name) for name in names])
-    ordinary = [place for place in dict.fromkeys(places) if place != "shortcut"]
+    is_shortcut = places == "shortcut"
+    styles = dict(zip(dict.fromkeys(places[~is_shortcut]), LINE_STYLES, strict=False))
+    moments = np.unique(np.linspace(0, len(iterations) - 1, 4).round().astype(int))
     for position, moment in enumerate(moments):
         colour = colormaps["viridis"](0.85 * position / max(len(moments) - 1, 1))
-        label = f"iteration {iterations[moment]:,}"
-        for place, style in zip(ordinary, ("-", "--", ":", "-."), strict=False):
+        label: str | None = f"iteration {iterations[moment]:,}"
+        for place, style in styles.items():
             here = places == place
-            marker = "o" if here.sum() <= 20 else None
-            axis.plot(depth[here], values[moment, here], color=colour, marker=marker, ms=4, ls=style, label=label)
+            marker = "o" if here.sum() <= MOST_MARKED else None
+            panel.plot(depth[here], values[moment, here], color=colour, marker=marker, ms=4, ls=style, label=label)
             label = None
-        aside = places == "shortcut"
-        axis.plot(depth[aside], values[moment, aside], color=colour, marker="x", ls="none", ms=5)
-    if len(ordinary) > 1:
-        for place, style in zip(ordinary, ("-", "--", ":", "-."), strict=False):
-            axis.plot([], [], color="grey", ls=style, label=place)
+        shortcuts = depth[is_shortcut], values[moment, is_shortcut]
+        panel.plot(*shortcuts, color=colour, marker="x", ls="none", ms=5)
+    if len(styles) > 1:
+        for place, style in styles.items():
+            panel.plot([], [], color="grey", ls=style, label=place)
     finite = values[moments][np.isfinite(values[moments])]
     if key in LOGARITHMIC_PROBES and len(finite) and finite.min() > 0:
-        scale_logarithmically(axis, finite)
-    axis.set(xlabel=f"{_site_label(kind)} (1 = nearest the input)", ylabel=PROBE_TITLES[key])
-    tick_whole_numbers(axis.xaxis)
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize="small")
+        scale_logarithmically(panel, finite)
+    tick_whole_numbers(panel.xaxis)
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize="small")
 
 
-def _place(name):
+def _place(name: str) -> str:
     """Where in a block a site stands: blocks.3.conv1 → conv1, blocks.3.shortcut.0 → shortcut, blocks.3 → block."""
     if "shortcut" in name:
         return "shortcut"

@@ -1,29 +1,58 @@
 """The style that all pictures share: figures, scales, ticks, legends, and the colours of the norms."""
 
+from __future__ import annotations
+
 import io
 import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from config import ARCHS, NORM_TYPES
 from normstudy.storage import write_bytes
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
 TRAIN, VALIDATION, TEST = "#0072b2", "#009e73", "#d55e00"  # Okabe & Ito's colour-blind safe palette
+# From the palettes of Paul Tol (muted) and of Okabe & Ito: told apart with the common forms of colour blindness.
+PALETTE = (
+    *("#000000", "#332288", "#88ccee", "#882255", "#ddcc77", "#117733", "#aa4499", "#cc6677", "#e69f00", "#d55e00"),
+    *("#44aa99", "#777777", "#0072b2", "#999933", "#661100", "#6699cc", "#225522", "#ee8866", "#bbcc33", "#000088"),
+    *("#ffaabb", "#997700"),  # more than there are norms, for those to come
+)
+OTHER_COLOUR = "#bbbbbb"
+NORM_COLOURS = {name: PALETTE[index % len(PALETTE)] for index, name in enumerate(NORM_TYPES)}
+MARKERS = dict(zip(ARCHS, "osD", strict=True))
 MIN_LOG_RANGE = 5  # largest over smallest value from which a scale is logarithmic
 FEW_TICKS = 300  # and below which powers of ten are too few ticks for it
 
 
-def new_figure(*grid, **options):
-    """A figure that needs no screen, and its axes."""
+def norm_colour(norm: str) -> str:
+    """A norm's colour in every picture; grey for names that this program does not know."""
+    return NORM_COLOURS.get(norm, OTHER_COLOUR)
+
+
+def network_marker(network: str) -> str:
+    """A network's marker in every picture; a triangle for names that this program does not know."""
+    return MARKERS.get(network, "^")
+
+
+def new_figure(rows: int, columns: int, figsize: tuple[float, float]) -> tuple[Figure, np.ndarray]:
+    """A figure that needs no screen, `figsize` inches wide and high, and its panels (rows, columns)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(**options)
+    figure = Figure(figsize=figsize)
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(*grid, squeeze=False, gridspec_kw={"hspace": 0.32, "wspace": 0.28})
+    return figure, figure.subplots(rows, columns, squeeze=False, gridspec_kw={"hspace": 0.32, "wspace": 0.28})
 
 
-def save_figure(figure, path, dpi=100):
+def save_figure(figure: Figure, path: Path, dpi: int = 100) -> None:
     """Write a figure as a PNG: complete or not at all."""
     picture = io.BytesIO()
     with warnings.catch_warnings():
@@ -32,8 +61,8 @@ def save_figure(figure, path, dpi=100):
     write_bytes(path, picture.getvalue())
 
 
-def is_whole_picture(path):
-    """Whether a picture is there and fits its checksums."""
+def is_whole_picture(path: Path) -> bool:
+    """Whether a picture exists and fits its checksums."""
     from PIL import Image
 
     try:
@@ -44,26 +73,31 @@ def is_whole_picture(path):
     return True
 
 
-def printable(name):
+def printable(name: object) -> str:
     """A name from disk, of which matplotlib makes no formula, in characters that can be drawn."""
     return "".join(character if character.isprintable() else "·" for character in str(name)).replace("$", r"\$")
 
 
-def tick_whole_numbers(axis):
-    """Ticks at whole numbers, were it one alone."""
-    axis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+def tick_whole_numbers(axis: Axis) -> None:
+    """Put ticks at whole numbers, even if only one fits."""
+    from matplotlib.ticker import AutoLocator
+
+    locator = AutoLocator()
+    locator.set_params(integer=True, min_n_ticks=1)
+    axis.set_major_locator(locator)
 
 
-def scale_logarithmically(axis, values):
-    """A logarithmic y axis for positive values that span a good half magnitude; others are left out."""
+def scale_logarithmically(panel: Axes, values: np.ndarray) -> None:
+    """Make the y axis logarithmic where the positive ones of its values span a good half magnitude; values that are
+    not positive are then left out."""
     values = values[np.isfinite(values) & (values > 0)]
     if len(values) and values.max() > MIN_LOG_RANGE * values.min():
-        axis.set_yscale("log", nonpositive="mask")
-        tick_logarithmically(axis.yaxis, values)
+        panel.set_yscale("log", nonpositive="mask")
+        tick_logarithmically(panel.yaxis, values)
 
 
-def tick_logarithmically(axis, values):
-    """Ticks of a logarithmic xaxis or yaxis for positive values: enough to read it, and not so many that they touch."""
+def tick_logarithmically(axis: Axis, values: np.ndarray) -> None:
+    """Put ticks on a logarithmic axis of positive values: enough to read it, and not so many that they touch."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axis.set_minor_formatter(NullFormatter())
@@ -72,28 +106,17 @@ def tick_logarithmically(axis, values):
         axis.set_major_formatter("{x:g}")
 
 
-def legend_above(axis, columns):
-    """A legend that hides no data."""
-    box = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "frameon": False}
-    axis.legend(fontsize="small", ncols=columns, columnspacing=1.2, **box)
+def legend_above(panel: Axes, columns: int) -> None:
+    """Put the legend above a panel, where it hides no data."""
+    panel.legend(
+        fontsize="small", ncols=columns, columnspacing=1.2, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False
+    )
 
 
-def finish_over_training(figure, axes, path):
-    for axis in axes:
-        tick_whole_numbers(axis.xaxis)
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize="small")
+def finish_over_training(figure: Figure, panels: Iterable[Axes], path: Path) -> None:
+    """Give panels over epochs their ticks, grids and legends, and save the figure."""
+    for panel in panels:
+        tick_whole_numbers(panel.xaxis)
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize="small")
     save_figure(figure, path)
-
-
-# From the palettes of Paul Tol (muted) and of Okabe & Ito: told apart with the common forms of colour blindness.
-PALETTE = ("#000000", "#332288", "#88ccee", "#882255", "#ddcc77", "#117733", "#aa4499", "#cc6677", "#e69f00", "#d55e00")
-PALETTE += ("#44aa99", "#777777", "#0072b2", "#999933")
-PALETTE += ("#661100", "#6699cc", "#225522", "#ee8866", "#bbcc33", "#000088", "#ffaabb", "#997700")  # for norms to come
-OTHER_COLOUR = "#bbbbbb"
-NORM_COLOURS = {name: PALETTE[index % len(PALETTE)] for index, name in enumerate(NORM_TYPES)}
-MARKERS = dict(zip(ARCHS, "osD", strict=True))
-
-
-def norm_colour(norm):
-    return NORM_COLOURS.get(norm, OTHER_COLOUR)

@@ -1,45 +1,51 @@
 """The trends of another table, set beside the runs."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from normstudy.report.correlation import correlate_measures
+from normstudy.report.correlation import correlate_measures, select_coefficient
 from normstudy.report.page import format_interval, format_number, format_p_value, table_html
 from normstudy.report.published_claims import verdict
-from normstudy.report.tables import MEASURES, MIN_POINTS, OUTCOMES, average_over_seeds, largest_cells, setting_keys
-
-# Another table
-
+from normstudy.report.resampling import RESAMPLES
+from normstudy.report.tables import MEASURES, MIN_POINTS, OUTCOMES, Row, average_over_seeds, largest_cells, setting_keys
 
 SHARED = ["Model", "Dataset", "Batch Size", "Mom & WD", "SkipInit"]
 
 
-def compare_tables(table, other, same_data=(), **options):
+def compare_tables(
+    table: pd.DataFrame,
+    other: pd.DataFrame,
+    same_data: Sequence[str] = (),
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(orders, signs): frames that set the trends of another table beside these runs, for the cells and norms that
     both have; see _orders and _signs.
 
-    same_data: names of data sets that are taken for one. options: resamples and seed of the intervals.
+    same_data: names of data sets that are taken for one. resamples and seed are those of the intervals.
     """
     ours, theirs = (_comparable(each, same_data) for each in (table, other))
     ours = largest_cells(ours, SHARED, "Label")
-    keys = [setting_keys(each, SHARED) for each in (ours, theirs)]
-    kept = []
-    for cell in sorted(set(keys[0]) & set(keys[1])):
-        labels = set(ours[keys[0] == cell]["Label"]) & set(theirs[keys[1] == cell]["Label"])
+    ours, theirs = (each.assign(cell=setting_keys(each, SHARED)) for each in (ours, theirs))
+    labels_of_cells = {}
+    for cell in sorted(set(ours["cell"]) & set(theirs["cell"])):
+        labels = set(ours[ours["cell"] == cell]["Label"]) & set(theirs[theirs["cell"] == cell]["Label"])
         if len(labels) > 1:
-            kept.append((cell, labels))
-    if not kept:
-        return tuple(pd.DataFrame() for _ in range(2))
-    both = {(cell, label) for cell, labels in kept for label in labels}
-    own, others = (
-        each[[pair in both for pair in zip(key, each["Label"], strict=True)]]
-        for each, key in zip((ours, theirs), keys, strict=True)
+            labels_of_cells[cell] = labels
+    if not labels_of_cells:
+        return pd.DataFrame(), pd.DataFrame()
+    ours, theirs = (
+        each[[label in labels_of_cells.get(cell, ()) for cell, label in zip(each["cell"], each["Label"], strict=True)]]
+        for each in (ours, theirs)
     )
-    return _orders(ours, theirs, keys, kept), _signs(own, others, options)
+    return _orders(ours, theirs, labels_of_cells), _signs(ours, theirs, resamples, seed)
 
 
-def _comparable(table, same_data):
+def _comparable(table: pd.DataFrame, same_data: Sequence[str]) -> pd.DataFrame:
+    """The runs that did not fail, with the columns of SHARED spelled alike in all tables."""
     usable = table[~table["has_failed"]].copy()
     if same_data:
         usable["Dataset"] = usable["Dataset"].where(~usable["Dataset"].isin(same_data), same_data[-1])
@@ -50,55 +56,68 @@ def _comparable(table, same_data):
     return usable
 
 
-def _orders(ours, theirs, keys, kept):
+def _orders(ours: pd.DataFrame, theirs: pd.DataFrame, labels_of_cells: Mapping[str, set[str]]) -> pd.DataFrame:
     """Each cell's norms by mean test accuracy in both tables, best first, with Kendall's τ and its p."""
     rows = []
-    for cell, labels in kept:
-        means = [
-            each[(key == cell) & each["Label"].isin(labels)].groupby("Label")["Test Accuracy"].mean()
-            for each, key in ((ours, keys[0]), (theirs, keys[1]))
-        ]
+    for cell, labels in labels_of_cells.items():
+        here, there = (each[each["cell"] == cell].groupby("Label")["Test Accuracy"].mean() for each in (ours, theirs))
         n = len(labels)
-        tau, p = stats.kendalltau(means[0], means[1].reindex(means[0].index)) if n >= MIN_POINTS else (np.nan, np.nan)
-        orders = [", ".join(mean.sort_values(ascending=False).index) for mean in means]
+        tau, p = stats.kendalltau(here, there.reindex(here.index)) if n >= MIN_POINTS else (np.nan, np.nan)
+        orders = [", ".join(means.sort_values(ascending=False).index) for means in (here, there)]
         rows.append([cell.replace("|", ", "), *orders, n, float(tau), float(p), verdict(tau, p, n)])
     return pd.DataFrame(rows, columns=["cell", "order here", "order there", "norms", "tau", "p", "verdict"])
 
 
-def _signs(ours, theirs, options):
+def _signs(ours: pd.DataFrame, theirs: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
     """Spearman's ρ of each measure and outcome over the settings of these cells, in both tables, and whether its sign
     agrees."""
-    frames = []
-    for each in map(average_over_seeds, (ours, theirs)):
-        measures = [name for name in MEASURES if each[name].notna().sum() >= MIN_POINTS]
-        frame = correlate_measures(each, measures, **options)
-        frame = frame[(frame["coefficient"] == "Spearman") & (frame["way"] == "within cells")]
-        frames.append({(row["measure"], row["outcome"]): row for row in frame.to_dict("records")})
+    here, there = (_spearman_by_pair(each, resamples, seed) for each in (ours, theirs))
     rows = []
-    for key, own in frames[0].items():
-        other = frames[1].get(key)
+    for pair, own in here.items():
+        other = there.get(pair)
         if other is not None and np.isfinite(own["value"]) and np.isfinite(other["value"]):
-            signs = [0 if row["low"] <= 0 <= row["high"] else np.sign(row["value"]) for row in (own, other)]
-            said = "agrees" if signs[0] == signs[1] != 0 else "does not" if signs[0] * signs[1] < 0 else ""
             numbers = [row[name] for row in (own, other) for name in ("value", "low", "high", "n")]
-            rows.append([*key, *numbers, said or "cannot be said: an interval holds zero"])
+            rows.append([*pair, *numbers, _verdict_on_signs(_sure_sign(own), _sure_sign(other))])
     columns = [f"{name} {where}" for where in ("here", "there") for name in ("rho", "low", "high", "n")]
     return pd.DataFrame(rows, columns=["measure", "outcome", *columns, "verdict"])
 
 
-def comparison_html(orders, signs):
-    """Both for the page."""
+def _spearman_by_pair(runs: pd.DataFrame, resamples: int, seed: int) -> dict[tuple[str, str], Row]:
+    """{(measure, outcome): the row of Spearman's ρ within cells}, of measures that enough settings have."""
+    settings = average_over_seeds(runs)
+    measures = [name for name in MEASURES if settings[name].notna().sum() >= MIN_POINTS]
+    frame = correlate_measures(settings, measures, resamples=resamples, seed=seed)
+    rows = select_coefficient(frame, "within cells", "Spearman").to_dict("records")
+    return {(row["measure"], row["outcome"]): row for row in rows}
+
+
+def _sure_sign(row: Row) -> int:
+    """The sign of a coefficient, 0 where its interval holds zero."""
+    return 0 if row["low"] <= 0 <= row["high"] else int(np.sign(row["value"]))
+
+
+def _verdict_on_signs(own: int, other: int) -> str:
+    if own * other == 0:
+        return "cannot be said: an interval holds zero"
+    return "agrees" if own == other else "does not"
+
+
+def comparison_html(orders: pd.DataFrame, signs: pd.DataFrame) -> str:
+    """Both frames of compare_tables for the page."""
     if orders.empty:
         return "<p>No cell has two norms in both tables.</p>"
     columns = ["cell (network, data, batch, momentum & decay, SkipInit)", "order here", "order there", "norms"]
     columns += ["Kendall's τ", "p", "verdict"]
     rows = [
-        [*line[:4], format_number(row["tau"]), format_p_value(row["p"]), row["verdict"]]
+        [
+            *(row[name] for name in ("cell", "order here", "order there", "norms")),
+            format_number(row["tau"]),
+            format_p_value(row["p"]),
+            row["verdict"],
+        ]
         for row in orders.to_dict("records")
-        for line in [list(row.values())]
     ]
-    shown = table_html([(name, False) for name in columns], rows)
-    page = f"<p>Order of norms by mean test accuracy, best first:</p>{shown}"
+    page = f"<p>Order of norms by mean test accuracy, best first:</p>{table_html(columns, rows)}"
     if signs.empty:
         return f"{page}<p>No measure is there for enough runs of both tables.</p>"
     rows = []
@@ -110,4 +129,4 @@ def comparison_html(orders, signs):
         rows.append([MEASURES[row["measure"]], OUTCOMES[row["outcome"]], *cells, row["verdict"]])
     columns = ["measure", "outcome", "ρ here (95 % interval; n)", "ρ there", "sign"]
     said = "Spearman's ρ over the settings of these cells; the intervals are not adjusted for their number:"
-    return f"{page}<p>{said}</p>{table_html([(name, False) for name in columns], rows)}"
+    return f"{page}<p>{said}</p>{table_html(columns, rows)}"

@@ -1,75 +1,22 @@
-"""Which measure goes with which outcome: coefficients, intervals, p values."""
+"""Correlations of measures with outcomes: coefficients, intervals, p values."""
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from normstudy.report.resampling import RESAMPLES, interval_of, resample_counts, resampled_coefficients
 from normstudy.report.tables import MEASURES, MIN_POINTS, OUTCOMES, hyperparameters, setting_keys
 
 COEFFICIENTS = ("Pearson", "Spearman", "Kendall")
-RESAMPLES = 1000
-MOST_PAIRWISE = 3000  # runs of which Kendall's interval is made from all pairs
-
-
-def correlation_coefficients(x, y):
-    """{"Pearson", "Spearman", "Kendall": (value, p)} by scipy; NaN for fewer than LEAST points or a constant."""
-    if len(x) < MIN_POINTS or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return dict.fromkeys(COEFFICIENTS, (np.nan, np.nan))
-    functions = {"Pearson": stats.pearsonr, "Spearman": stats.spearmanr, "Kendall": stats.kendalltau}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.NearConstantInputWarning)
-        return {name: tuple(map(float, function(x, y)))[:2] for name, function in functions.items()}
-
-
-def resampled_coefficients(x, y, counts):
-    """{coefficient: (B,)} of resamples in which each of n points stands counts (B, n) times; Kendall's is τ-b.
-
-    The same as repeating the points; ranks and pairs are weighted instead.
-    """
-    counts = counts.astype(float)
-    found = {
-        "Pearson": _weighted_pearson(x[None], y[None], counts),
-        "Spearman": _weighted_pearson(_weighted_ranks(x, counts), _weighted_ranks(y, counts), counts),
-    }
-    if len(x) <= MOST_PAIRWISE:
-        signs = [np.sign(values[:, None] - values[None]).astype(np.float32) for values in (x, y)]
-        weights = counts.astype(np.float32)
-        agreement, untied_x, untied_y = (
-            ((weights @ matrix) * weights).sum(1, dtype=float)
-            for matrix in (signs[0] * signs[1], np.abs(signs[0]), np.abs(signs[1]))
-        )
-        with np.errstate(divide="ignore", invalid="ignore"):
-            found["Kendall"] = agreement / np.sqrt(untied_x * untied_y)
-    else:
-        found["Kendall"] = np.full(len(counts), np.nan)
-    return found
-
-
-def _weighted_pearson(x, y, counts):
-    total = counts.sum(1, keepdims=True)
-    x = x - (x * counts).sum(1, keepdims=True) / total
-    y = y - (y * counts).sum(1, keepdims=True) / total
-    covariance, x_variance, y_variance = ((counts * product).sum(1) for product in (x * y, x * x, y * y))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return covariance / np.sqrt(x_variance * y_variance)
-
-
-def _weighted_ranks(values, counts):
-    """The mean rank of each value among repeated ones: (B, n)."""
-    distinct, place = np.unique(values, return_inverse=True)
-    per_value = np.zeros((len(counts), len(distinct)))
-    for index in range(len(distinct)):
-        per_value[:, index] = counts[:, place == index].sum(1)
-    below = np.cumsum(per_value, axis=1) - per_value
-    return (below + (per_value + 1) / 2)[:, place]
 
 
 @dataclass(frozen=True)
 class Correlation:
-    """One coefficient of a measure and an outcome; NaN where there are too few points. p is adjusted by Holm."""
+    """One coefficient of a measure and an outcome; NaN where there are too few points. p_holm is adjusted by Holm."""
 
     measure: str
     outcome: str
@@ -83,56 +30,85 @@ class Correlation:
     p_holm: float = np.nan
 
 
-def correlate_measures(table, measures=MEASURES, outcomes=OUTCOMES, resamples=RESAMPLES, seed=0):
+def correlate_measures(
+    table: pd.DataFrame,
+    measures: Iterable[str] = MEASURES,
+    outcomes: Iterable[str] = OUTCOMES,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> pd.DataFrame:
     """Every measure against every outcome, pooled and within cells, as a frame of Correlation's fields.
 
-    A row is a point; where each is to be a setting, over_seeds gives the table. pooled: all rows. within cells: the
-    mean, weighted by rows, of the coefficients in each cell of equal hyperparameters (all but norm, grouping and seed)
-    that has LEAST rows. low and high are the 95 % interval of resampling rows (within their cells). p is that of
-    independence, two-sided (pooled: scipy's; within cells: normal, with each cell's variance under independence);
-    p_holm is adjusted over all measures and outcomes of a way and coefficient (Holm 1979).
+    A row is a point; where each is to be a setting, average_over_seeds gives the table. pooled: all rows. within cells:
+    the mean, weighted by rows, of the coefficients in each cell of equal hyperparameters (all but norm, grouping and
+    seed) that has MIN_POINTS rows. low and high are the 95 % interval of resampling rows (within their cells). p is
+    that of independence, two-sided (pooled: scipy's; within cells: normal, with each cell's variance under
+    independence); p_holm is adjusted over all measures and outcomes of a way and coefficient (Holm 1979).
     """
     usable = table[~table["has_failed"]]
-    axes = hyperparameters(table)
-    cells = setting_keys(usable, axes)
+    cells = setting_keys(usable, hyperparameters(table))
     generator = np.random.default_rng(seed)
-    found = []
+    found: list[Correlation] = []
     for measure in measures:
         for outcome in outcomes:
             pair = usable[[measure, outcome]].dropna()
             x, y = pair[measure].to_numpy(float), pair[outcome].to_numpy(float)
             found += _pooled(measure, outcome, x, y, resamples, generator)
             found += _within(measure, outcome, x, y, cells[pair.index].to_numpy(), resamples, generator)
-    frame = pd.DataFrame(found, columns=list(Correlation.__dataclass_fields__))
+    frame = pd.DataFrame(found, columns=[field.name for field in fields(Correlation)])
     for _, family in frame.groupby(["way", "coefficient"]):
         frame.loc[family.index, "p_holm"] = holm_adjusted(family["p"].to_numpy())
     return frame
 
 
-def resample_counts(generator, n, resamples):
-    """(resamples, n): how often each of n things is drawn in n draws with replacement."""
-    return generator.multinomial(n, np.full(n, 1 / n), size=resamples)
+def select_coefficient(correlations: pd.DataFrame, way: str, coefficient: str) -> pd.DataFrame:
+    """The rows of a frame of correlate_measures that have this way and coefficient."""
+    return correlations[(correlations["way"] == way) & (correlations["coefficient"] == coefficient)]
 
 
-def _interval(samples):
-    samples = samples[np.isfinite(samples)]
-    return tuple(np.quantile(samples, [0.025, 0.975])) if len(samples) >= 100 else (np.nan, np.nan)
+def select_pair(frame: pd.DataFrame, measure: str, outcome: str) -> pd.DataFrame:
+    """The rows of a frame, of correlate_measures or granulated_table, on this measure and outcome."""
+    return frame[(frame["measure"] == measure) & (frame["outcome"] == outcome)]
 
 
-def _pooled(measure, outcome, x, y, resamples, generator):
+def correlation_coefficients(x: np.ndarray, y: np.ndarray) -> dict[str, tuple[float, float]]:
+    """{"Pearson", "Spearman", "Kendall": (value, p)} by scipy; NaN for fewer than MIN_POINTS points or a constant."""
+    if len(x) < MIN_POINTS or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return dict.fromkeys(COEFFICIENTS, (np.nan, np.nan))
+    functions = {"Pearson": stats.pearsonr, "Spearman": stats.spearmanr, "Kendall": stats.kendalltau}
+    found = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.NearConstantInputWarning)
+        for name, function in functions.items():
+            value, p = function(x, y)
+            found[name] = float(value), float(p)
+    return found
+
+
+def _pooled(
+    measure: str, outcome: str, x: np.ndarray, y: np.ndarray, resamples: int, generator: np.random.Generator
+) -> Iterator[Correlation]:
     values = correlation_coefficients(x, y)
     has_value = np.isfinite(values["Pearson"][0])
     samples = resampled_coefficients(x, y, resample_counts(generator, len(x), resamples)) if has_value else {}
     for name, (value, p) in values.items():
-        low, high = _interval(samples[name]) if has_value else (np.nan, np.nan)
+        low, high = interval_of(samples[name]) if has_value else (np.nan, np.nan)
         yield Correlation(measure, outcome, "pooled", name, value, low, high, len(x), p)
 
 
-def _within(measure, outcome, x, y, cells, resamples, generator):
+def _within(
+    measure: str,
+    outcome: str,
+    x: np.ndarray,
+    y: np.ndarray,
+    cells: np.ndarray,
+    resamples: int,
+    generator: np.random.Generator,
+) -> Iterator[Correlation]:
     parts = [np.flatnonzero(cells == cell) for cell in np.unique(cells)]
     parts = [part for part in parts if np.isfinite(correlation_coefficients(x[part], y[part])["Pearson"][0])]
     n = sum(map(len, parts))
-    values, variances = (dict.fromkeys(COEFFICIENTS, 0.0) for _ in range(2))
+    values, variances = dict.fromkeys(COEFFICIENTS, 0.0), dict.fromkeys(COEFFICIENTS, 0.0)
     samples = {name: np.zeros(resamples) for name in COEFFICIENTS}
     for part in parts:
         size, weight = len(part), len(part) / n
@@ -146,13 +122,13 @@ def _within(measure, outcome, x, y, cells, resamples, generator):
         if not parts:
             yield Correlation(measure, outcome, "within cells", name, np.nan, np.nan, np.nan, 0, np.nan)
             continue
-        low, high = _interval(samples[name])
+        low, high = interval_of(samples[name])
         p = 2 * stats.norm.sf(abs(values[name]) / np.sqrt(variances[name]))
         yield Correlation(measure, outcome, "within cells", name, values[name], low, high, n, float(p))
 
 
-def holm_adjusted(p):
-    """p values adjusted for their number (Holm 1979); NaN stays, and is not counted."""
+def holm_adjusted(p: np.ndarray) -> np.ndarray:
+    """p values (n,) adjusted for their number (Holm 1979); NaN stays, and is not counted."""
     p = np.asarray(p, float)
     adjusted = np.full(len(p), np.nan)
     order = [index for index in np.argsort(p) if np.isfinite(p[index])]

@@ -1,9 +1,26 @@
 """Legends and orders that the report's pictures share."""
 
-from normstudy.plots import MARKERS, NORM_COLOURS, OTHER_COLOUR, printable
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from normstudy.plots import NORM_COLOURS, OTHER_COLOUR, network_marker, printable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_COLUMNS = 8
 
 
-def add_norm_legend(figure, norms, networks, colours=NORM_COLOURS, columns=8):
+def add_norm_legend(
+    figure: Figure,
+    norms: Iterable[str],
+    networks: Iterable[str] = (),
+    colours: Mapping[str, str] = NORM_COLOURS,
+    columns: int = MOST_COLUMNS,
+) -> None:
+    """Put a legend below a figure: the norms by colour, the networks by marker."""
     from matplotlib.lines import Line2D
 
     handles = [
@@ -11,7 +28,7 @@ def add_norm_legend(figure, norms, networks, colours=NORM_COLOURS, columns=8):
         for norm in norms
     ]
     handles += [
-        Line2D([], [], color="#444444", marker=MARKERS.get(name, "^"), ls="none", mfc="none", label=printable(name))
+        Line2D([], [], color="#444444", marker=network_marker(name), ls="none", mfc="none", label=printable(name))
         for name in networks
     ]
     figure.legend(
@@ -19,17 +36,18 @@ def add_norm_legend(figure, norms, networks, colours=NORM_COLOURS, columns=8):
     )
 
 
-def legend_size(count, panels):
+def legend_size(count: int, panels: int) -> tuple[int, float]:
     """(columns of a legend of `count` names below some panels side by side, inches that it and the labels take)."""
-    columns = min(8, 3 * panels)
+    columns = min(MOST_COLUMNS, 3 * panels)
     return columns, 0.7 + 0.25 * -(-count // columns)
 
 
-def in_order(values, order):
-    values = set(values)
-    return [name for name in order if name in values] + sorted(values - set(order), key=str)
+def in_order(values: Iterable[str], order: Sequence[str] | Mapping[str, object]) -> list[str]:
+    """The distinct values, in a given order as far as that names them, then alphabetically."""
+    distinct = set(values)
+    return [name for name in order if name in distinct] + sorted(distinct - set(order), key=str)
 
 
-def ordered_groupings(groupings):
-    """From one channel a group (p = 1) over larger groups to one group (p → 0), then by number of groups."""
-    return sorted((p for p in groupings if p <= 1), reverse=True) + sorted(p for p in groupings if p > 1)
+def ordered_groupings(groupings: Iterable[float]) -> list[float]:
+    """Groupings from one channel a group (p = 1) over larger groups to one group (p → 0), then by number of groups."""
+    return sorted(groupings, key=lambda p: (p > 1, p if p > 1 else -p))

@@ -1,5 +1,10 @@
 """Pictures of what happens inside the networks: spectra, and statistics over depth and training."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
 from config import ARCHS, GROUPED_NORMS, NORM_TYPES
@@ -10,157 +15,159 @@ from normstudy.plots import (
     PROBE_TITLES,
     new_figure,
     norm_colour,
-    save_figure,
     scale_logarithmically,
     spectral_density,
 )
 from normstudy.report.figure_legends import add_norm_legend, in_order, legend_size, ordered_groupings
-from normstudy.storage import CONV_KEYS, PROBE_KEYS, read_json, read_probes_summary
+from normstudy.report.probe_statistics import ProbeStatistics, evenly_chosen
+from normstudy.report.tables import Row
+from normstudy.storage import CONV_KEYS, PROBE_KEYS, RunDirectory, read_json
 
-MOST_RUNS = 1000  # whose probe dicts and spectra are read, evenly chosen
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 GROUPING_SCALE = "viridis"
 NODE_WIDTH = 0.1  # in asinh λ, of a Ritz value in the densities side by side
-FEWEST = 0.01  # eigenvalues per unit of it that are still drawn
+MIN_DENSITY = 0.01  # eigenvalues per unit of asinh λ that are still drawn
 
 
-def evenly_chosen(runs_of_table, most=MOST_RUNS):
-    """Evenly chosen ones of [(row, RunDirectory)]."""
-    return runs_of_table[:: max(1, -(-len(runs_of_table) // most))]
-
-
-def draw_densities(runs_of_table, path):
-    """Spectral densities side by side: a panel a network, a line a norm (its first run). False where none is there."""
-    from matplotlib.ticker import FixedLocator, NullLocator
-
-    found = {}
-    for row, run in evenly_chosen(runs_of_table):
-        json = run.measurement("hessian")
-        if json.exists() and (row["Model"], row["Norm"]) not in found:
-            content = read_json(json)
-            if content["settings"]["curvature"] == "hessian" and content["settings"]["bn_mode"] == "eval":
-                found[row["Model"], row["Norm"]] = content
+def draw_densities(runs: Sequence[tuple[Row, RunDirectory]]) -> Figure | None:
+    """Spectral densities side by side: a panel for each network, a line for each norm (its first run). None without
+    a measured Hessian in eval mode."""
+    found = _first_hessians(runs)
     networks = in_order([network for network, _ in found], ARCHS)
     if not networks:
-        return False
-    named = in_order([norm for _, norm in found], NORM_TYPES)
-    columns, bottom = legend_size(len(named), len(networks))
+        return None
+    norms = in_order([norm for _, norm in found], NORM_TYPES)
+    columns, bottom = legend_size(len(norms), len(networks))
     height = 3.6 + bottom
-    figure, axes = new_figure(1, len(networks), figsize=(6.4 * len(networks), height))
+    figure, [panels] = new_figure(1, len(networks), figsize=(6.4 * len(networks), height))
     figure.subplots_adjust(left=0.1 / len(networks) + 0.02, right=0.985, bottom=bottom / height, top=1 - 0.35 / height)
-    for axis, network in zip(axes.flat, networks, strict=True):
-        for (arch, norm), content in found.items():
-            if arch == network:
-                probes = [probe | {"nodes": np.arcsinh(probe["nodes"]).tolist()} for probe in content["probes"]]
-                low, high = (np.arcsinh(content[name]) for name in ("min_eigen", "max_eigen"))
-                points = np.linspace(low - 7 * NODE_WIDTH, high + 7 * NODE_WIDTH, 1000)
-                density = content["dimension"] * spectral_density(probes, points, NODE_WIDTH).mean(0)
-                axis.plot(np.sinh(points), np.where(density < FEWEST, np.nan, density), color=norm_colour(norm), lw=1.2)
-        axis.set(xscale="asinh", yscale="log", xlabel="eigenvalue λ", title=network)
-        powers = [10**power for power in range(12)]
-        axis.xaxis.set_major_locator(FixedLocator([*(-power for power in reversed(powers)), 0, *powers]))
-        axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}".replace("-", "−"))
-        axis.xaxis.set_minor_locator(NullLocator())
-        axis.set_ylabel("eigenvalues per unit of asinh λ")
-        axis.grid(alpha=0.3)
-    add_norm_legend(figure, named, [], columns=columns)
-    save_figure(figure, path)
-    return True
+    for panel, network in zip(panels, networks, strict=True):
+        for (own_network, norm), content in found.items():
+            if own_network == network:
+                _draw_density(panel, content, norm_colour(norm))
+        _label_eigenvalues(panel)
+        panel.set(title=network, ylabel="eigenvalues per unit of asinh λ")
+        panel.grid(alpha=0.3)
+    add_norm_legend(figure, norms, columns=columns)
+    return figure
 
 
-def read_probe_statistics(runs_of_table):
-    """[(row, {"first", "last", "iteration", key: …})] of runs with probe dicts: statistics by site at the first and the
-    last iteration, and means over sites by iteration."""
-    found = []
-    for row, run in evenly_chosen(runs_of_table):
-        content = read_probes_summary(run)
-        if content is not None:
-            part = {"sites": content["sites"], "iteration": np.array(content["iteration"])}
-            for key in PROBE_KEYS:
-                part[key] = {name: np.array(values, dtype=float) for name, values in content[key].items()}
-            found.append((row, part))
+def _first_hessians(runs: Sequence[tuple[Row, RunDirectory]]) -> dict[tuple[str, str], dict[str, Any]]:
+    """{(network, norm): the content of hessian.json} of the first of evenly chosen runs that has it of eval mode."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for row, run in evenly_chosen(runs):
+        path = run.measurement("hessian")
+        if path.exists() and (row["Model"], row["Norm"]) not in found:
+            content = read_json(path)
+            if content["settings"]["curvature"] == "hessian" and content["settings"]["bn_mode"] == "eval":
+                found[row["Model"], row["Norm"]] = content
     return found
 
 
-def draw_depth(probed, moment, keys, path):
-    """Statistics over depth, at the first or the last iteration: columns are networks, a line is a norm's mean."""
-    return _draw_statistics(probed, path, lambda part, key: part[key][moment], "site (1 = nearest the input)", keys)
+def _draw_density(panel: Axes, content: Mapping[str, Any], colour: str) -> None:
+    """Draw how many eigenvalues there are per unit of asinh λ, with a gap where there are hardly any."""
+    probes = [probe | {"nodes": np.arcsinh(probe["nodes"])} for probe in content["probes"]]
+    low, high = np.arcsinh(content["min_eigen"]), np.arcsinh(content["max_eigen"])
+    points = np.linspace(low - 7 * NODE_WIDTH, high + 7 * NODE_WIDTH, 1000)
+    density = content["dimension"] * spectral_density(probes, points, NODE_WIDTH).mean(0)
+    panel.plot(np.sinh(points), np.where(density < MIN_DENSITY, np.nan, density), color=colour, lw=1.2)
 
 
-def draw_iterations(probed, path):
-    """Each statistic over iterations, as the mean over sites."""
-    return _draw_statistics(probed, path, lambda part, key: part[key]["mean"], "iteration", is_over_time=True)
+def _label_eigenvalues(panel: Axes) -> None:
+    """Scale the axes of a spectrum, with ticks at the powers of ten on both sides of zero."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    panel.set(xscale="asinh", yscale="log", xlabel="eigenvalue λ")
+    powers = [10**power for power in range(12)]
+    panel.xaxis.set_major_locator(FixedLocator([*(-power for power in reversed(powers)), 0, *powers]))
+    panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}".replace("-", "−"))
+    panel.xaxis.set_minor_locator(NullLocator())
 
 
-def draw_depth_of_groupings(probed, moment, path):
-    """Likeness of samples over depth for each grouping of the grouped norm with most; False where there are no two."""
+def draw_groupings_of_norm(probed: Sequence[tuple[Row, ProbeStatistics]], moment: str) -> Figure | None:
+    """Likeness of samples over depth for each grouping of the grouped norm with most; None where there are no two."""
     from matplotlib import colormaps
+    from matplotlib.colors import to_hex
 
     found = {norm: {row["Grouping"] for row, _ in probed if row["Norm"] == norm} for norm in GROUPED_NORMS}
     norm = max(found, key=lambda norm: len(found[norm]))
-    own = [(row, part) for row, part in probed if row["Norm"] == norm]
-    groupings = ordered_groupings({row["Grouping"] for row, _ in own})
+    groupings = ordered_groupings(found[norm])
     if len(groupings) < 2:
-        return False
+        return None
     scale = colormaps[GROUPING_SCALE](np.linspace(0, 0.95, len(groupings)))
-    colours = {f"{norm} p = {p:g}": shade for p, shade in zip(groupings, scale, strict=True)}
-    named = [({**row, "Norm": f"{norm} p = {row['Grouping']:g}"}, part) for row, part in own]
-    keys = ("activation_variance", "cosine_similarity", "stable_rank")
-    values_of, xlabel = (lambda part, key: part[key][moment]), "site (1 = nearest the input)"
-    return _draw_statistics(named, path, values_of, xlabel, keys, colours)
+    colours = {f"{norm} p = {p:g}": to_hex(shade) for p, shade in zip(groupings, scale, strict=True)}
+    own = [(row | {"Norm": f"{norm} p = {row['Grouping']:g}"}, part) for row, part in probed if row["Norm"] == norm]
+    return draw_statistics(own, moment, ("activation_variance", "cosine_similarity", "stable_rank"), colours)
 
 
-def _scale_and_frame(axis, is_logarithmic):
-    """A logarithmic scale for what spans a magnitude, and limits for the lines that go on to the end, which those of
-    runs that diverged leave."""
-    longest = max(line.get_xdata()[-1] for line in axis.lines)
-    lasting = [line.get_ydata() for line in axis.lines if line.get_xdata()[-1] >= longest / 2]
-    values = np.concatenate(lasting).astype(float)
-    values = values[np.isfinite(values)]
-    if is_logarithmic:
-        scale_logarithmically(axis, values)
-        values = values[values > 0] if axis.get_yscale() == "log" else values
-    scale = axis.yaxis.get_transform()
-    values = scale.transform(values)
-    if len(values) and np.ptp(values) > 0:
-        margin = 0.05 * np.ptp(values)
-        axis.set_ylim(scale.inverted().transform([values.min() - margin, values.max() + margin]))
+def draw_statistics(
+    probed: Sequence[tuple[Row, ProbeStatistics]],
+    moment: str,
+    keys: Sequence[str] = PROBE_KEYS,
+    colours: Mapping[str, str] = NORM_COLOURS,
+) -> Figure | None:
+    """Statistics, as means over a norm's runs: a row of panels for each, a column for each network. None without runs.
 
-
-def _draw_statistics(probed, path, values_of, xlabel, keys=PROBE_KEYS, colours=NORM_COLOURS, is_over_time=False):
-    networks = in_order({row["Model"] for row, _ in probed}, ARCHS)
+    Over depth at the "first" or the "last" iteration; over iterations where `moment` is "mean", as means over sites.
+    """
+    networks = in_order([row["Model"] for row, _ in probed], ARCHS)
     if not networks:
-        return False
-    named = in_order({about["Norm"] for about, _ in probed}, colours)
-    columns, bottom = legend_size(len(named), len(networks))
+        return None
+    norms = in_order([row["Norm"] for row, _ in probed], list(colours))
+    columns, bottom = legend_size(len(norms), len(networks))
     height = 3 * len(keys) + bottom
-    figure, axes = new_figure(len(keys), len(networks), figsize=(5.6 * len(networks) + 0.6, height))
+    figure, panels = new_figure(len(keys), len(networks), figsize=(5.6 * len(networks) + 0.6, height))
     figure.subplots_adjust(
         left=0.16 / len(networks), right=0.985, bottom=bottom / height, top=1 - 0.35 / height, hspace=0.3
     )
-    for row, key in enumerate(keys):
-        for column, network in enumerate(networks):
-            axis = axes[row, column]
-            by_norm = {}
-            for about, part in probed:
-                if about["Model"] == network:
-                    by_norm.setdefault(about["Norm"], []).append((part["iteration"], values_of(part, key)))
-            for norm in in_order(by_norm, colours):
-                runs = by_norm[norm]
-                if is_over_time:  # one that diverged ends early
-                    x = max((iterations for iterations, _ in runs), key=lambda iterations: iterations[-1])
-                    stacked = np.array([np.interp(x, *run, right=np.nan) for run in runs])
-                else:
-                    x = np.arange(1, len(runs[0][1]) + 1)
-                    stacked = np.array([values for _, values in runs])
-                mean = np.where(np.isfinite(stacked), stacked, 0).sum(0) / np.maximum(np.isfinite(stacked).sum(0), 1)
-                mean = np.where(np.isfinite(stacked).any(0), mean, np.nan)
-                marker = None if is_over_time else "."
-                axis.plot(x, mean, color=colours.get(norm, OTHER_COLOUR), lw=1.2, marker=marker)
-            _scale_and_frame(axis, key in LOGARITHMIC_PROBES)
-            kind = "convolutions" if key in CONV_KEYS else "activations"
-            axis.set_ylabel(f"{PROBE_TITLES[key]} ({kind})" if column == 0 else "")
-            axis.set(xlabel=xlabel if row == len(keys) - 1 else "", title=network if row == 0 else "")
-            axis.grid(alpha=0.3)
-    add_norm_legend(figure, named, [], colours, columns)
-    save_figure(figure, path)
-    return True
+    for key, row_of_panels in zip(keys, panels, strict=True):
+        for network, panel in zip(networks, row_of_panels, strict=True):
+            for norm in norms:
+                own = [part for row, part in probed if (row["Model"], row["Norm"]) == (network, norm)]
+                if own:
+                    colour = colours.get(norm, OTHER_COLOUR)
+                    _draw_mean(panel, own, key, moment, colour)
+            _scale_and_frame(panel, key in LOGARITHMIC_PROBES)
+            panel.grid(alpha=0.3)
+        kind = "convolutions" if key in CONV_KEYS else "activations"
+        row_of_panels[0].set_ylabel(f"{PROBE_TITLES[key]} ({kind})")
+    for network, top, bottom_panel in zip(networks, panels[0], panels[-1], strict=True):
+        top.set_title(network)
+        bottom_panel.set_xlabel("iteration" if moment == "mean" else "site (1 = nearest the input)")
+    add_norm_legend(figure, norms, colours=colours, columns=columns)
+    return figure
+
+
+def _draw_mean(panel: Axes, parts: Sequence[ProbeStatistics], key: str, moment: str, colour: str) -> None:
+    """Draw the mean of a statistic over runs, of those that are finite at each point."""
+    if moment == "mean":  # a run that diverged ends early
+        x = max((part.iterations for part in parts), key=lambda iterations: iterations[-1])
+        curves = [np.interp(x, part.iterations, part.values[key][moment], right=np.nan) for part in parts]
+    else:
+        curves = [part.values[key][moment] for part in parts]
+        x = np.arange(1, len(curves[0]) + 1)
+    stacked = np.array(curves)
+    is_finite = np.isfinite(stacked)
+    mean = np.where(is_finite, stacked, 0).sum(0) / np.maximum(is_finite.sum(0), 1)
+    mean = np.where(is_finite.any(0), mean, np.nan)
+    panel.plot(x, mean, color=colour, lw=1.2, marker=None if moment == "mean" else ".")
+
+
+def _scale_and_frame(panel: Axes, is_logarithmic: bool) -> None:
+    """Fit the y axis to the lines that go on to the end, logarithmically where they span a magnitude; lines of runs
+    that diverged may leave it."""
+    lines = [np.asarray(line.get_data(), dtype=float) for line in panel.lines]  # (2, points)
+    longest = max(x[-1] for x, _ in lines)
+    values = np.concatenate([y for x, y in lines if x[-1] >= longest / 2])
+    values = values[np.isfinite(values)]
+    if is_logarithmic:
+        scale_logarithmically(panel, values)
+        values = values[values > 0] if panel.get_yscale() == "log" else values
+    scale = panel.yaxis.get_transform()
+    values = scale.transform(values)
+    if len(values) and np.ptp(values) > 0:
+        margin = 0.05 * np.ptp(values)
+        panel.set_ylim(*scale.inverted().transform([values.min() - margin, values.max() + margin]))

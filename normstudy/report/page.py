@@ -1,8 +1,10 @@
-"""The page of the report: one HTML file that needs no network, made of findings and pictures."""
+"""The page of the report: one HTML file that needs no network, made of sections."""
 
 import base64
 import html
 import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -50,12 +52,17 @@ if (filter) filter.oninput = () => {
 """
 
 
-def escaped(value):
+class RawHTML(str):
+    """HTML that is not to be escaped."""
+
+
+def escaped(value: object) -> str:
+    """The text of a value with HTML's special characters escaped."""
     return html.escape(str(value))
 
 
-def format_number(value, digits=3):
-    """A number for people: digits significant ones, nothing for what is not there."""
+def format_number(value: object, digits: int = 3) -> str:
+    """A number for people: so many significant digits, nothing for what is missing, on or off for a truth value."""
     if value is None or value != value:
         return ""
     if isinstance(value, (bool, np.bool_)):
@@ -65,27 +72,47 @@ def format_number(value, digits=3):
     return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
-def format_p_value(p):
+def format_p_value(p: float) -> str:
+    """A p value for people, nothing for NaN."""
     return "" if p != p else "< 0.001" if p < 0.001 else f"{p:.2g}"
 
 
-def table_html(columns, rows, identity=""):
-    """A sortable table. columns: [(title, is numeric)]; a cell is text, (shown, sorted by), or Raw HTML."""
+def format_interval(low: float, high: float, digits: int = 3) -> str:
+    """An interval for people, nothing for NaN."""
+    return "" if low != low else f"{format_number(low, digits)} to {format_number(high, digits)}"
+
+
+def format_count(count: int, noun: str) -> str:
+    """A count with its noun in singular or plural."""
+    return f"{count} {noun}" + "s" * (count != 1)
+
+
+def numeric_cell(value: float, digits: int = 4) -> tuple[str, object]:
+    """A cell of a numeric column: shown short, sorted in full."""
+    shown = format_number(value, digits)
+    return shown, "" if shown == "" else float(value)
+
+
+def numeric_cell_with_error(value: float, words: str, error: float | str | None) -> tuple[str, object]:
+    """A numeric cell with an error behind the value, in words such as " ± {}", where there is one."""
+    shown, key = numeric_cell(value)
+    error = float(error or "nan")
+    return (shown if shown == "" or error != error else shown + words.format(format_number(error, 2))), key
+
+
+def table_html(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], numeric: Iterable[str] = (), identity: str = ""
+) -> str:
+    """A sortable table, by number in the columns named `numeric`. A cell is text, RawHTML, or (shown, sorted by)."""
+    is_numeric = [title in set(numeric) for title in columns]
     heads = "".join(
         f'<th scope="col"{" class=n" * is_number}><button>{escaped(title)}</button></th>'
-        for title, is_number in columns
+        for title, is_number in zip(columns, is_numeric, strict=True)
     )
     lines = []
     for row in rows:
-        cells = []
-        for cell, (_, is_number) in zip(row, columns, strict=True):
-            shown, key = cell if isinstance(cell, tuple) else (cell, None)
-            is_wide = not isinstance(shown, RawHTML) and len(str(shown)) > WIDE
-            shown = shown if isinstance(shown, RawHTML) else escaped(shown)
-            by = f' data-v="{escaped(key)}"' if key is not None else ""
-            kind = " class=n" if is_number else " class=w" if is_wide else ""
-            cells.append(f"<td{kind}{by}>{shown}</td>")
-        lines.append(f"<tr>{''.join(cells)}</tr>")
+        cells = "".join(_cell_html(*pair) for pair in zip(row, is_numeric, strict=True))
+        lines.append(f"<tr>{cells}</tr>")
     mark = f' id="{identity}"' if identity else ""
     return (
         f'<div class="scroll"><table class="sortable"{mark}><thead><tr>{heads}</tr></thead>'
@@ -93,46 +120,36 @@ def table_html(columns, rows, identity=""):
     )
 
 
-class RawHTML(str):
-    """HTML that is not to be escaped."""
+def _cell_html(cell: object, is_number: bool) -> str:
+    shown, key = cell if isinstance(cell, tuple) else (cell, None)
+    is_wide = not isinstance(shown, RawHTML) and len(str(shown)) > WIDE
+    content = shown if isinstance(shown, RawHTML) else escaped(shown)
+    by = f' data-v="{escaped(key)}"' if key is not None else ""
+    kind = " class=n" if is_number else " class=w" if is_wide else ""
+    return f"<td{kind}{by}>{content}</td>"
 
 
-def numeric_cell(value, digits=4):
-    """A cell of a numeric column: shown short, sorted in full."""
-    shown = format_number(value, digits)
-    return shown, "" if shown == "" else float(value)
-
-
-def numeric_cell_with_error(value, words, error):
-    """The same with an error, a number or its text, behind it where there is one."""
-    shown, key = numeric_cell(value)
-    error = float(error or "nan")
-    return (shown if shown == "" or error != error else shown + words.format(format_number(error, 2))), key
-
-
-def format_interval(low, high, digits=3):
-    return "" if low != low else f"{format_number(low, digits)} to {format_number(high, digits)}"
-
-
-def picture_html(path, words):
+def picture_html(path: Path, caption: str) -> str:
     """A figure with its picture inside the page."""
     content = base64.b64encode(path.read_bytes()).decode()
     return (
-        f'<figure><img alt="{escaped(words)}" src="data:image/png;base64,{content}">'
-        f"<figcaption>{escaped(words)}</figcaption></figure>"
+        f'<figure><img alt="{escaped(caption)}" src="data:image/png;base64,{content}">'
+        f"<figcaption>{escaped(caption)}</figcaption></figure>"
     )
 
 
-def details_html(title, content):
+def details_html(title: str, content: str) -> str:
+    """HTML that is folded under its title."""
     return f"<details><summary>{escaped(title)}</summary>{content}</details>"
 
 
-def list_html(items):
+def list_html(items: Iterable[str]) -> str:
+    """Texts as a list with bullets."""
     return f"<ul>{''.join(f'<li>{escaped(item)}</li>' for item in items)}</ul>"
 
 
-def render_page(title, sections, versions):
-    """The whole page. sections: [(heading, HTML)]."""
+def render_page(title: str, sections: Iterable[tuple[str, str]], versions: str) -> str:
+    """The whole page from (heading, HTML) of each section; `versions` stands at its foot."""
     body = "".join(f"<section><h2>{escaped(heading)}</h2>{content}</section>" for heading, content in sections)
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
     return f"""<!DOCTYPE html>

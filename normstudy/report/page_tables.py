@@ -1,6 +1,9 @@
 """The tables of the page."""
 
+from collections.abc import Mapping, Sequence
 from urllib.parse import quote
+
+import pandas as pd
 
 from normstudy.report.page import (
     RawHTML,
@@ -13,10 +16,13 @@ from normstudy.report.page import (
     table_html,
 )
 
+ON_OR_OFF = {True: "on", False: "off"}
 
-def ranking_table_html(ranks, label):
-    columns = [(label, False), ("n", True), ("failed", True), ("mean test accuracy (%)", True)]
-    columns += [("above its cells (points)", True), ("95 % interval", False), ("rank, 95 %", False)]
+
+def ranking_table_html(ranks: pd.DataFrame, label: str) -> str:
+    """A ranking of rank_norms, whose column `label` names what is ranked."""
+    columns = [label, "n", "failed", "mean test accuracy (%)", "above its cells (points)", "95 % interval"]
+    columns.append("rank, 95 %")
     rows = [
         [
             row[label],
@@ -29,22 +35,22 @@ def ranking_table_html(ranks, label):
         ]
         for row in ranks.to_dict("records")
     ]
-    return table_html(columns, rows)
+    return table_html(columns, rows, numeric=columns[1:5])
 
 
-def cells_table_html(cells):
-    names = list(cells.columns)
-    is_number = [name in ("n", "failed") or name.endswith(("mean", "s.d.")) for name in names]
+def cells_table_html(cells: pd.DataFrame) -> str:
+    """The frame of summarize_cells."""
+    numeric = {name for name in cells.columns if name in ("n", "failed") or name.endswith(("mean", "s.d."))}
     rows = [
-        [numeric_cell(row[name]) if numbers else row[name] for name, numbers in zip(names, is_number, strict=True)]
+        [numeric_cell(value) if name in numeric else value for name, value in row.items()]
         for row in cells.to_dict("records")
     ]
-    return table_html(list(zip(names, is_number, strict=True)), rows)
+    return table_html(list(cells.columns), rows, numeric)
 
 
-def correlations_table_html(frame, titles):
-    columns = [("measure", False), ("outcome", False), ("way", False), ("coefficient", False), ("value", True)]
-    columns += [("95 % interval", False), ("n", True), ("p", True), ("p (Holm)", True)]
+def correlations_table_html(correlations: pd.DataFrame, titles: Mapping[str, str]) -> str:
+    """The frame of correlate_measures, with measures by their titles."""
+    columns = ["measure", "outcome", "way", "coefficient", "value", "95 % interval", "n", "p", "p (Holm)"]
     rows = [
         [
             titles[row["measure"]],
@@ -57,15 +63,16 @@ def correlations_table_html(frame, titles):
             (format_p_value(row["p"]), format_number(row["p"], 6)),
             (format_p_value(row["p_holm"]), format_number(row["p_holm"], 6)),
         ]
-        for row in frame.to_dict("records")
+        for row in correlations.to_dict("records")
     ]
-    return table_html(columns, rows)
+    return table_html(columns, rows, numeric=("value", "n", "p", "p (Holm)"))
 
 
-def granulated_table_html(frame, titles):
-    axes = [name for name in frame.columns if name.startswith("ψ ")]
-    columns = [("measure", False), ("outcome", False), ("Ψ", True), ("95 % interval", False)]
-    columns += [(name.replace("Label", "norm"), True) for name in axes] + [("lowest ψ", False), ("highest ψ", False)]
+def granulated_table_html(granulated: pd.DataFrame, titles: Mapping[str, str]) -> str:
+    """The frame of granulated_table, with measures by their titles."""
+    axes = [name for name in granulated.columns if name.startswith("ψ ")]
+    numeric = ["Ψ", *(name.replace("Label", "norm") for name in axes)]
+    columns = ["measure", "outcome", "Ψ", "95 % interval", *numeric[1:], "lowest ψ", "highest ψ"]
     rows = [
         [
             titles[row["measure"]],
@@ -76,26 +83,18 @@ def granulated_table_html(frame, titles):
             str(row["lowest"]).replace("Label", "norm"),
             str(row["highest"]).replace("Label", "norm"),
         ]
-        for row in frame.to_dict("records")
+        for row in granulated.to_dict("records")
     ]
-    return table_html(columns, rows)
+    return table_html(columns, rows, numeric)
 
 
-def runs_table_html(table, folders):
-    """Every run with its numbers, and links to its files where they are there. folders: {run: (path, [file])}."""
-    columns = [("network", False), ("norm", False), ("data", False), ("batch", True), ("mom. & w.d.", False)]
-    columns += [
-        ("skipinit", False),
-        ("seed", True),
-        ("ended", False),
-        ("test acc. (%)", True),
-        ("train acc. (%)", True),
-    ]
-    columns += [("ratio", True), ("trace ± s.e.", True), ("λ_max (residual)", True), ("class sim.", True)]
-    columns.append(("files", False))
+def runs_table_html(runs: pd.DataFrame, files_of_runs: Mapping[str, tuple[str, Sequence[str]]]) -> str:
+    """Every run with its numbers, and links to its files: {run: (path of its folder, names of those that exist)}."""
+    columns = ["network", "norm", "data", "batch", "mom. & w.d.", "skipinit", "seed", "ended", "test acc. (%)"]
+    columns += ["train acc. (%)", "ratio", "trace ± s.e.", "λ_max (residual)", "class sim.", "files"]
     rows = []
-    for row in table.to_dict("records"):
-        path, files = folders.get(row.get("run"), ("", []))
+    for row in runs.to_dict("records"):
+        path, files = files_of_runs.get(row.get("run"), ("", []))
         links = " ".join(
             f'<a href="{quote(path)}/{quote(name)}">{escaped(name.partition(".")[0])}</a>' for name in files
         )
@@ -106,8 +105,8 @@ def runs_table_html(table, folders):
                 row["Label"],
                 row["Dataset"],
                 numeric_cell(row["Batch Size"]),
-                {True: "on", False: "off"}.get(row["Mom & WD"], ""),
-                {True: "on", False: "off"}.get(row["SkipInit"], ""),
+                ON_OR_OFF.get(row["Mom & WD"], ""),
+                ON_OR_OFF.get(row["SkipInit"], ""),
                 numeric_cell(row["seed"]),
                 "failed" if row["has_failed"] and ended == "done" else ended,
                 *(numeric_cell(row[name]) for name in ("Test Accuracy", "Train Accuracy", "Gen. Ratio")),
@@ -121,4 +120,4 @@ def runs_table_html(table, folders):
         f'<p><label>Filter: <input id="filter" placeholder="words, such as: vgg batchnorm 256"></label> '
         f'<span id="shown">{len(rows)}</span> of {len(rows)} runs</p>'
     )
-    return search + table_html(columns, rows, "runs")
+    return search + table_html(columns, rows, numeric=("batch", "seed", *columns[8:14]), identity="runs")

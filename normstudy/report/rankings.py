@@ -1,17 +1,31 @@
-"""Which norm does best where, and what a setting changes: means in cells of equal hyperparameters, with intervals."""
+"""Rankings of norms and effects of settings: means in cells of equal hyperparameters, with intervals."""
+
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from config import ARCHS
-from normstudy.report.correlation import RESAMPLES, resample_counts
+from normstudy.report.resampling import INTERVAL, RESAMPLES, resample_counts
 from normstudy.report.tables import CELL, MIN_POINTS, hyperparameters, setting_keys
 
 
-def summarize_cells(table):
-    """Mean, s.d. and n of each outcome for each norm (grouping) in each cell, and how many runs failed there; a cell
-    is what CELL and all other hyperparameters that differ between the runs say."""
+class SettingEffect(NamedTuple):
+    """The mean difference of an outcome between two settings, second less first, over n groups of runs."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    settings: list[Any]
+
+
+def summarize_cells(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean, s.d. and n of each outcome for each norm (grouping) in each cell, and how many runs failed there.
+
+    The runs of a cell are equal in CELL and in all other hyperparameters that differ within the table.
+    """
     keys = ["Label", *dict.fromkeys([*CELL, *hyperparameters(table)])]
     groups = table.assign(**{name: table[name].astype(str) for name in keys[1:]}).groupby(keys, sort=True)
     counts = pd.DataFrame({"n": groups.size(), "failed": groups["has_failed"].sum()})
@@ -21,7 +35,13 @@ def summarize_cells(table):
     return pd.concat(parts, axis=1).reset_index()
 
 
-def rank_norms(table, outcome="Test Accuracy", label="Norm", resamples=RESAMPLES, seed=0):
+def rank_norms(
+    table: pd.DataFrame,
+    outcome: str = "Test Accuracy",
+    label: str = "Norm",
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> pd.DataFrame:
     """How far each norm lies above the mean of all norms in the same cell, with its rank: a frame, best first.
 
     `advantage` is the mean over runs of the outcome less the mean of the norms' means in the run's cell (all
@@ -36,45 +56,57 @@ def rank_norms(table, outcome="Test Accuracy", label="Norm", resamples=RESAMPLES
     usable = usable[is_shared] if is_shared.any() else usable
     if usable.empty:
         return pd.DataFrame(columns=names)
-    groups = usable.groupby(["cell", label])[outcome].agg(["mean", "size"]).reset_index()
-    cells, of_group = np.unique(groups["cell"], return_inverse=True)
-    members = pd.get_dummies(of_group).to_numpy(float).T  # (cells, groups)
-    sizes = pd.get_dummies(groups[label]) * groups["size"].to_numpy()[:, None]  # (groups, norms): runs
-
-    def advantages(means, weights):
-        """(B, norms) from the means of groups (B, groups) and how often each cell counts (B, cells)."""
-        above = means - (means @ members.T / members.sum(1)) @ members
-        weights = weights @ members
-        with np.errstate(invalid="ignore"):
-            return (above * weights) @ sizes.to_numpy(float) / (weights @ sizes.to_numpy(float))
-
-    advantage = advantages(groups["mean"].to_numpy()[None], np.ones((1, len(cells))))[0].round(9)
-    generator = np.random.default_rng(seed)
-    means = np.empty((resamples, len(groups)))
-    for index, (_, values) in enumerate(usable.groupby(["cell", label])[outcome]):
-        means[:, index] = values.to_numpy()[generator.integers(0, len(values), (resamples, len(values)))].mean(1)
-    samples = advantages(means, resample_counts(generator, len(cells), resamples))
+    advantage, samples = _advantages(usable, outcome, label, resamples, seed)
     ranks = stats.rankdata(-np.where(np.isnan(samples), advantage, samples), axis=1)
     found = usable.groupby(label)[outcome].agg(["size", "mean"]).reset_index().rename(columns={"size": "n"})
     found.insert(2, "failed", found[label].map(table.groupby(label)["has_failed"].sum()).astype(int))
     found["advantage"] = advantage
     for name, values in (("", samples), ("rank_", ranks)):
-        bounds = np.where(found["n"] > 1, np.nanquantile(values, [0.025, 0.975], axis=0).round(9), np.nan)
+        bounds = np.where(found["n"] > 1, np.nanquantile(values, INTERVAL, axis=0).round(9), np.nan)
         found[f"{name}low"], found[f"{name}high"] = bounds
     return found[names].sort_values("advantage", ascending=False, ignore_index=True)
 
 
-def rank_norms_by_network(table, **options):
+def _advantages(
+    usable: pd.DataFrame, outcome: str, label: str, resamples: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The advantage of each norm (norms,), in the order of their names, and that of resamples (B, norms)."""
+    by_group = usable.groupby(["cell", label])[outcome]
+    groups = by_group.agg(["mean", "size"]).reset_index()
+    cells, of_group = np.unique(groups["cell"], return_inverse=True)
+    members = pd.get_dummies(of_group).to_numpy(float).T  # (cells, groups)
+    sizes = pd.get_dummies(groups[label]).to_numpy(float) * groups["size"].to_numpy()[:, None]  # (groups, norms): runs
+
+    def advantages(means: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """(B, norms) from the means of groups (B, groups) and how often each cell counts (B, cells)."""
+        above = means - (means @ members.T / members.sum(1)) @ members
+        weights = weights @ members
+        with np.errstate(invalid="ignore"):
+            return (above * weights) @ sizes / (weights @ sizes)
+
+    generator = np.random.default_rng(seed)
+    means = np.empty((resamples, len(groups)))
+    for index, (_, values) in enumerate(by_group):
+        means[:, index] = values.to_numpy()[generator.integers(0, len(values), (resamples, len(values)))].mean(1)
+    samples = advantages(means, resample_counts(generator, len(cells), resamples))
+    return advantages(groups["mean"].to_numpy()[None], np.ones((1, len(cells))))[0].round(9), samples
+
+
+def rank_norms_by_network(table: pd.DataFrame, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, pd.DataFrame]:
     """{network: ranking of its runs}: networks have other norms that suit them, and other norms that were tried."""
     there = set(table["Model"])
     networks = dict.fromkeys(name for name in (*ARCHS, *sorted(there)) if name in there)
-    found = {network: rank_norms(table[table["Model"] == network], **options) for network in networks}
+    found = {
+        network: rank_norms(table[table["Model"] == network], resamples=resamples, seed=seed) for network in networks
+    }
     return {network: ranks for network, ranks in found.items() if len(ranks)}
 
 
-def setting_effect(table, axis, outcome, resamples=RESAMPLES, seed=0):
-    """(mean difference, low, high, n, the two settings) of an outcome between the two settings of a hyperparameter,
-    over n groups of runs that are alike in all else; None where it has not two settings, or fewer than LEAST groups."""
+def setting_effect(
+    table: pd.DataFrame, axis: str, outcome: str, resamples: int = RESAMPLES, seed: int = 0
+) -> SettingEffect | None:
+    """How an outcome differs between the two settings of a hyperparameter, over groups of runs that are alike in all
+    else; None unless it has two settings and MIN_POINTS groups."""
     usable = table[~table["has_failed"] & table[outcome].notna() & table[axis].notna()]
     settings = sorted(usable[axis].unique())
     if len(settings) != 2:
@@ -86,5 +118,5 @@ def setting_effect(table, axis, outcome, resamples=RESAMPLES, seed=0):
     if len(differences) < MIN_POINTS:
         return None
     drawn = np.random.default_rng(seed).integers(0, len(differences), (resamples, len(differences)))
-    low, high = np.quantile(differences[drawn].mean(1), [0.025, 0.975])
-    return float(differences.mean()), float(low), float(high), len(differences), settings
+    low, high = np.quantile(differences[drawn].mean(1), INTERVAL)
+    return SettingEffect(float(differences.mean()), float(low), float(high), len(differences), settings)

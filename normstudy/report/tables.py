@@ -2,13 +2,18 @@
 
 import csv
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
 from config import ARCHS, GROUPED_NORMS, NORM_TYPES
 from normstudy.cli import RunError, canonical_name
+
+Row = dict[str, Any]  # one run: its value in each column
+T = TypeVar("T")
 
 OUTCOMES = {
     "Test Accuracy": "test accuracy (%)",
@@ -27,23 +32,21 @@ MEASURES = {
     "within_over_between": "within- / between-class variance",
 }
 CELL = ["Model", "Dataset", "Batch Size", "Mom & WD"]
-# What else can differ between runs; the norm and its grouping are what is compared.
-HYPERPARAMETERS = [*CELL, "SkipInit", "epochs", "conv_type", "cfg", "preact", "image_size", "patch_size", "init_lr"]
-HYPERPARAMETERS += [
-    "lr_warmup",
-    "momentum",
-    "weight_decay",
-    "precision",
-    "val_fraction",
-    "train_samples",
-    "batch_shares",
+# All columns in which settings can differ, beside the norm and its grouping, which the report compares.
+HYPERPARAMETERS = [
+    *(*CELL, "SkipInit", "epochs", "conv_type", "cfg", "preact", "image_size", "patch_size", "init_lr", "lr_warmup"),
+    *("momentum", "weight_decay", "precision", "val_fraction", "train_samples", "batch_shares"),
 ]
 REQUIRED = ["Model", "Norm", "Dataset", "Batch Size", "Test Accuracy"]
-MIN_POINTS = 5  # points of a correlation
+MIN_POINTS = 5  # from which a coefficient, a test or a mean over groups is computed
+SIGNIFICANT = 0.05  # the p below which an effect is said to be there
 
 
-def read_tables(paths):
-    """The runs of several tables, stacked, as one frame: see tidy. Raises RunError for what is no table of runs."""
+def read_tables(paths: Iterable[Path | str]) -> pd.DataFrame:
+    """The runs of several tables, stacked, as tidy_table gives them, with their table's path in the column `table`.
+
+    Raises RunError for a file that is no table of runs.
+    """
     frames = []
     for path in map(Path, paths):
         try:
@@ -55,33 +58,32 @@ def read_tables(paths):
         if missing:
             raise RunError(f"{path} has no column {missing[0]!r}: is it a table of runs?")
         frames.append(frame.assign(table=str(path)))
-    return without_copies(tidy_table(pd.concat(frames, ignore_index=True)))
+    return _without_copies(tidy_table(pd.concat(frames, ignore_index=True)))
 
 
-def without_copies(table):
+def _without_copies(table: pd.DataFrame) -> pd.DataFrame:
     """The runs, each once: of those that agree in everything but measurements, to the last digit of the seconds that
-    they took, the one with most measures. What is left out is said on stderr."""
+    they took, the one with most measures. Name the others on stderr."""
     if "seconds" not in table or "run" not in table:
         return table
-    same = {*REQUIRED, *HYPERPARAMETERS, "P Grouping", "seed", "data", "seconds", "test_loss", "train_loss"}
-    same = [name for name in table if name in same]
+    compared = {*REQUIRED, *HYPERPARAMETERS, "P Grouping", "seed", "data", "seconds", "test_loss", "train_loss"}
     is_timed = pd.to_numeric(table["seconds"], errors="coerce").notna()
-    measured = table[list(MEASURES)].notna().sum(axis=1).sort_values(ascending=False, kind="stable").index
-    is_copy = table.loc[measured, same].duplicated().sort_index() & is_timed
+    by_measures = table[list(MEASURES)].notna().sum(axis=1).sort_values(ascending=False, kind="stable").index
+    identity = table.loc[by_measures, [name for name in table if name in compared]]
+    is_copy = identity.duplicated().sort_index() & is_timed
     for row in table[is_copy].to_dict("records"):
         print(f"left out: {row['run']} of {row['table']} is the copy of another run", file=sys.stderr)
     return table[~is_copy].reset_index(drop=True)
 
 
-def tidy_table(table):
-    """The frame with today's spellings, numbers as numbers, and Norm and Grouping that say what differs.
+def tidy_table(table: pd.DataFrame) -> pd.DataFrame:
+    """The frame with today's spellings, numbers as numbers, and the columns Grouping, Label, Gap and has_failed.
 
     Grouping is P Grouping where the norm takes it, else NaN; Label is the norm with it; Gap is train − test
-    accuracy; has_failed says which runs ended without a finite result.
+    accuracy; has_failed marks the runs that ended without a finite result.
     """
     table = table.copy()
-    names = (*MEASURES, *OUTCOMES, "P Grouping", "Batch Size", "seed")
-    for name in names:
+    for name in (*MEASURES, *OUTCOMES, "P Grouping", "Batch Size", "seed"):
         table[name] = pd.to_numeric(table[name], errors="coerce") if name in table else np.nan
         table.loc[~np.isfinite(table[name].astype(float)), name] = np.nan
     for name in ("Mom & WD", "SkipInit", "Success"):
@@ -99,52 +101,49 @@ def tidy_table(table):
     return table
 
 
-def _spelled(name, choices):
+def _spelled(name: object, choices: Sequence[str]) -> str:
+    """The one of the choices that is meant, or the name itself where none is."""
     try:
         return canonical_name(str(name), choices)
     except ValueError:
         return str(name)
 
 
-def hyperparameters(table):
-    """The columns, beside the norm and its grouping, in which the runs differ."""
-    there = [name for name in HYPERPARAMETERS if name in table and table[name].astype(str).nunique() > 1]
-    return there
+def hyperparameters(table: pd.DataFrame) -> list[str]:
+    """The columns, beside the norm, its grouping and the seed, in which the runs differ."""
+    return [name for name in HYPERPARAMETERS if name in table and table[name].astype(str).nunique() > 1]
 
 
-def setting_keys(table, names):
+def setting_keys(table: pd.DataFrame, names: list[str]) -> pd.Series:
     """For each run, its settings of these columns, as one text."""
     texts = ["|".join(map(str, values)) for values in table[names].astype(str).to_numpy()]
     return pd.Series(texts, index=table.index, dtype=str)
 
 
-def largest_cells(table, within, label="Norm"):
+def largest_cells(table: pd.DataFrame, within: list[str], label: str = "Norm") -> pd.DataFrame:
     """Of the runs that are equal in the columns `within`, those of the combination of all other hyperparameters that
-    has the most norms (or other labels), and of these the most runs: what can be averaged and compared."""
+    has the most norms (or other labels), and of these the most runs: those can be averaged and compared."""
     table = table[table[label].notna()]
     axes = [name for name in hyperparameters(table) if name not in within]
-    kept = []
+    kept: list[int] = []
     for _, runs in table.groupby(setting_keys(table, within), sort=False):
         groups = [group for _, group in runs.groupby(setting_keys(runs, axes))] if axes else [runs]
         kept += list(max(groups, key=lambda group: (group[label].nunique(), len(group))).index)
     return table.loc[sorted(kept)]
 
 
-def in_largest_cells(pairs, label="Norm"):
-    """Those of [(row, anything)] that lie in the largest cell of their network."""
+def in_largest_cells(pairs: Sequence[tuple[Row, T]], label: str = "Norm") -> list[tuple[Row, T]]:
+    """Those of (row, anything) that lie in the largest cell of their network."""
     if not pairs:
         return []
     return [pairs[index] for index in largest_cells(pd.DataFrame([row for row, _ in pairs]), ["Model"], label).index]
 
 
-# What predicts an outcome
-
-
-def average_over_seeds(table):
+def average_over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     """Each setting once: the runs that did not fail, averaged over those that are equal in norm, grouping and all
     hyperparameters, which differ in their seeds alone.
 
-    What goes with what over norms is said of settings: runs of one setting are no independent witnesses of it.
+    Measures are correlated over settings, for runs of one setting are no independent witnesses of a trend over norms.
     """
     usable = table[~table["has_failed"]]
     settings = setting_keys(usable, ["Label", *hyperparameters(table)])

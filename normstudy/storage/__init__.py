@@ -1,7 +1,7 @@
 """Files: the run directory, saved states, probe dicts, and the table of runs. A file is complete or absent."""
 
 from normstudy.storage.files import (
-    is_json,
+    is_whole_json,
     read_csv,
     read_json,
     read_torch,
@@ -20,31 +20,32 @@ from normstudy.storage.probe_files import (
     save_probes,
     summarize_probes,
 )
-from normstudy.storage.provenance import git_commit, versions
+from normstudy.storage.provenance import add_to_history, git_commit, history_entry, package_versions
 from normstudy.storage.recorded_files import are_metrics_whole, changed_files, restore_metrics, save_checkpoint
 from normstudy.storage.results_table import collect_table, update_table
-from normstudy.storage.run_directory import BUSY, METRICS_COLUMNS, RunDirectory, identity_hash, run_name
+from normstudy.storage.run_directory import METRICS_COLUMNS, RunDirectory, identity_hash, run_name
 from normstudy.storage.run_settings import open_run, read_summary, reads_same_folder, stored_config
-from normstudy.storage.training_state import begin_run, load_state, note_origin, save_state, state_origin
+from normstudy.storage.training_state import load_state, prepare_run, save_state
 
 __all__ = [
     "ACTIVATION_KEYS",
-    "BUSY",
     "CONV_KEYS",
     "METRICS_COLUMNS",
     "PROBE_KEYS",
     "RunDirectory",
+    "add_to_history",
     "are_metrics_whole",
-    "begin_run",
     "changed_files",
     "collect_table",
     "git_commit",
+    "history_entry",
     "identity_hash",
-    "is_json",
+    "is_whole_json",
     "load_probes_of_whole_batches",
     "load_state",
-    "note_origin",
     "open_run",
+    "package_versions",
+    "prepare_run",
     "read_csv",
     "read_json",
     "read_probes_summary",
@@ -57,11 +58,9 @@ __all__ = [
     "save_checkpoint",
     "save_probes",
     "save_state",
-    "state_origin",
     "stored_config",
     "summarize_probes",
     "update_table",
-    "versions",
     "write_bytes",
     "write_csv",
     "write_json",

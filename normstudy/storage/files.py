@@ -1,34 +1,33 @@
-"""Files that are whole or not there: every write goes to a temporary file first and replaces the old one at once.
+"""Files that are complete or absent: every write goes to a temporary file first and replaces the old one at once.
 
-What was damaged later is noticed when it is read: JSON holds a checksum of its content, tensors lie in zip archives,
-which hold one of each member. torch is imported where tensors are, so that what only plans or collects starts at once.
+Later damage is noticed on reading: JSON holds a checksum of its content, tensors lie in zip archives, which hold one
+of each member. torch is imported only where tensors are, so that commands that only plan or collect start at once.
 """
 
 import contextlib
 import csv
-import errno
 import hashlib
 import io
 import json
+import math
 import os
 import time
 import zipfile
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-import filelock
-
-from normstudy.cli import RunError
+from normstudy.cli import RunError, first_line
 
 CHECKSUM = "checksum"
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # how a file system without locks answers
 
 
-def write_bytes(path, content, previous=None):
-    """Replaces `path` by `content` atomically, parents made; on failure the old file stays. Raises OSError.
+def write_bytes(path: Path, content: bytes | memoryview, previous: Path | None = None) -> str:
+    """Replace `path` by `content` atomically, and return the SHA-256 of the content in hex.
 
-    With `previous`, the old file takes that path. Returns the SHA-256 of the content.
+    Makes the parent folders. With `previous`, the old file takes that path. On failure, a Ctrl-C included, the old
+    file stays; raises OSError.
     """
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -49,39 +48,21 @@ def write_bytes(path, content, previous=None):
     return hashlib.sha256(content).hexdigest()
 
 
-@contextlib.contextmanager
-def locked(path, timeout=-1):
-    """A context that one process at a time is in; the system frees the lock of one that dies. Gives whether there are
-    locks on this file system. Waits for `timeout` seconds (-1: as long as it takes), then raises filelock.Timeout."""
-    lock = filelock.FileLock(path)
-    try:
-        lock.acquire(timeout=timeout)
-    except (NotImplementedError, OSError) as error:
-        if isinstance(error, filelock.Timeout) or getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
-            raise
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
-
-
-def sha256_of(path):
+def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, in hex. Raises OSError."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def remove_leftovers(folder, pattern="**/.*.tmp", seconds=0.0):
-    """Removes the temporary files of killed processes, which have not been written to for so many seconds."""
-    for path in Path(folder).glob(pattern):
+def remove_leftovers(folder: Path, pattern: str = "**/.*.tmp", seconds: float = 0.0) -> None:
+    """Remove the temporary files of killed processes that have not been written to for so many seconds."""
+    for path in folder.glob(pattern):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime >= seconds:
                 path.unlink()
 
 
-def write_torch(path, content, previous=None):
-    """Tensors and plain Python, so that torch.load reads it with weights_only=True: see write_bytes."""
+def write_torch(path: Path, content: object, previous: Path | None = None) -> str:
+    """Write tensors and plain Python, which torch.load reads with weights_only=True; see write_bytes."""
     import torch
 
     buffer = io.BytesIO()
@@ -89,63 +70,65 @@ def write_torch(path, content, previous=None):
     return write_bytes(path, buffer.getbuffer(), previous)
 
 
-def read_torch(path, sha256=None):
-    """What write_torch wrote, on the CPU. Raises RunError for a missing or damaged file, and for one whose SHA-256
-    is not this."""
+def read_torch(path: Path, sha256: str | None = None) -> Any:
+    """The content of a file that write_torch wrote, on the CPU.
+
+    Raises RunError for a file that is missing, damaged, or whose SHA-256 differs from the given one.
+    """
     import torch
 
     try:
-        content = Path(path).read_bytes()
-        if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-            raise RunError(
-                f"{path} is not what this run wrote: it was changed, damaged, or taken from elsewhere; "
-                "copy it again from where it came"
-            )
-        damaged = zipfile.ZipFile(io.BytesIO(content)).testzip()
-        if damaged is not None:
-            raise RunError(f"{path} is damaged ({damaged} does not fit its checksum)")
-        return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
-    except RunError:
-        raise
+        content = path.read_bytes()
     except FileNotFoundError:
         raise RunError(f"{path} is missing") from None
-    except (PermissionError, IsADirectoryError) as error:
+    except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror}") from None
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise RunError(
+            f"{path} is not what this run wrote: it was changed, damaged, or taken from elsewhere; "
+            "copy it again from where it came"
+        )
+    try:
+        damaged = zipfile.ZipFile(io.BytesIO(content)).testzip()
+        if damaged is None:
+            return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+        reason = f"{damaged} does not fit its checksum"
     except Exception as error:  # torch.load and zipfile have no common base for what a damaged file raises
-        reason = (str(error).splitlines() or [""])[0][:120] or type(error).__name__
+        reason = first_line(error) or type(error).__name__
         if reason.startswith("Weights only"):
             reason = "it is not a file of plain tensors"
-        raise RunError(f"{path} is damaged ({reason})") from None
+    raise RunError(f"{path} is damaged ({reason})")
 
 
-def write_json(path, content):
-    """Indented JSON with a checksum, in the place of any key of that name; non-finite numbers become null: see
-    write_bytes."""
-    content = _finite({key: value for key, value in content.items() if key != CHECKSUM})
-    checksum = _checksum(json.loads(json.dumps(content)))
-    text = json.dumps(content | {CHECKSUM: checksum}, indent=2, ensure_ascii=False, allow_nan=False)
+def write_json(path: Path, content: Mapping[str, object]) -> str:
+    """Write indented JSON with a checksum, which replaces any key of that name; see write_bytes.
+
+    Non-finite numbers become null.
+    """
+    finite = _finite({key: value for key, value in content.items() if key != CHECKSUM})
+    checksum = _checksum(json.loads(json.dumps(finite)))
+    text = json.dumps(finite | {CHECKSUM: checksum}, indent=2, ensure_ascii=False, allow_nan=False)
     return write_bytes(path, f"{text}\n".encode(errors="backslashreplace"))
 
 
-def _checksum(content):
-    """16 hex digits over what json.loads gave, whatever the layout of the file and the order of its keys."""
+def _checksum(content: object) -> str:
+    """16 hex digits of the SHA-256 of parsed JSON, whatever the layout of the file and the order of its keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _finite(value):
+def _finite(value: Any) -> Any:
+    """JSON content with None in the place of each number that is not finite."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return None
-    return value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_json(path):
+def read_json(path: Path) -> dict[str, Any]:
     """The dict in a JSON file. Raises RunError for a file that is missing, damaged, or changed since it was written."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RunError(f"{path} is missing") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -158,8 +141,8 @@ def read_json(path):
     return content
 
 
-def is_json(path):
-    """Whether read_json would give what was written there."""
+def is_whole_json(path: Path) -> bool:
+    """Whether read_json can read a file."""
     try:
         read_json(path)
     except RunError:
@@ -167,8 +150,8 @@ def is_json(path):
     return True
 
 
-def write_csv(path, columns, rows):
-    """A header and one line a row (dicts; what a row lacks stays empty), floats in full: see write_bytes."""
+def write_csv(path: Path, columns: Collection[str], rows: Iterable[Mapping[str, object]]) -> str:
+    """Write a header and one line for each row, floats in full; missing cells stay empty. See write_bytes."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
     writer.writeheader()
@@ -176,7 +159,7 @@ def write_csv(path, columns, rows):
     return write_bytes(path, text.getvalue().encode(errors="backslashreplace"))
 
 
-def read_csv(path):
+def read_csv(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file as dicts of text. Raises OSError."""
     with open(path, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))

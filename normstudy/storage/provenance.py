@@ -1,14 +1,21 @@
-"""What a result was made with: versions of packages and the program's commit."""
+"""What a result was made with: versions of packages, the program's commit, and the history of a run."""
+
+from __future__ import annotations
 
 import functools
 import importlib.metadata
 import platform
 import subprocess
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 
-def versions():
-    """{package: version} of what the numbers depend on."""
+def package_versions() -> dict[str, str]:
+    """{package: version} for Python and the packages that the numbers depend on."""
     import torch
 
     others = {name: importlib.metadata.version(name) for name in ("torchvision", "numpy")}
@@ -16,13 +23,35 @@ def versions():
 
 
 @functools.cache
-def git_commit():
-    """The commit of this program, with `+` where its files differ from it; None outside a git checkout."""
+def git_commit() -> str | None:
+    """The commit of this program, with `+` if files differ from it; None outside a git checkout."""
     home = Path(__file__).resolve().parent
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=home, capture_output=True, text=True, check=True)
         status = ["git", "status", "--porcelain", "--untracked-files=no"]
-        dirty = subprocess.run(status, cwd=home, capture_output=True, text=True, check=True)
+        changes = subprocess.run(status, cwd=home, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+    return commit.stdout.strip() + ("+" if changes.stdout.strip() else "")
+
+
+def history_entry(step: int, device: torch.device, processes: int) -> dict[str, Any]:
+    """The entry of a run's history for what trains it from global step `step` on."""
+    return {
+        "step": step,
+        "versions": package_versions(),
+        "git_commit": git_commit(),
+        "device": device.type,
+        "processes": processes,
+    }
+
+
+def add_to_history(history: list[dict[str, Any]], entry: dict[str, Any]) -> None:
+    """Append an entry that differs from the last one in more than its step, and name the difference on stderr."""
+    before = history[-1] if history else entry
+    names = {"git_commit": "version of this program", "device": "device", "processes": "number of processes"}
+    for name, words in names.items():
+        if name in before and before[name] != entry[name]:
+            print(f"this run goes on with another {words}: {before[name]}, now {entry[name]}", file=sys.stderr)
+    if not history or before | {"step": 0} != entry | {"step": 0}:
+        history.append(entry)

@@ -1,20 +1,28 @@
 """Checkpoints and metrics.csv of a run, and whether its files are still what the run wrote."""
 
-import sys
+from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from config import Config
 from normstudy.cli import RunError
 from normstudy.storage.files import sha256_of, write_csv, write_torch
-from normstudy.storage.run_directory import METRICS_COLUMNS
+from normstudy.storage.run_directory import METRICS_COLUMNS, RunDirectory
 from normstudy.storage.run_settings import read_summary
 from normstudy.storage.training_state import read_states
 
-# What was recorded
+if TYPE_CHECKING:
+    import torch
 
 
-def save_checkpoint(run, config, model, epoch, files):
-    """Writes the model of `epoch` alone; with keep=last the older ones go, once the new one is there.
+def save_checkpoint(
+    run: RunDirectory, config: Config, model: torch.nn.Module, epoch: int, files: dict[str, str]
+) -> None:
+    """Write the model's checkpoint of an epoch; with keep=last, then delete the older checkpoints.
 
-    `files` gets the name and SHA-256 of what is there then.
+    files: {name: SHA-256} of the run's files, which is updated.
     """
     path = run.checkpoint(epoch)
     files[run.name_of(path)] = write_torch(path, model.state_dict())
@@ -25,23 +33,24 @@ def save_checkpoint(run, config, model, epoch, files):
                 files.pop(run.name_of(older), None)
 
 
-def changed_files(run, summary):
-    """The names of a finished run's files that are not what the run wrote; they may be deleted to save space."""
+def changed_files(run: RunDirectory, summary: Mapping[str, Any]) -> list[str]:
+    """The names of a finished run's files that differ from what the run wrote; a missing file may save space."""
     files = summary.get("files", {}).items()
     return [name for name, digest in files if (run.path / name).exists() and sha256_of(run.path / name) != digest]
 
 
-def are_metrics_whole(run):
+def are_metrics_whole(run: RunDirectory) -> bool:
     """Whether a finished run's metrics.csv is what the run wrote."""
     name = run.name_of(run.metrics)
     digest = read_summary(run).get("files", {}).get(name)
     return run.metrics.exists() and digest in (None, sha256_of(run.metrics))
 
 
-def restore_metrics(run):
-    """Writes metrics.csv again from last.pt, which holds its rows. Raises RunError where that is not whole."""
+def restore_metrics(run: RunDirectory) -> None:
+    """Write metrics.csv again from a saved state, which holds its rows. Raises RunError if no state is whole."""
     states, complaints = read_states(run)
     if not states:
         raise RunError("; ".join(complaints) or f"{run.last} is missing")
-    print(f"{run.metrics} is missing or damaged: written again from {states[0][0].name}", file=sys.stderr)
-    write_csv(run.metrics, METRICS_COLUMNS, states[0][1]["rows"])
+    path, state = states[0]
+    print(f"{run.metrics} is missing or damaged: written again from {path.name}", file=sys.stderr)
+    write_csv(run.metrics, METRICS_COLUMNS, state["rows"])

@@ -1,9 +1,12 @@
-"""The columns of results.csv and what they mean."""
+"""The columns of results.csv and their meaning."""
+
+import dataclasses
+from pathlib import Path
 
 from config import GROUPED_NORMS, Config
 from normstudy.storage.files import write_bytes
 
-# {column: what it means}, in the order of the table; the first are those of the original study, so that both stack
+# {column: its meaning}, in the order of the table; the first are those of the original study, so that both stack
 ORIGINAL_COLUMNS = {
     "Model": "network, as `--arch` spells it",
     "Norm": "normalization layer, as `--norm_type` spells it",
@@ -22,7 +25,7 @@ ORIGINAL_COLUMNS = {
     "P Grouping": f"`--p_grouping`; it acts on {', '.join(GROUPED_NORMS)} alone",
     "Gen. Ratio": "test accuracy / train accuracy",
 }
-SETTINGS = (
+SETTING_COLUMNS = (
     "seed",
     "epochs",
     "conv_type",
@@ -37,19 +40,19 @@ SETTINGS = (
     "precision",
     "batch_shares",
 )
-IMAGES = {
+IMAGE_COLUMNS = {
     "train_samples": "training images that there were",
     "test_samples": "test images that there were",
     "val_fraction": "`--val_fraction`: part of the training set held out for validation",
 }
-RESULTS = {
+RESULT_COLUMNS = {
     "status": "`done` or `diverged`",
     "test_loss": "mean cross-entropy in nats per test image, eval mode, after the last epoch",
     "train_loss": "the same of the training images, unaugmented",
     "validation_accuracy": "fraction from 0 to 1; empty where nothing was held out",
     "validation_loss": "in nats per image; empty where nothing was held out",
 }
-MEASURED = {
+MEASUREMENT_COLUMNS = {
     "trace_standard_error": "standard error of the trace, over random probes",
     "eigen_mean_standard_error": "standard error of the mean eigenvalue",
     "eigen_variance_standard_error": "standard error of the variance of the eigenvalues",
@@ -62,7 +65,7 @@ MEASURED = {
     "within_over_between": "variance of the features within classes over that between them",
     "class_similarity_samples": "images that class similarity was measured on",
 }
-ORIGIN = {
+PROVENANCE_COLUMNS = {
     "seconds": "training and evaluation of all epochs, over all continuations",
     "torch": "version of PyTorch that trained the run; several, where `--mix_versions=True` mixed them",
     "data": "fingerprint of every image and label used",
@@ -70,31 +73,32 @@ ORIGIN = {
 }
 
 
-def _setting(name):
-    option = Config.__dataclass_fields__[name].metadata
-    return f"`--{name}`: {option['help']}" if option["group"] else option["help"]
-
-
-COLUMNS = ORIGINAL_COLUMNS | {name: _setting(name) for name in SETTINGS} | IMAGES | RESULTS | MEASURED | ORIGIN
+OPTIONS = {option.name: option.metadata for option in dataclasses.fields(Config)}
+COLUMNS = (
+    ORIGINAL_COLUMNS
+    | {
+        name: f"`--{name}`: {OPTIONS[name]['help']}" if OPTIONS[name]["group"] else OPTIONS[name]["help"]
+        for name in SETTING_COLUMNS
+    }
+    | IMAGE_COLUMNS
+    | RESULT_COLUMNS
+    | MEASUREMENT_COLUMNS
+    | PROVENANCE_COLUMNS
+)
+USUAL_MEASUREMENT = {"curvature": "hessian", "bn_mode": "eval", "split": "train"}  # the only one in the table
 README_TITLE = "# Results of normalization runs"
-DEFAULT_SETTINGS = {
-    "curvature": "hessian",
-    "bn_mode": "eval",
-    "split": "train",
-}  # what the columns of measurements are of
 
 
-def write_explanation(path):
-    """Writes what the columns mean, unless another text has that name."""
-    if path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(README_TITLE):
-        return
-    if not path.exists() or path.read_text(encoding="utf-8", errors="replace") != explanation():
+def write_explanation(path: Path) -> None:
+    """Write the README.md of a results folder, unless a text of someone else has that name."""
+    stored = path.read_text(encoding="utf-8", errors="replace") if path.exists() else README_TITLE
+    if stored.startswith(README_TITLE) and stored != explanation():
         write_bytes(path, explanation().encode())
 
 
-def explanation():
-    """README.md of a results folder."""
-    usual = ", ".join(f"`--{flag}={value}`" for flag, value in DEFAULT_SETTINGS.items())
+def explanation() -> str:
+    """The text of a results folder's README.md."""
+    usual = ", ".join(f"`--{flag}={value}`" for flag, value in USUAL_MEASUREMENT.items())
     rows = "".join(f"| {name} | {meaning} |\n" for name, meaning in COLUMNS.items())
     return f"""{README_TITLE}
 

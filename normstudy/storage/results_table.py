@@ -5,23 +5,34 @@ import io
 import itertools
 import os
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from config import Config
 from normstudy.cli import RunError
-from normstudy.storage.files import locked, read_json, remove_leftovers, write_csv
-from normstudy.storage.results_columns import COLUMNS, DEFAULT_SETTINGS, MEASURED, RESULTS, SETTINGS, write_explanation
+from normstudy.storage.files import read_json, remove_leftovers, write_csv
+from normstudy.storage.locks import locked
+from normstudy.storage.results_columns import (
+    COLUMNS,
+    MEASUREMENT_COLUMNS,
+    RESULT_COLUMNS,
+    SETTING_COLUMNS,
+    USUAL_MEASUREMENT,
+    write_explanation,
+)
 from normstudy.storage.run_directory import RunDirectory
 from normstudy.storage.run_settings import read_summary
 
 LOCK = ".results.lock"
+Row = dict[str, str]  # {column: text}, empty for a missing value
 
 
-def table_row(run):
-    """(one run's row of results.csv as text, or None where it has not ended or cannot be read; complaints)."""
+def table_row(run: RunDirectory) -> tuple[Row | None, list[str]]:
+    """One run's row of results.csv, or None if it has not ended or cannot be read; and complaints about its files."""
     try:
         settings, summary = read_json(run.config), read_summary(run)
-        measured, complaints = _measured(run, summary)
+        measured, complaints = _read_measurements(run, summary)
         data = settings["data"]
         values = {
             "Model": settings["arch"],
@@ -46,9 +57,9 @@ def table_row(run):
             "data": data["fingerprint"],
             "run": run.path.name,
         }
-        values |= {name: measured.get(name) for name in MEASURED}
-        values |= {name: settings.get(name, getattr(Config, name)) for name in (*SETTINGS, "val_fraction")}
-        values |= {name: summary.get(name) for name in (*RESULTS, "seconds")}
+        values |= {name: measured.get(name) for name in MEASUREMENT_COLUMNS}
+        values |= {name: settings.get(name, getattr(Config, name)) for name in (*SETTING_COLUMNS, "val_fraction")}
+        values |= {name: summary.get(name) for name in (*RESULT_COLUMNS, "seconds")}
         return {name: "" if values[name] is None else str(values[name]) for name in COLUMNS}, complaints
     except RunError as error:
         return None, [str(error)]
@@ -56,9 +67,10 @@ def table_row(run):
         return None, [f"{run.path}: config.json or summary.json is damaged ({error!r})"]
 
 
-def _measured(run, summary):
-    """(what a run's measurements of its last checkpoint say, where they were made in the usual way; complaints)."""
-    measured, complaints = {}, []
+def _read_measurements(run: RunDirectory, summary: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The usual measurements of a run's last checkpoint, in one dict; and complaints about those that do not fit."""
+    measured: dict[str, Any] = {}
+    complaints = []
     last = summary.get("files", {}).get(f"checkpoints/epoch_{summary['epochs_done']:04d}.pt")
     for name in ("hessian", "class_similarity"):
         path = run.measurement(name)
@@ -72,57 +84,59 @@ def _measured(run, summary):
             complaints.append(f"{error}; --overwrite=True measures again")
             continue
         settings = content.get("settings", {})
-        if all(settings.get(flag, usual) == usual for flag, usual in DEFAULT_SETTINGS.items()):
+        if all(settings.get(flag, usual) == usual for flag, usual in USUAL_MEASUREMENT.items()):
             measured |= content | {f"{name}_samples": content.get("num_samples")}
     return measured, complaints
 
 
-def _percent(fraction):
+def _percent(fraction: float | None) -> float | None:
     return None if fraction is None else round(100 * fraction, 9)
 
 
-def collect_table(results_dir):
-    """Rebuilds results_dir/results.csv from the run directories, one row a run that has ended. Returns its path.
+def collect_table(results_dir: Path) -> Path:
+    """Rebuild results_dir/results.csv from the run directories, one row for each run that has ended; return its path.
 
-    What is damaged, and rows that look alike but are of different images, are said on stderr. A table with rows of
+    Damaged runs, and rows that look alike but are of different images, are reported on stderr. A table with rows of
     runs that are not there is kept beside it.
     """
-    with locked(Path(results_dir) / LOCK):
-        return _rebuild(Path(results_dir))
+    with locked(results_dir / LOCK):
+        return _rebuild(results_dir)
 
 
-def update_table(runs):
-    """Puts the rows of these runs into the results.csv beside them, and leaves all other rows as they are. Where
-    there is no whole table, it is rebuilt."""
-    folders = {}
+def update_table(runs: Iterable[RunDirectory]) -> None:
+    """Write the rows of these runs into the results.csv beside them, and leave all other rows as they are.
+
+    A table that is missing or not whole is rebuilt.
+    """
+    names: dict[Path, list[str]] = {}
     for run in runs:
         path = Path(os.path.abspath(run.path))
-        folders.setdefault(path.parent, []).append(path.name)
-    for results_dir, names in folders.items():
+        names.setdefault(path.parent, []).append(path.name)
+    for results_dir, changed in names.items():
         with locked(results_dir / LOCK):
-            kept = _rows(results_dir / "results.csv")
-            if kept is None:
+            rows = _read_rows(results_dir / "results.csv")
+            if rows is None:
                 _rebuild(results_dir)
             else:
-                _write(results_dir, names, kept)
+                _write_table(results_dir, changed, rows)
 
 
-def _rebuild(results_dir):
-    """The table of all runs that have ended, in place of one whose rows are kept elsewhere if this loses any."""
+def _rebuild(results_dir: Path) -> Path:
+    """Write the table of all runs that have ended; a table that would lose rows is moved aside first."""
     table = results_dir / "results.csv"
-    if _has_rows_of_its_own(table):
+    if _has_rows_without_run(table):
         names = (f"results.old{f'-{count}' if count > 1 else ''}.csv" for count in itertools.count(1))
         place = next(path for path in map(results_dir.joinpath, names) if not path.exists())
         os.replace(table, place)
         print(f"{table} held something else than these runs: it is {place.name} now, and made anew", file=sys.stderr)
-    return _write(results_dir, _ended(results_dir), {})
+    ended = sorted(path.parent.name for path in results_dir.glob("*/summary.json"))
+    return _write_table(results_dir, ended, {})
 
 
-def _has_rows_of_its_own(table):
-    """Whether a table holds a line that no run's folder beside it stands for."""
+def _has_rows_without_run(table: Path) -> bool:
+    """Whether a table holds a line without a run's folder beside it, or anything that is no table."""
     try:
-        with open(table, encoding="utf-8", newline="") as file:
-            header, *lines = csv.reader(file)
+        header, lines, _ = _read_cells(table)
     except FileNotFoundError:
         return False
     except (OSError, ValueError, csv.Error):
@@ -132,32 +146,38 @@ def _has_rows_of_its_own(table):
     return any(not name or not (table.parent / name).is_dir() for name in names)
 
 
-def _ended(results_dir):
-    """The names of the runs that have ended."""
-    return sorted(path.parent.name for path in Path(results_dir).glob("*/summary.json"))
-
-
-def _rows(table):
-    """{run: row} of a results.csv, or None where it is missing, not whole, or of another version of this program."""
+def _read_rows(table: Path) -> dict[str, Row] | None:
+    """{run: row} of a results.csv, or None if it is missing, not whole, or from another version of this program."""
     try:
-        with open(table, encoding="utf-8", newline="") as file:
-            content = file.read()
-        header, *lines = csv.reader(io.StringIO(content, newline=""))
+        header, lines, is_whole = _read_cells(table)
     except (OSError, ValueError, csv.Error):
         return None
-    if not content.endswith("\n") or header != list(COLUMNS) or any(len(line) != len(header) for line in lines):
+    if not is_whole or header != list(COLUMNS) or any(len(line) != len(header) for line in lines):
         return None
     rows = [dict(zip(header, line, strict=True)) for line in lines]
     return {row["run"]: row for row in rows}
 
 
-def _write(results_dir, names, kept):
-    """Writes the table of the runs of these names, read anew, and of the rows that are kept; complaints on stderr."""
-    results_dir = Path(results_dir)
+def _read_cells(table: Path) -> tuple[list[str], list[list[str]], bool]:
+    """The header and the lines of a CSV file, and whether its last line is whole.
+
+    Raises OSError, and ValueError or csv.Error for a file that is empty or no CSV.
+    """
+    with open(table, encoding="utf-8", newline="") as file:
+        content = file.read()
+    header, *lines = csv.reader(io.StringIO(content, newline=""))
+    return header, lines, content.endswith("\n")
+
+
+def _write_table(results_dir: Path, changed: Sequence[str], rows: Mapping[str, Row]) -> Path:
+    """Write a table of `rows`, {run: row}, in which the rows of the changed runs are read anew; return its path.
+
+    Complaints go to stderr.
+    """
     table = results_dir / "results.csv"
     remove_leftovers(results_dir, ".*.tmp")
-    rows, complaints = dict(kept), []
-    for name in names:
+    rows, complaints = dict(rows), []
+    for name in changed:
         rows.pop(name, None)
         run = RunDirectory(results_dir / name)
         row, found = table_row(run) if run.summary.exists() else (None, [])
@@ -167,22 +187,22 @@ def _write(results_dir, names, kept):
     in_order = [rows[name] for name in sorted(rows)]
     write_csv(table, COLUMNS, in_order)
     write_explanation(results_dir / "README.md")
-    for complaint in complaints + _unlike_images(in_order):
+    for complaint in complaints + _mixed_images(in_order):
         print(f"{table.name}: {complaint}", file=sys.stderr)
     return table
 
 
-def _unlike_images(rows):
+def _mixed_images(rows: Iterable[Row]) -> list[str]:
     """A complaint for each data set whose rows seem to be of the same images and are not."""
-    seen = {}
+    fingerprints: dict[tuple[str, ...], set[str]] = {}
     for row in rows:
-        size = row["image_size"] if row["Dataset"] == "ImageFolder" else None
-        seed = row["seed"] if row["Dataset"] == "Synthetic" else None
+        size = row["image_size"] if row["Dataset"] == "ImageFolder" else ""
+        seed = row["seed"] if row["Dataset"] == "Synthetic" else ""
         key = (row["Dataset"], row["train_samples"], row["test_samples"], row["val_fraction"], size, seed)
-        seen.setdefault(key, set()).add(row["data"])
+        fingerprints.setdefault(key, set()).add(row["data"])
     return [
-        f"runs on {dataset} with {int(train_samples):,} images are of {len(prints)} different sets of images: compare "
-        "only rows that agree in the column data"
-        for (dataset, train_samples, *_), prints in seen.items()
-        if len(prints) > 1
+        f"runs on {dataset} with {int(train_samples):,} images are of {len(found)} different sets of images: "
+        "compare only rows that agree in the column data"
+        for (dataset, train_samples, *_), found in fingerprints.items()
+        if len(found) > 1
     ]

@@ -8,15 +8,14 @@ import platform
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-import filelock
+from config import GROUPED_NORMS, Config
+from normstudy.cli import Busy
+from normstudy.storage.files import remove_leftovers
+from normstudy.storage.locks import locked
 
-from config import GROUPED_NORMS
-from normstudy.cli import RunError
-from normstudy.storage.files import locked, remove_leftovers
-
-BUSY = "is being worked on by"
 METRICS_COLUMNS = (
     "epoch",
     "learning_rate",
@@ -32,9 +31,9 @@ METRICS_COLUMNS = (
 
 
 class RunDirectory:
-    """The files of one run. `path` need not exist yet."""
+    """The paths of one run's files. The directory need not exist yet."""
 
-    def __init__(self, path):
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.config = self.path / "config.json"
         self.metrics = self.path / "metrics.csv"
@@ -45,37 +44,38 @@ class RunDirectory:
         self.probes_picture = self.path / "probes.png"
         self.probes_summary = self.path / "probes.json"
 
-    def checkpoint(self, epoch):
+    def checkpoint(self, epoch: int) -> Path:
         return self.path / "checkpoints" / f"epoch_{epoch:04d}.pt"
 
-    def checkpoints(self):
+    def checkpoints(self) -> list[Path]:
+        """The checkpoints that exist, by epoch."""
         return sorted(self.path.glob("checkpoints/epoch_*.pt"))
 
-    def probes(self, epoch):
+    def probes(self, epoch: int) -> Path:
         return self.path / "probes" / f"epoch_{epoch:04d}.pt"
 
-    def probe_dumps(self):
+    def probe_dumps(self) -> list[Path]:
+        """The probe dicts that exist, by epoch."""
         return sorted(self.path.glob("probes/epoch_*.pt"))
 
-    def measurement(self, name, epoch=None):
+    def measurement(self, name: str, epoch: int | None = None) -> Path:
         """The JSON file of a measurement, "hessian" or "class_similarity", of the last checkpoint or an earlier one."""
         return self.path / (f"{name}.json" if epoch is None else f"{name}_epoch_{epoch:04d}.json")
 
-    def measurements(self, name):
-        """The JSON files of a measurement, by epoch, the last checkpoint's last."""
+    def measurements(self, name: str) -> list[Path]:
+        """The JSON files of a measurement that exist, by epoch, the last checkpoint's last."""
         last = [self.measurement(name)] if self.measurement(name).exists() else []
         return [*sorted(self.path.glob(f"{name}_epoch_*.json")), *last]
 
-    def name_of(self, path):
-        """A file's name within the run directory."""
+    def name_of(self, path: Path) -> str:
+        """A file's name within the run directory, such as probes/epoch_0005.pt."""
         return path.relative_to(self.path).as_posix()
 
     @contextlib.contextmanager
-    def lock(self):
-        """A context that one process holds while it works on the run. Raises RunError where another does.
+    def lock(self) -> Iterator[None]:
+        """A block in which one process works on the run. Raises Busy if another does; see locked."""
+        import filelock
 
-        The system frees the lock of a process that dies, so nobody waits for a dead one.
-        """
         self.path.mkdir(parents=True, exist_ok=True)
         owner = self.path / ".owner"
         try:
@@ -95,10 +95,10 @@ class RunDirectory:
             who = "another process"
             with contextlib.suppress(OSError, ValueError):
                 who = owner.read_text(encoding="utf-8").strip() or who
-            raise RunError(f"{self.path} {BUSY} {who}; wait for it, or stop it") from None
+            raise Busy(f"{self.path} is being worked on by {who}; wait for it, or stop it") from None
 
-    def clear(self):
-        """Removes everything that the run recorded, its result and state first; the lock stays."""
+    def clear(self) -> None:
+        """Remove everything that the run recorded, its result and state first; the lock stays."""
         for path in (self.summary, self.last, self.previous):
             path.unlink(missing_ok=True)
         for entry in self.path.iterdir():
@@ -108,14 +108,14 @@ class RunDirectory:
                 entry.unlink()
 
 
-def identity_hash(config):
-    """8 hex digits over the fields that change the numbers."""
+def identity_hash(config: Config) -> str:
+    """8 hex digits of a hash of the fields that change the numbers."""
     text = json.dumps(config.identity(), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def run_name(config):
-    """`<arch>_<norm>_<dataset>_…_seed0_<8 hex>`: what differs from the defaults, readable; the hash, exact."""
+def run_name(config: Config) -> str:
+    """The name of a run directory, `<arch>_<norm>_<dataset>_…_seed0_<8 hex>`: the settings that matter, and a hash."""
     parts = [config.arch, config.norm_type, config.dataset]
     if config.norm_type in GROUPED_NORMS:
         parts.append(f"p{config.p_grouping:g}")

@@ -1,20 +1,22 @@
 """The settings of a run: from a command line, or from its config.json."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from config import Config, from_settings, shares_of_batch
 from normstudy.cli import RunError, UsageError
 from normstudy.storage.files import read_json
-from normstudy.storage.provenance import git_commit, versions
+from normstudy.storage.provenance import git_commit, package_versions
 from normstudy.storage.run_directory import RunDirectory, identity_hash, run_name
 
 
-def open_run(config, processes=1):
-    """(Config, RunDirectory) of a parsed command line; with c_dir, the settings come from its config.json.
+def open_run(config: Config, processes: int = 1) -> tuple[Config, RunDirectory]:
+    """The Config and the directory of a command line's run; with c_dir, the settings come from its config.json.
 
-    Runtime flags beside c_dir replace the stored ones. Raises RunError where c_dir holds no readable config.json, and
-    where so many processes would take batch statistics of other parts of a batch than the run has.
+    Runtime flags beside c_dir replace the stored ones. Raises RunError if c_dir holds no readable config.json, or if
+    so many processes would take batch statistics of other parts of a batch than the run has.
     """
     if config.c_dir is None:
         config = dataclasses.replace(config, batch_shares=shares_of_batch(config, processes))
@@ -22,9 +24,11 @@ def open_run(config, processes=1):
     run = RunDirectory(config.c_dir)
     if not run.path.is_dir():
         raise RunError(f"--c_dir={config.c_dir} is not a folder")
-    runtime = {f.name for f in dataclasses.fields(Config) if f.metadata["runtime"]}
-    changes = {name: getattr(config, name) for name in runtime if _differs(name, getattr(config, name))}
-    changes |= {name: getattr(config, name) for name in ("overwrite", "download", "mix_versions")}
+    changes = {name: getattr(config, name) for name in ("overwrite", "download", "mix_versions")}
+    for field in dataclasses.fields(Config):
+        value = getattr(config, field.name)
+        if field.metadata["runtime"] and value != field.default:
+            changes[field.name] = value
     try:
         config = dataclasses.replace(stored_config(run), **changes)
     except RunError as error:
@@ -39,8 +43,8 @@ def open_run(config, processes=1):
     return config, run
 
 
-def stored_config(run):
-    """The Config in a run directory's config.json. Raises RunError where its settings are not those of one run."""
+def stored_config(run: RunDirectory) -> Config:
+    """The Config in a run directory's config.json. Raises RunError if its settings are not those of one run."""
     settings = read_json(run.config)
     missing = sorted(Config().identity().keys() - settings.keys())
     if missing:
@@ -51,8 +55,8 @@ def stored_config(run):
         raise RunError(f"{run.config} holds settings that do not fit together: {error}") from None
 
 
-def read_summary(run):
-    """The content of summary.json. Raises RunError where it is missing, damaged, or of another run's settings."""
+def read_summary(run: RunDirectory) -> dict[str, Any]:
+    """The content of summary.json. Raises RunError if it is missing, damaged, or from another run's settings."""
     summary = read_json(run.summary)
     if summary.get("status") not in ("done", "diverged"):
         raise RunError(f"{run.summary} is damaged: its status is {summary.get('status')!r}")
@@ -62,27 +66,16 @@ def read_summary(run):
     return summary
 
 
-def _differs(name, value):
-    return value != getattr(Config(), name)
-
-
-def describe_run(config, dataset, fingerprint):
-    """The content of config.json: every setting, then versions, git commit, and what the data were."""
+def describe_run(config: Config, data: Mapping[str, object]) -> dict[str, object]:
+    """The content of config.json: every setting, then versions, git commit, and the description of the data."""
     return dataclasses.asdict(config) | {
-        "versions": versions(),
+        "versions": package_versions(),
         "git_commit": git_commit(),
-        "data": {
-            "fingerprint": fingerprint,
-            "classes": list(dataset.classes),
-            "image_shape": list(dataset.train.images.shape[1:]),
-            "train_samples": len(dataset.train),
-            "validation_samples": 0 if dataset.validation is None else len(dataset.validation),
-            "test_samples": len(dataset.test),
-        },
+        "data": dict(data),
     }
 
 
-def reads_same_folder(run, config):
+def reads_same_folder(run: RunDirectory, config: Config) -> bool:
     """Whether the run's images came from the folder that the config names now (or from the seed)."""
     try:
         stored = str(read_json(run.config).get("data_dir", ""))

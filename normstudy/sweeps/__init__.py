@@ -1,13 +1,14 @@
-"""Grids of runs: what a command line means, what is done, and what works off the rest, here or on Slurm."""
+"""Sweeps: the runs that a command line names, their standing, and how the rest is worked off, here or on Slurm."""
 
 from normstudy.sweeps.flags import build_parser
-from normstudy.sweeps.grid import expand
+from normstudy.sweeps.grid import SweepRun, expand
 from normstudy.sweeps.one_machine import OneMachine
 from normstudy.sweeps.slurm import queued_runs, run_on_slurm
-from normstudy.sweeps.standings import estimate_cost, failure_path, log_path, standings
+from normstudy.sweeps.standings import estimate_cost, failure_path, log_path, runs_by_standing
 
 __all__ = [
     "OneMachine",
+    "SweepRun",
     "build_parser",
     "estimate_cost",
     "expand",
@@ -15,5 +16,5 @@ __all__ = [
     "log_path",
     "queued_runs",
     "run_on_slurm",
-    "standings",
+    "runs_by_standing",
 ]

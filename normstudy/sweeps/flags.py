@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from collections.abc import Callable
 
 from config import FLAGS, GROUP_TITLES
 from normstudy.cli import Parser, add_flag, argparse_type, boolean, count
@@ -12,8 +13,8 @@ MEASURING = tuple(f"{name}_flags" for name in MEASUREMENTS)
 NOT_SWEPT = ("c_dir", "overwrite")  # of a run that exists already
 
 
-def build_parser():
-    """run_sweep.py's parser: every flag of main.py as a comma list, and how the runs are worked off."""
+def build_parser() -> Parser:
+    """The parser of run_sweep.py: every flag of main.py as a comma list, and the flags of the sweep itself."""
     parser = Parser(
         prog="run_sweep.py",
         allow_abbrev=False,
@@ -30,20 +31,21 @@ and counted. The same command goes on where it was stopped.""",
   python run_sweep.py --preset=original --cluster=slurm --slurm_partition=gpu --slurm_gpus=1 --slurm_time=8:00:00
 exit codes: 0 all done, 1 a run failed, 2 wrong flags, 130 Ctrl-C, 99 SIGTERM, SIGUSR1, SIGUSR2 (run it again)""",
     )
-    own = parser.add_argument_group("the sweep")
-    presets = f"a grid by name, to which other flags add or whose values they replace: {', '.join(PRESETS)}"
-    own.add_argument("--preset", type=argparse_type(None, tuple(PRESETS)), help=presets, metavar="PRESET")
-    add_flag(own, "dry_run", False, "list the runs, what is done, and an estimate of time and disk", boolean)
-    add_flag(own, "cluster", "local", "where the runs are worked off", choices=("local", "slurm"))
+    sweep = parser.add_argument_group("the sweep")
+    grid = "a grid by name, to which other flags add or whose values they replace"
+    add_flag(sweep, "preset", None, grid, choices=tuple(PRESETS))
+    add_flag(sweep, "dry_run", False, "list the runs, what is done, and an estimate of time and disk", boolean)
+    add_flag(sweep, "cluster", "local", "where the runs are worked off", choices=("local", "slurm"))
     at_once = "runs at once, each with its share of the cores (default: 1; on Slurm, as many as it lets)"
-    add_flag(own, "jobs", None, at_once, count)
-    add_flag(own, "processes", 1, "processes of each run, through torchrun: one for each GPU of a run", count)
-    add_flag(own, "gpus", None, "numbers of the GPUs that they share, such as 0,1 (default: as main.py chooses)", _gpus)
-    add_flag(own, "measure", ",".join(MEASUREMENTS), "measurements of each run, or none", _measurements)
-    add_flag(own, "hessian_flags", "", "flags of run_hessian.py, such as '--samples=512 --trace_probes=10'")
-    add_flag(own, "class_similarity_flags", "", "flags of run_class_similarity.py")
-    add_flag(own, "fail_fast", False, "stop at the first run that fails", boolean)
-    add_flag(own, "retry_failed", False, "run again what failed before", boolean)
+    add_flag(sweep, "jobs", None, at_once, count)
+    add_flag(sweep, "processes", 1, "processes of each run, through torchrun: one for each GPU of a run", count)
+    shared = "numbers of the GPUs that they share, such as 0,1 (default: as main.py chooses)"
+    add_flag(sweep, "gpus", None, shared, _gpus)
+    add_flag(sweep, "measure", ",".join(MEASUREMENTS), "measurements of each run, or none", _measurements)
+    add_flag(sweep, "hessian_flags", "", "flags of run_hessian.py, such as '--samples=512 --trace_probes=10'")
+    add_flag(sweep, "class_similarity_flags", "", "flags of run_class_similarity.py")
+    add_flag(sweep, "fail_fast", False, "stop at the first run that fails", boolean)
+    add_flag(sweep, "retry_failed", False, "run again what failed before", boolean)
     slurm = parser.add_argument_group("jobs on Slurm (--cluster=slurm)")
     of_job = "a job's share; what it has not done by then it saves, and is queued again with it"
     add_flag(slurm, "slurm_time", "4:00:00", f"minutes, hours:minutes:seconds or days-hours: {of_job}", slurm_minutes)
@@ -70,15 +72,15 @@ exit codes: 0 all done, 1 a run failed, 2 wrong flags, 130 Ctrl-C, 99 SIGTERM, S
     return parser
 
 
-def _list_of(parse):
-    def convert(text):
+def _list_of(parse: Callable[[str], object]) -> Callable[[str], tuple[object, ...]]:
+    def convert(text: str) -> tuple[object, ...]:
         return tuple(parse(part) for part in text.split(","))
 
     return convert
 
 
-def slurm_minutes(text):
-    """The minutes in a time as Slurm writes it, rounded up."""
+def slurm_minutes(text: str) -> int:
+    """The minutes in a time as Slurm writes it, rounded up. Raises ValueError."""
     pattern = r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?"
     found = re.fullmatch(pattern, text)
     if found is None:
@@ -94,14 +96,14 @@ def slurm_minutes(text):
     return total
 
 
-def _gpus(text):
+def _gpus(text: str) -> tuple[str, ...]:
     numbers = text.split(",")
     if not all(number.isdecimal() for number in numbers):
         raise ValueError(f"{text!r} is no list of numbers such as 0,1")
     return tuple(numbers)
 
 
-def _measurements(text):
+def _measurements(text: str) -> tuple[str, ...]:
     names = () if text == "none" else tuple(text.split(","))
     unknown = [name for name in names if name not in MEASUREMENTS]
     if unknown:

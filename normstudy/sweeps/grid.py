@@ -3,7 +3,9 @@
 import collections
 import dataclasses
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from config import ONLY_WITH, Config, resolve, shares_of_batch
 from normstudy.cli import UsageError
@@ -23,16 +25,20 @@ class SweepRun:
     class_similarity_flags: str = ""
 
 
-def expand(given, preset=None, processes=1):
-    """(runs, {why: how many combinations were left out}) of flags {name: values, or a runtime flag's value}, each run
-    trained by so many processes.
+def expand(
+    given: Mapping[str, Any], preset: str | None = None, processes: int = 1
+) -> tuple[list[SweepRun], dict[str, int]]:
+    """The runs that flags and a preset name, and {reason: how many combinations were left out for it}.
 
-    Each run stands once, in the order of the product. Raises UsageError where no run is left.
+    given: {flag: its values, or the value of a runtime flag}. processes: how many train each run. Each run stands
+    once, in the order of the product. Raises UsageError if no run is left.
     """
     runtime = {f.name for f in dataclasses.fields(Config) if f.metadata["runtime"]}
     shared = {name: value for name, value in given.items() if name in runtime}
     swept = {name: values for name, values in given.items() if name not in runtime}
-    runs, left_out, seen = {}, collections.Counter(), set()
+    runs: dict[str, SweepRun] = {}
+    left_out: collections.Counter[str] = collections.Counter()
+    seen = set()
     for grid in PRESETS[preset] if preset else ({},):
         measuring = {name: grid[name] for name in grid if name in MEASURING}
         grid = {name: grid[name] for name in grid if name not in MEASURING} | swept

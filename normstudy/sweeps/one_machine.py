@@ -1,40 +1,46 @@
 """The runs of a sweep on this machine, several at a time."""
 
+from __future__ import annotations
+
 import concurrent.futures
 import contextlib
+import os
 import queue
 import shutil
 import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from normstudy.cli import progress_bar, stops_at_safe_points
+from normstudy.sweeps.grid import SweepRun
 from normstudy.sweeps.standings import log_path
-from normstudy.sweeps.workers import DONE, ELSEWHERE, FAILED, STOPPED, Worker, last_line, thread_environment
+from normstudy.sweeps.workers import DONE, ELSEWHERE, FAILED, STOPPED, Worker, thread_environment
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 MOST_LINES = 12  # of runs at work that are shown one by one
 
 
-def status_line(position):
-    """A line below the bar, on a terminal."""
-    from tqdm import tqdm
-
-    return tqdm(total=0, position=position, bar_format="{desc}", leave=False, disable=not sys.stderr.isatty())
-
-
 class OneMachine:
-    """Works off runs on this machine, --jobs at once."""
+    """Works off runs on this machine, --jobs at once. options: the flags of the sweep itself."""
 
-    def __init__(self, own):
-        self.own = own
-        self.jobs = own["jobs"] or 1
-        self.worker = Worker(own)
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.options = options
+        self.jobs = options["jobs"] or 1
+        self.worker = Worker(options)
         self.counts = dict.fromkeys((DONE, FAILED, STOPPED, ELSEWHERE), 0)
-        self.running = {}  # {slot: run}
-        self.slots = queue.SimpleQueue()
+        self.running: dict[int, SweepRun] = {}  # by slot, which is one of --jobs
+        self.slots: queue.SimpleQueue[int] = queue.SimpleQueue()  # those that are free
         for slot in range(self.jobs):
             self.slots.put(slot)
 
-    def work(self, runs, ahead):
-        """Returns when all are done; a signal stops the children, which save their state, and is then raised."""
+    def work(self, runs: Sequence[SweepRun], ahead: Sequence[SweepRun]) -> None:
+        """Work off the runs that are ahead of all `runs`.
+
+        A signal stops the children, which save their state, and is then raised as a KeyboardInterrupt.
+        """
         with (
             concurrent.futures.ThreadPoolExecutor(self.jobs) as pool,
             progress_bar(len(runs), "sweep", len(runs) - len(ahead), unit="run") as bar,
@@ -49,16 +55,17 @@ class OneMachine:
                         self.show(lines)
                         ended, _ = concurrent.futures.wait(futures, 0.5, concurrent.futures.FIRST_COMPLETED)
                         for future in ended:
-                            self.report(futures.pop(future), *future.result(), bar)
+                            result, reason = future.result()
+                            self.report(futures.pop(future), result, reason, bar)
                         points.check()
-                        if self.counts[FAILED] and self.own["fail_fast"]:
+                        if self.counts[FAILED] and self.options["fail_fast"]:
                             self.worker.stop()
             except KeyboardInterrupt as stop:
                 self.worker.stop()
                 raise type(stop)("every run keeps its state; the same command goes on") from None
 
-    def show(self, lines):
-        """What each slot is at: its run, and the last words of its log."""
+    def show(self, lines: Iterable[tqdm]) -> None:
+        """Show for each slot the run at work in it and the last line of its log."""
         width = shutil.get_terminal_size().columns - 1
         for slot, line in enumerate(lines):
             run = self.running.get(slot)
@@ -68,28 +75,46 @@ class OneMachine:
                 words = f"  {name}: {last_line(log_path(run)).removeprefix(f'{name} ')}"
             line.set_description_str(words[:width])
 
-    def report(self, run, outcome, reason, bar):
-        self.counts[outcome] += 1
+    def report(self, run: SweepRun, result: str, reason: str, bar: tqdm) -> None:
+        """Count and print how a run ended."""
+        self.counts[result] += 1
         name = run.directory.path.name
         words = {
             DONE: f"done: {name}",
             FAILED: f"failed: {name}: {reason} (see {log_path(run)})",
             ELSEWHERE: f"another process works on {name}",
         }
-        if outcome in words:
-            bar.write(words[outcome])
-        bar.update(outcome in (DONE, FAILED))
+        if result in words:
+            bar.write(words[result])
+        bar.update(result in (DONE, FAILED))
 
-    def work_off(self, run):
+    def work_off(self, run: SweepRun) -> tuple[str, str]:
+        """Work off a run in a slot, with its share of the cores and its GPUs; return what Worker.work_off does."""
         slot = self.slots.get()
         self.running[slot] = run
-        environment = thread_environment(self.jobs * self.own["processes"])
-        if self.own["gpus"]:
-            each = self.own["processes"]
-            chosen = [self.own["gpus"][(slot * each + index) % len(self.own["gpus"])] for index in range(each)]
+        processes, gpus = self.options["processes"], self.options["gpus"]
+        environment = thread_environment(self.jobs * processes)
+        if gpus:
+            chosen = [gpus[(slot * processes + index) % len(gpus)] for index in range(processes)]
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(dict.fromkeys(chosen))
         try:
             return self.worker.work_off(run, environment)
         finally:
             del self.running[slot]
             self.slots.put(slot)
+
+
+def status_line(position: int) -> tqdm:
+    """A line below the bar, on a terminal."""
+    from tqdm import tqdm
+
+    return tqdm(total=0, position=position, bar_format="{desc}", leave=False, disable=not sys.stderr.isatty())
+
+
+def last_line(path: Path) -> str:
+    """The last line of a log; empty if there is none."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - 1000))
+        lines = file.read().decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else ""
+    return ""

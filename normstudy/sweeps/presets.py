@@ -1,6 +1,10 @@
-"""Grids of runs that have a name: what run_sweep.py's --preset means."""
+"""Grids of runs that have a name: the values of run_sweep.py's --preset."""
+
+from typing import Any
 
 from config import WEIGHT_NORMS
+
+Grid = dict[str, Any]  # {flag: its values}, beside the flags of measurements, such as {"hessian_flags": "--samples=9"}
 
 ORIGINAL_GROUPINGS = (1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125, 1e-7, 8.0, 16.0, 32.0, 64.0)
 ORIGINAL_NORMS = (
@@ -16,7 +20,7 @@ ORIGINAL_NORMS = (
 )
 
 
-def _original(momentum, weight_decay):
+def _original(momentum: float, weight_decay: float) -> Grid:
     """The study's grid; vit's 64 pairs of channels and the like are left out where they do not divide a width."""
     return {
         "arch": ("vgg", "resnet-56", "vit"),
@@ -34,7 +38,7 @@ def _original(momentum, weight_decay):
 THRICE = ("BatchNorm", "LayerNorm", "InstanceNorm", "GroupNorm", "EvoNormBO", "Plain")
 WEIGHT_BASED = WEIGHT_NORMS
 STUDIED_NORMS = (*ORIGINAL_NORMS, *WEIGHT_BASED, "MeanCentering", "RMSNorm", "DynamicTanh")
-_SHORT = {"dataset": ("ImageFolder",), "batch_size": (256,), "lr_warmup": (True,), "precision": ("bf16",)}
+_SHORT: Grid = {"dataset": ("ImageFolder",), "batch_size": (256,), "lr_warmup": (True,), "precision": ("bf16",)}
 _VGG = _SHORT | {
     "arch": ("vgg",),
     "epochs": (3,),
@@ -42,7 +46,7 @@ _VGG = _SHORT | {
 }
 _SMALLER = _SHORT | {"train_samples": (5_000,), "test_samples": (2_000,), "batch_size": (64,), "epochs": (4,)}
 _SMALLER |= {"hessian_flags": "--samples=60 --lanczos_steps=10 --trace_probes=12 --trace_error=0.1"}
-_VIT = {"arch": ("vit",), "image_size": (32,), "patch_size": (4,)}
+_VIT: Grid = {"arch": ("vit",), "image_size": (32,), "patch_size": (4,)}
 CPU_STUDY = (
     _VGG | {"norm_type": STUDIED_NORMS},
     _SMALLER | {"arch": ("resnet-56",), "norm_type": (*WEIGHT_BASED, *THRICE)},
@@ -53,8 +57,8 @@ CPU_STUDY = (
     _SMALLER | {"arch": ("resnet-56",), "norm_type": (*WEIGHT_BASED, "Plain", "BatchNorm"), "skipinit": (True,)},
 )
 
-# {name: grids, the runs of all of which are the sweep}; "hessian_flags" are those of a grid's measurements
-PRESETS = {
+# {name: grids, the runs of all of which are the sweep}
+PRESETS: dict[str, tuple[Grid, ...]] = {
     "original": (_original(0.9, 1e-4), _original(0.0, 0.0)),
     "cpu_study": CPU_STUDY,
     "quick": (

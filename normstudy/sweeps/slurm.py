@@ -3,6 +3,8 @@
 A job that is told that its time is up, or that it is preempted, saves the state of its run, and is queued again.
 """
 
+from __future__ import annotations
+
 import contextlib
 import io
 import json
@@ -12,47 +14,58 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from normstudy.cli import RunError, UsageError, progress_bar
 from normstudy.storage import write_bytes
-from normstudy.sweeps.standings import failure_path, standings
+from normstudy.sweeps.grid import SweepRun
+from normstudy.sweeps.standings import failure_path, runs_by_standing
 from normstudy.sweeps.workers import FAILED, PROJECT, STOPPED, Worker, thread_environment
+
+if TYPE_CHECKING:
+    from submitit.core.utils import DelayedSubmission
 
 MOST_TASKS = 1000  # of an array, by Slurm's default MaxArraySize; each task works off several runs where there are more
 MOST_TIMEOUTS = 1000  # after which a job is not queued again
+LOOK_SECONDS = 3.0  # between looks at the queue and the files of the runs
 
 
 class JobRuns:
-    """The runs that one job works off, in their order: what submitit calls on the node."""
+    """The runs of one job, which submitit calls on the node to work them off in their order.
 
-    def __init__(self, runs, own):
-        self.runs, self.own = list(runs), own
+    options: the flags of the sweep itself.
+    """
 
-    def __call__(self):
-        self.worker = Worker(self.own, is_detached=False)
+    def __init__(self, runs: Iterable[SweepRun], options: Mapping[str, Any]) -> None:
+        self.runs, self.options = list(runs), options
+
+    def __call__(self) -> None:
+        self.worker = Worker(self.options, is_detached=False)
         signal.signal(signal.SIGTERM, lambda number, frame: self.worker.stop())
         failed = []
         for run in list(self.runs):
-            kind, reason = self.worker.work_off(run, thread_environment(self.own["processes"]))
-            if kind == STOPPED:
+            result, reason = self.worker.work_off(run, thread_environment(self.options["processes"]))
+            if result == STOPPED:
                 sys.exit(99)
-            if kind == FAILED:
+            if result == FAILED:
                 failed.append(f"{run.directory.path.name}: {reason}")
             self.runs.remove(run)
         if failed:
             raise RunError("; ".join(failed))
 
-    def checkpoint(self):
-        """Has the run at work save its state, and gives submitit what is left to do."""
+    def checkpoint(self) -> DelayedSubmission:
+        """Have the run at work save its state; return the rest of the job, which submitit queues again."""
         import submitit
 
         self.worker.stop()
         self.worker.wait()
-        return submitit.helpers.DelayedSubmission(JobRuns(self.runs, self.own))
+        return submitit.helpers.DelayedSubmission(JobRuns(self.runs, self.options))
 
 
-def submit_jobs(runs, own):
-    """Queues jobs that work off the runs, and returns the number of the array. Raises UsageError, RunError."""
+def submit_jobs(runs: Sequence[SweepRun], options: Mapping[str, Any]) -> str:
+    """Queue jobs that work off the runs; return the number of their array. Raises UsageError, RunError."""
     import submitit
 
     if shutil.which("sbatch") is None:
@@ -62,23 +75,23 @@ def submit_jobs(runs, own):
     shares = [runs[index::tasks] for index in range(tasks)]
     executor = submitit.AutoExecutor(logs / "slurm", cluster="slurm", slurm_max_num_timeout=MOST_TIMEOUTS)
     parameters = {
-        "time": own["slurm_time"],
-        "partition": own["slurm_partition"],
-        "account": own["slurm_account"],
-        "gpus_per_node": own["slurm_gpus"],
-        "cpus_per_task": own["slurm_cpus"],
-        "mem": own["slurm_mem"],
-        "array_parallelism": own["jobs"] or tasks,
+        "time": options["slurm_time"],
+        "partition": options["slurm_partition"],
+        "account": options["slurm_account"],
+        "gpus_per_node": options["slurm_gpus"],
+        "cpus_per_task": options["slurm_cpus"],
+        "mem": options["slurm_mem"],
+        "array_parallelism": options["jobs"] or tasks,
         "stderr_to_stdout": True,
         "setup": [f"export PYTHONPATH={shlex.quote(str(PROJECT))}${{PYTHONPATH:+:$PYTHONPATH}}"],
-        "additional_parameters": {"requeue": True} | _parse_flags(own["slurm_flags"]),
+        "additional_parameters": {"requeue": True} | _parse_flags(options["slurm_flags"]),
     }
     executor.update_parameters(
         name="normalization", **{f"slurm_{name}": value for name, value in parameters.items() if value is not None}
     )
     try:
-        with contextlib.redirect_stderr(io.StringIO()), executor.batch():  # what sbatch complains of is said below
-            jobs = [executor.submit(JobRuns(share, own)) for share in shares]
+        with contextlib.redirect_stderr(io.StringIO()), executor.batch():  # its complaint is reported below
+            jobs = [executor.submit(JobRuns(share, options)) for share in shares]
     except (submitit.core.utils.FailedJobError, subprocess.CalledProcessError, OSError) as error:
         words = [line for line in str(error).splitlines() if "sbatch: error" in line] or str(error).splitlines()
         raise RunError(f"Slurm did not take the jobs: {words[0].removeprefix('sbatch: error: ')}") from None
@@ -88,9 +101,9 @@ def submit_jobs(runs, own):
     return array
 
 
-def _parse_flags(text):
+def _parse_flags(text: str) -> dict[str, str | bool]:
     """{name: value} of flags of sbatch. Raises UsageError."""
-    flags = {}
+    flags: dict[str, str | bool] = {}
     for word in shlex.split(text):
         name, _, value = word.removeprefix("--").partition("=")
         if not word.startswith("--"):
@@ -99,9 +112,11 @@ def _parse_flags(text):
     return flags
 
 
-def queued_runs(results_dir):
-    """{run name: is running} of the runs in results_dir whose jobs are queued or running; None where Slurm does not
-    answer. Raises UsageError where there is no Slurm."""
+def queued_runs(results_dir: Path) -> dict[str, bool] | None:
+    """{run name: is running} of the runs in results_dir whose jobs are queued or running.
+
+    None if Slurm does not answer. Raises UsageError without Slurm.
+    """
     command = ["squeue", "--me", "--noheader", "--array", "--format=%i %t"]
     try:
         lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -109,12 +124,12 @@ def queued_runs(results_dir):
         raise UsageError("--cluster=slurm needs squeue, which is not on this machine") from None
     except subprocess.CalledProcessError:
         return None
-    active = {}
+    active: dict[str, dict[str, bool]] = {}  # {array: {task: is running}}
     for line in lines:
         job, state = line.split()
         array, _, task = job.partition("_")
         active.setdefault(array, {})[task] = state not in ("PD", "CF")
-    found = {}
+    found: dict[str, bool] = {}
     for array, tasks in active.items():
         path = results_dir / "logs" / f"slurm-{array}.json"
         if path.exists():
@@ -124,34 +139,31 @@ def queued_runs(results_dir):
     return found
 
 
-LOOK_SECONDS = 3.0  # between looks at what jobs on a cluster have done
-
-
-def run_on_slurm(runs, ahead, own, results_dir):
-    """Queues the runs that are ahead, and follows all of them until no job is left."""
+def run_on_slurm(
+    runs: Sequence[SweepRun], ahead: Sequence[SweepRun], options: Mapping[str, Any], results_dir: Path
+) -> None:
+    """Queue the runs that are ahead; with --wait, follow all `runs` until none of them is in the queue."""
     for run in ahead:
         failure_path(run).unlink(missing_ok=True)
     if ahead:
-        array = submit_jobs(ahead, own)
+        array = submit_jobs(ahead, options)
         print(f"job array {array} works off {len(ahead)} runs; its words go to {results_dir / 'logs'}", flush=True)
-    if own["wait"]:
+    if options["wait"]:
         try:
-            follow_jobs(runs, own, results_dir)
+            follow_jobs(runs, options, results_dir)
         except KeyboardInterrupt as stop:
             raise type(stop)("the jobs go on; the same command follows them, scancel ends them") from None
 
 
-def follow_jobs(runs, own, results_dir):
-    """Shows how far the jobs are, until none of these runs is in the queue."""
+def follow_jobs(runs: Sequence[SweepRun], options: Mapping[str, Any], results_dir: Path) -> None:
+    """Show how far the jobs are, until none of these runs is in the queue."""
     names = {run.directory.path.name for run in runs}
-    said = {name: set() for name in ("done", "failed")}
-    for name, found in standings(runs, own["measure"]).items():
-        if name in said:
-            said[name] = {run.directory.path.name for run in found}
+    standing = runs_by_standing(runs, options["measure"])
+    said = {name: {run.directory.path.name for run in standing[name]} for name in ("done", "failed")}
     with progress_bar(len(runs), "sweep", len(said["done"] | said["failed"]), unit="run") as bar:
         while True:
             queued = queued_runs(results_dir)
-            standing = standings(runs, own["measure"], queued or {})
+            standing = runs_by_standing(runs, options["measure"], queued or {})
             for name in said:
                 for run in standing[name]:
                     if run.directory.path.name not in said[name]:

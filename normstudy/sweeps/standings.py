@@ -1,25 +1,29 @@
-"""Which runs of a sweep are done, and what the others will take."""
+"""Which runs of a sweep are done, and how long the others will take."""
 
 import collections
 import contextlib
 import os
 import statistics
+from collections.abc import Container, Iterable, Sequence
+from pathlib import Path
 
 from normstudy.cli import RunError
 from normstudy.storage import read_json
 from normstudy.sweeps.flags import MEASUREMENTS
+from normstudy.sweeps.grid import SweepRun
 
 
-def log_path(run):
+def log_path(run: SweepRun) -> Path:
+    """The file that takes the output of everything that works off the run."""
     return run.directory.path.parent / "logs" / f"{run.directory.path.name}.log"
 
 
-def failure_path(run):
-    """The file that says how a run failed, where it did."""
+def failure_path(run: SweepRun) -> Path:
+    """The file that says why a run failed, if it did."""
     return log_path(run).with_suffix(".failed")
 
 
-def missing_measurements(run, measurements):
+def missing_measurements(run: SweepRun, measurements: Iterable[str]) -> list[str]:
     """The measurements that a run that has ended lacks; one that diverged needs none."""
     missing = [name for name in measurements if not run.directory.measurement(name).exists()]
     try:
@@ -28,14 +32,16 @@ def missing_measurements(run, measurements):
         return missing
 
 
-def is_done(run, measurements):
+def is_done(run: SweepRun, measurements: Iterable[str]) -> bool:
     """Whether a run has ended and is measured."""
     return run.directory.summary.exists() and not missing_measurements(run, measurements)
 
 
-def standings(runs, measurements, queued=()):
-    """{"done", "to measure", "failed", "queued", "begun", "new": [runs]}; `queued` are names that a cluster has."""
-    found = {name: [] for name in ("done", "to measure", "failed", "queued", "begun", "new")}
+def runs_by_standing(
+    runs: Sequence[SweepRun], measurements: Sequence[str], queued: Container[str] = ()
+) -> dict[str, list[SweepRun]]:
+    """{"done", "to measure", "failed", "queued", "begun", "new": runs}; `queued`: names of runs that a cluster has."""
+    found: dict[str, list[SweepRun]] = {name: [] for name in ("done", "to measure", "failed", "queued", "begun", "new")}
     folders = {run.directory.path.parent for run in runs}
     entries = {folder: set(os.listdir(folder)) if folder.is_dir() else set() for folder in folders}
     logs = {folder: set(os.listdir(folder / "logs")) if (folder / "logs").is_dir() else set() for folder in folders}
@@ -56,10 +62,14 @@ def standings(runs, measurements, queued=()):
     return found
 
 
-def estimate_cost(runs, done, measurements=MEASUREMENTS):
-    """(seconds of training, seconds of measuring, bytes) that `runs` take, or None, judged by the runs of their network
-    that are done: training by images and epochs, the rest by their files."""
-    training, measuring, sizes = (collections.defaultdict(list) for _ in range(3))
+def estimate_cost(
+    runs: Sequence[SweepRun], done: Sequence[SweepRun], measurements: Sequence[str] = MEASUREMENTS
+) -> tuple[float, float, float] | None:
+    """(seconds of training, seconds of measuring, bytes) that `runs` take; None if a network has no run in `done`.
+
+    Each is judged by the finished runs of its network: training by images and epochs, the rest by their files.
+    """
+    training, measuring, sizes = (collections.defaultdict[str, list[float]](list) for _ in range(3))
     for run in done[:: max(1, len(done) // 200)]:
         with contextlib.suppress(RunError, KeyError):  # what is damaged is said by what needs it
             arch, summary = run.config.arch, read_json(run.directory.summary)

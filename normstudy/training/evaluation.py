@@ -1,29 +1,35 @@
 """Loss and accuracy over a split, in eval mode."""
 
-import itertools
+from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
 
-from config import EVALUATION_BATCH
+from config import EVALUATION_BATCH, Config
+from models import Network
 from normstudy.cli import progress_bar
-from normstudy.datasets import evaluation_batches
-from normstudy.training.processes import World
+from normstudy.datasets import Split, evaluation_batches
+from normstudy.training.processes import ALONE, World
 from normstudy.training.training_step import forward_in_precision
 
 
 @torch.no_grad()
-def evaluate(config, model, split, pause=lambda: None, world=None):
-    """(mean cross-entropy, accuracy) over a split, in eval mode, unaugmented; pause() is called between batches, which
-    the processes of a world take in turn."""
-    world = world or World()
+def evaluate(
+    config: Config, model: Network, split: Split, pause: Callable[[], object] = lambda: None, world: World = ALONE
+) -> tuple[float, float]:
+    """(mean cross-entropy, accuracy) over a split, in eval mode, unaugmented.
+
+    The processes of a world take the batches in turn, and all of them call pause() after each turn.
+    """
     world.broadcast(model.buffers())
     model.eval()
     losses, correct = [], []
-    own = evaluation_batches(split, config.image_size, first=world.rank, every=world.size)
+    own_batches = evaluation_batches(split, config.image_size, first=world.rank, every=world.size)
     with progress_bar(len(split), "evaluating") as bar:
         for _ in range(0, len(split), EVALUATION_BATCH * world.size):
-            for images, labels in itertools.islice(own, 1):
+            batch = next(own_batches, None)  # the last turn may not reach all processes
+            if batch is not None:
+                images, labels = batch
                 logits = forward_in_precision(config, model, images)
                 losses.append(F.cross_entropy(logits, labels, reduction="sum"))
                 correct.append((logits.argmax(1) == labels).sum())

@@ -1,13 +1,16 @@
 """A finished run: its report, its table row, and the files that can be made again."""
 
 import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
 
 from normstudy.cli import RunError
-from normstudy.plots import draw_curves, draw_probes, is_whole_picture
 from normstudy.storage import (
+    RunDirectory,
     are_metrics_whole,
     changed_files,
-    is_json,
+    is_whole_json,
     read_json,
     read_summary,
     restore_metrics,
@@ -18,8 +21,16 @@ from normstudy.storage import (
 CHANCE = 110  # % of the accuracy of guessing, up to which a network has learned nothing
 
 
-def report_run(run):
-    """Says how a run ended, puts its row into the table, and checks that its files are what it wrote."""
+class Plots(Protocol):
+    """The part of normstudy.plots that a run needs. The command passes it on: training itself draws nothing."""
+
+    def is_whole_picture(self, path: Path) -> bool: ...
+    def draw_curves(self, run: RunDirectory, title: str) -> object: ...
+    def draw_probes(self, run: RunDirectory, title: str) -> object: ...
+
+
+def report_run(run: RunDirectory) -> None:
+    """Say how a run ended, and put its row into the table. Raises RunError where its files are not what it wrote."""
     summary = read_summary(run)
     print(describe_outcome(run, summary))
     update_table([run])
@@ -30,39 +41,42 @@ def report_run(run):
         )
 
 
-def finished_summary(run):
-    """The summary of a run that has ended, or None. One that is damaged is made again, from the last state."""
+def has_ended(run: RunDirectory) -> bool:
+    """Whether a run left a whole summary. A damaged one is said, and made again from the last state."""
     if not run.summary.exists():
-        return None
+        return False
     try:
-        return read_summary(run)
+        read_summary(run)
     except RunError as error:
         print(f"{error}; it is made again from {run.last.name}", file=sys.stderr)
-        return None
+        return False
+    return True
 
 
-def damaged_outputs(run):
-    """Files of a finished run that can be made again from the others, and are missing or damaged: [(path, make)]."""
-    damaged = [] if are_metrics_whole(run) else [(run.metrics, lambda: restore_metrics(run))]
-    if not is_whole_picture(run.curves):
-        damaged.append((run.curves, lambda: draw_curves(run, run.path.name)))
-    if run.probe_dumps() and not is_whole_picture(run.probes_picture):
-        damaged.append((run.probes_picture, lambda: draw_probes(run, run.path.name)))
-    if run.probe_dumps() and not is_json(run.probes_summary):
+def damaged_outputs(run: RunDirectory, plots: Plots) -> list[tuple[Path, Callable[[], object]]]:
+    """[(path, function that makes it again)] of a finished run's outputs that are missing or damaged."""
+    damaged: list[tuple[Path, Callable[[], object]]] = []
+    if not are_metrics_whole(run):
+        damaged.append((run.metrics, lambda: restore_metrics(run)))
+    if not plots.is_whole_picture(run.curves):
+        damaged.append((run.curves, lambda: plots.draw_curves(run, run.path.name)))
+    if run.probe_dumps() and not plots.is_whole_picture(run.probes_picture):
+        damaged.append((run.probes_picture, lambda: plots.draw_probes(run, run.path.name)))
+    if run.probe_dumps() and not is_whole_json(run.probes_summary):
         damaged.append((run.probes_summary, lambda: summarize_probes(run)))
     return damaged
 
 
-def remake_outputs(run):
-    """Makes them again, or says why that cannot be."""
-    for path, make in damaged_outputs(run):
+def remake_outputs(run: RunDirectory, plots: Plots) -> None:
+    """Make the damaged outputs again, or say why one cannot be made."""
+    for path, make in damaged_outputs(run, plots):
         try:
             make()
         except RunError as error:
             print(f"{path.name} could not be made: {error}", file=sys.stderr)
 
 
-def describe_outcome(run, summary):
+def describe_outcome(run: RunDirectory, summary: Mapping[str, Any]) -> str:
     """How a run ended and where its files are. Raises RunError where summary.json or config.json lacks something."""
     try:
         if summary["status"] == "diverged":

@@ -3,24 +3,27 @@
 import math
 import sys
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
-from config import DUMP_EVERY_EPOCHS, learning_rate
+from config import DUMP_EVERY_EPOCHS, Config, learning_rate
 from layer_defs import synchronize
 from models import build_from_config
-from normstudy.cli import progress_bar
-from normstudy.datasets import training_order
+from normstudy.cli import SafePoints, progress_bar
+from normstudy.datasets import Dataset, training_order
 from normstudy.kernels import is_bf16_emulated
 from normstudy.storage import (
     METRICS_COLUMNS,
+    RunDirectory,
+    add_to_history,
+    history_entry,
     identity_hash,
     load_state,
-    note_origin,
     save_checkpoint,
     save_probes,
     save_state,
-    state_origin,
     write_csv,
     write_json,
 )
@@ -29,7 +32,15 @@ from normstudy.training.evaluation import evaluate
 from normstudy.training.optimizer import SGD
 from normstudy.training.probe_recorder import ProbeRecorder
 from normstudy.training.processes import World
-from normstudy.training.training_step import build_step, count_steps
+from normstudy.training.training_step import build_step
+
+
+class Diverged(Exception):
+    """The loss or a gradient of a global step is not finite."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"diverged at step {step}")
+        self.step = step
 
 
 class Training:
@@ -39,45 +50,48 @@ class Training:
     after last.pt is written. Of the processes of a `world`, the first one writes, and all stop at the same step.
     """
 
-    def __init__(self, config, run, dataset, fingerprint, device, points, world=None):
+    def __init__(
+        self,
+        config: Config,
+        run: RunDirectory,
+        dataset: Dataset,
+        fingerprint: str,
+        device: torch.device,
+        points: SafePoints,
+        world: World,
+    ) -> None:
         torch.manual_seed(config.seed)
         torch.backends.cudnn.benchmark = True  # on CUDA, kernels are chosen by trial: shapes hardly change
         self.config, self.run, self.dataset, self.fingerprint = config, run, dataset, fingerprint
-        self.device, self.points, self.world = device, points, world or World()
-        self.model = build_from_config(config, len(dataset.classes)).to(device, memory_format=torch.channels_last)
+        self.device, self.points, self.world = device, points, world
+        self.steps_per_epoch = math.ceil(len(dataset.train) / config.batch_size)
+        model = build_from_config(config, len(dataset.classes))
+        self.model = model.to(device).to(memory_format=torch.channels_last)
         self.optimizer = SGD(self.model.parameters(), config.momentum, config.weight_decay)
-        self.recorder = ProbeRecorder(self.model, self.world) if config.probe_layers else None
-        self.steps = count_steps(len(dataset.train), config.batch_size)
-        self.progress = self.world.from_first(self.load)
-        if config.sync_bn and self.world.size > 1:
-            synchronize(self.model, self.world.mean)
-        self.world.broadcast([*self.model.state_dict().values(), *self.optimizer.tensors()])
-        self.step = build_step(config, self.model, self.optimizer, dataset.train, self.recorder, self.world)
-        self.saved = time.monotonic()
+        self.recorder = ProbeRecorder(self.model, world) if config.probe_layers else None
+        self.parts = {"model": self.model, "optimizer": self.optimizer, "probes": self.recorder}
+        self.progress = world.from_first(self.load)
+        if config.sync_bn and world.size > 1:
+            synchronize(self.model, world.mean)
+        world.broadcast([*self.model.state_dict().values(), *self.optimizer.tensors()])
+        self.step = build_step(config, self.model, self.optimizer, dataset.train, self.recorder, world)
+        self.saved_at = time.monotonic()
 
-    def load(self):
-        """Takes the last state back and returns the progress, in which what trains from here on is noted."""
-        progress = load_state(self.run, self.config, self.fingerprint, self.model, self.optimizer, self.recorder)
-        within = progress["within"]
-        done = progress["epoch"] * self.steps + (len(within["losses"]) if within else 0)
-        note_origin(progress["history"], state_origin(done, self.device, self.world.size))
+    def load(self) -> dict[str, Any]:
+        """Load the last state, and return the progress, with a note of what trains from here on."""
+        progress = load_state(self.run, self.config, self.fingerprint, self.parts)
+        origin = history_entry(self.steps_done(progress), self.device, self.world.size)
+        add_to_history(progress["history"], origin)
         return progress
 
-    def finish(self):
-        """Trains from the saved state on, and writes everything but the pictures; summary.json comes last."""
-        config, run, progress = self.config, self.run, self.progress
-        if self.world.is_first:
-            where = f"{self.device}" if self.world.size == 1 else f"{self.world.size} × {self.device.type}"
-            what = f"{config.arch} with {config.norm_type} on {config.dataset} ({where})"
-            print(f"training {what}, {self.how_far()} of {config.epochs} epochs done: {run.path}", flush=True)
-            if config.precision == "bf16" and is_bf16_emulated(self.device):
-                print("this processor has no bf16 units: --precision=fp32 is many times as fast here", file=sys.stderr)
-            if progress["rows"]:
-                write_csv(run.metrics, METRICS_COLUMNS, progress["rows"])
-        diverged_at = None
+    def finish(self) -> None:
+        """Train from the saved state on, and write everything but the pictures; summary.json comes last."""
+        config, run = self.config, self.run
+        self.announce()
+        if self.world.is_first and self.progress["rows"]:
+            self.write_metrics()  # which a killed process may have left a row behind the state
         try:
-            while progress["epoch"] < config.epochs and diverged_at is None:
-                diverged_at = self.train_epoch(progress["epoch"] + 1)
+            diverged_at = self.train_epochs()
             summary = self.summarize(diverged_at)
         except KeyboardInterrupt as stop:
             command = "the same command" + (" without --overwrite" if config.overwrite else "")
@@ -86,113 +100,141 @@ class Training:
             if self.recorder is not None:
                 self.recorder.close()
         if self.world.is_first:
-            summary["files"]["metrics.csv"] = write_csv(run.metrics, METRICS_COLUMNS, progress["rows"])
+            summary["files"]["metrics.csv"] = self.write_metrics()
             run.previous.unlink(missing_ok=True)
             write_json(run.summary, summary)
 
-    def steps_done(self):
-        within = self.progress["within"]
-        return self.progress["epoch"] * self.steps + (len(within["losses"]) if within else 0)
-
-    def how_far(self):
-        """The epochs of the saved state, in text: 3, or 3.25 within the fourth."""
-        return f"{self.steps_done() / self.steps:.4g}"
-
-    def save(self, within=None):
-        """Writes last.pt; `within` is what a begun epoch has so far."""
-        self.progress["within"] = within
-        if self.world.is_first:
-            save_state(
-                self.run, self.config, self.fingerprint, self.model, self.optimizer, self.recorder, self.progress
-            )
-        self.saved = time.monotonic()
-
-    def pause(self, losses, seconds, has_diverged=False):
-        """Within an epoch: saves where it is time to, or where a signal has come, which then stops the run. Whether
-        any process has seen that the loss is not finite."""
-        is_save_due = time.monotonic() - self.saved >= 60 * self.config.checkpoint_minutes
-        signal, is_save_due, has_diverged = self.world.max_over_processes(
-            self.points.signal(), is_save_due, has_diverged
+    def announce(self) -> None:
+        """Say what is trained, where, and from which epoch on."""
+        if not self.world.is_first:
+            return
+        config = self.config
+        where = f"{self.device}" if self.world.size == 1 else f"{self.world.size} × {self.device.type}"
+        print(
+            f"training {config.arch} with {config.norm_type} on {config.dataset} ({where}), "
+            f"{self.how_far()} of {config.epochs} epochs done: {self.run.path}",
+            flush=True,
         )
-        if not has_diverged:
-            if signal or is_save_due:
-                self.save(losses.state_dict() | {"seconds": seconds})
-            self.points.check(signal)
-        return has_diverged
+        if config.precision == "bf16" and is_bf16_emulated(self.device):
+            print("this processor has no bf16 units: --precision=fp32 is many times as fast here", file=sys.stderr)
 
-    def train_epoch(self, epoch):
-        """One epoch, recorded: dumps, checkpoint, state, and its row of metrics.csv. Returns None, or the step at
-        which it diverged."""
-        config, run, progress = self.config, self.run, self.progress
-        row, diverged_at = self.run_epoch(epoch)
-        has_diverged = diverged_at is not None
-        is_dump = has_diverged or epoch % DUMP_EVERY_EPOCHS == 0 or epoch == config.epochs
-        if self.recorder is not None and is_dump:
-            if has_diverged:
-                self.recorder.drop_after(diverged_at)
-            dump = self.recorder.dump()
+    def train_epochs(self) -> int | None:
+        """Train the epochs that are missing; return the step at which the run diverged, or None."""
+        try:
+            while self.progress["epoch"] < self.config.epochs:
+                self.train_epoch(self.progress["epoch"] + 1)
+        except Diverged as divergence:
+            return divergence.step
+        return None
+
+    def train_epoch(self, epoch: int) -> None:
+        """Train one epoch and record it: dumps, checkpoint, state, and its row of metrics.csv. Raises Diverged."""
+        config, progress = self.config, self.progress
+        try:
+            row = self.run_epoch(epoch)
+        except Diverged as divergence:
+            if self.recorder is not None:
+                self.recorder.drop_after(divergence.step)
+            self.dump_probes(epoch)
+            raise
+        if epoch % DUMP_EVERY_EPOCHS == 0 or epoch == config.epochs:
+            self.dump_probes(epoch)
             if self.world.is_first:
-                save_probes(run, epoch, dump, progress["files"])
-        if has_diverged:
-            return diverged_at
-        if is_dump and self.world.is_first:
-            save_checkpoint(run, config, self.model, epoch, progress["files"])
+                save_checkpoint(self.run, config, self.model, epoch, progress["files"])
         progress["epoch"] = epoch
         progress["rows"].append(row)
         progress["seconds"] += row["seconds"]
         self.save()
         if self.world.is_first:
-            write_csv(run.metrics, METRICS_COLUMNS, progress["rows"])
+            self.write_metrics()
             print(epoch_line(config, row), flush=True)
-        return None
 
-    def run_epoch(self, epoch):
-        """The steps of one epoch and the evaluation after it: (row of metrics.csv, None), or (None, step) where it
-        diverged.
-
-        Nothing waits for the device before all steps are on their way; once a second the bar shows how far it is.
-        """
-        config, split, steps = self.config, self.dataset.train, self.steps
-        first = (epoch - 1) * steps
-        losses = EpochLosses(steps, self.device)
+    def run_epoch(self, epoch: int) -> dict[str, float]:
+        """Take the steps of one epoch and evaluate after them; return its row of metrics.csv. Raises Diverged."""
+        losses, start = EpochLosses(self.steps_per_epoch, self.device), time.perf_counter()
         begun = self.progress["within"]
-        start = time.perf_counter()
         if begun is not None:
             losses.load_state_dict(begun)
             start -= begun["seconds"]
+        row: dict[str, float] = {"epoch": epoch}
+        last_step = epoch * self.steps_per_epoch - 1
+        row["learning_rate"] = learning_rate(self.config, last_step, self.steps_per_epoch)
+        row["train_loss"], row["train_accuracy"] = self.take_steps(epoch, losses, start)
+        train_seconds = time.perf_counter() - start
+        for name, held_out in (("validation", self.dataset.validation), ("test", self.dataset.test)):
+            if held_out is not None:
+                row[f"{name}_loss"], row[f"{name}_accuracy"] = evaluate(
+                    self.config, self.model, held_out, lambda: self.pause(losses, train_seconds), self.world
+                )
+        row["seconds"] = time.perf_counter() - start
+        row["images_per_second"] = len(self.dataset.train) / train_seconds
+        if not all(math.isfinite(value) for value in row.values()):
+            raise Diverged(last_step)
+        return row
+
+    def take_steps(self, epoch: int, losses: EpochLosses, start: float) -> tuple[float, float]:
+        """Take the steps that `losses` lacks of an epoch begun at `start`; return its mean loss and accuracy.
+
+        Nothing waits for the device before all steps are on their way; once a second the bar shows how far it is.
+        Raises Diverged.
+        """
+        config, split, steps = self.config, self.dataset.train, self.steps_per_epoch
+        first = (epoch - 1) * steps
         order, flips = training_order(split, config.seed, epoch)
-        self.step.model.train()
+        self.model.train()
         with progress_bar(len(split), f"epoch {epoch}/{config.epochs}", losses.samples) as bar:
             for index in range(losses.recorded, steps):
                 batch = slice(index * config.batch_size, (index + 1) * config.batch_size)
                 rate = learning_rate(config, first + index, steps)
-                samples = len(order[batch])
-                losses.record(*self.step(order[batch], flips[batch], rate, first + index), samples)
-                bar.update(samples)
-                seen, diverged = losses.look(), None
+                loss, correct = self.step(order[batch], flips[batch], rate, first + index)
+                losses.record(loss, correct, len(order[batch]))
+                bar.update(len(order[batch]))
+                seen = losses.look()
                 if seen is not None:
-                    loss, accuracy, diverged = seen
-                    bar.set_postfix_str(f"loss {loss:.4f}, acc {accuracy:.1%}")
-                if self.pause(losses, time.perf_counter() - start, diverged is not None):
-                    return None, first + losses.result(config.batch_size)[2]
-        train_loss, train_accuracy, diverged = losses.result(config.batch_size)
-        if diverged is not None:
-            return None, first + diverged
-        train_seconds = time.perf_counter() - start
-        rate = learning_rate(config, first + steps - 1, steps)
-        row = {"epoch": epoch, "learning_rate": rate, "train_loss": train_loss, "train_accuracy": train_accuracy}
-        for name, held_out in (("validation", self.dataset.validation), ("test", self.dataset.test)):
-            if held_out is not None:
-                row[f"{name}_loss"], row[f"{name}_accuracy"] = evaluate(
-                    config, self.model, held_out, lambda: self.pause(losses, train_seconds), self.world
-                )
-        row["seconds"] = time.perf_counter() - start
-        row["images_per_second"] = len(split) / train_seconds
-        if not all(math.isfinite(value) for value in row.values()):
-            return None, first + steps - 1
-        return row, None
+                    bar.set_postfix_str(f"loss {seen.loss:.4f}, acc {seen.accuracy:.1%}")
+                has_diverged = seen is not None and seen.bad_step is not None
+                if self.pause(losses, time.perf_counter() - start, has_diverged):
+                    break
+        result = losses.result(config.batch_size)
+        if result.bad_step is not None:
+            raise Diverged(first + result.bad_step)
+        return result.loss, result.accuracy
 
-    def summarize(self, diverged_at):
+    def pause(self, losses: EpochLosses, seconds: float, has_diverged: bool = False) -> bool:
+        """Within an epoch: save where it is time to, or where a signal has come, which then stops the run.
+
+        Return whether any process has seen that the loss is not finite; nothing is saved then.
+        """
+        is_due = time.monotonic() - self.saved_at >= 60 * self.config.checkpoint_minutes
+        signal, is_due_anywhere, has_diverged_anywhere = self.world.max_over_processes(
+            self.points.signal(), is_due, has_diverged
+        )
+        if has_diverged_anywhere:
+            return True
+        if signal or is_due_anywhere:
+            self.save(losses.state_dict() | {"seconds": seconds})
+        self.points.check(signal)
+        return False
+
+    def save(self, within: Mapping[str, Any] | None = None) -> None:
+        """Write last.pt; `within` is the state of a begun epoch."""
+        self.progress["within"] = within
+        if self.world.is_first:
+            save_state(self.run, self.config, self.fingerprint, self.parts, self.progress)
+        self.saved_at = time.monotonic()
+
+    def dump_probes(self, epoch: int) -> None:
+        """Write the probes since the last dump, where they are recorded."""
+        if self.recorder is not None:
+            dump = self.recorder.dump()
+            if self.world.is_first:
+                save_probes(self.run, epoch, dump, self.progress["files"])
+
+    def write_metrics(self) -> str:
+        """Write metrics.csv, and return its SHA-256."""
+        return write_csv(self.run.metrics, METRICS_COLUMNS, self.progress["rows"])
+
+    def summarize(self, diverged_at: int | None) -> dict[str, Any]:
         """The content of summary.json: the result of the last epoch, or how far the run came before it diverged."""
         progress = self.progress
         summary = {"status": "done", "epochs_done": progress["epoch"], "seconds": progress["seconds"]}
@@ -215,11 +257,22 @@ class Training:
         about = {"identity": identity_hash(self.config), "history": progress["history"]}
         return summary | about | {"files": dict(progress["files"])}
 
+    def steps_done(self, progress: Mapping[str, Any]) -> int:
+        """The global steps behind a saved state."""
+        within = progress["within"]
+        return progress["epoch"] * self.steps_per_epoch + (len(within["losses"]) if within else 0)
 
-def epoch_line(config, row):
-    """One finished epoch, from its row of metrics.csv."""
-    epoch = f"epoch {row['epoch']:>{len(str(config.epochs))}}/{config.epochs}"
-    parts = [epoch, f"lr {row['learning_rate']:.3g}"]
+    def how_far(self) -> str:
+        """The epochs of the saved state, in text: 3, or 3.25 within the fourth."""
+        return f"{self.steps_done(self.progress) / self.steps_per_epoch:.4g}"
+
+
+def epoch_line(config: Config, row: Mapping[str, float]) -> str:
+    """One finished epoch in a line, from its row of metrics.csv."""
+    parts = [
+        f"epoch {row['epoch']:>{len(str(config.epochs))}}/{config.epochs}",
+        f"lr {row['learning_rate']:.3g}",
+    ]
     for split in ("train", "validation", "test"):
         if f"{split}_loss" in row:
             parts.append(f"{split} loss {row[f'{split}_loss']:.4f} acc {100 * row[f'{split}_accuracy']:.2f} %")

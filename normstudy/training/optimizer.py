@@ -1,5 +1,8 @@
 """SGD with momentum and weight decay."""
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import torch
 from torch.optim.sgd import sgd
 
@@ -11,32 +14,48 @@ class SGD:
     not used, because the first one that is made imports torch's compiler, which takes seconds.
     """
 
-    def __init__(self, parameters, momentum, weight_decay):
+    def __init__(self, parameters: Iterable[torch.Tensor], momentum: float, weight_decay: float) -> None:
         self.parameters = list(parameters)
-        self.settings = {"momentum": momentum, "weight_decay": weight_decay}
+        self.momentum, self.weight_decay = momentum, weight_decay
         self.velocities = [torch.zeros_like(parameter) if momentum else None for parameter in self.parameters]
 
-    @torch.no_grad()
-    def step(self, rate):
-        """Moves the parameters along their gradients; rate is a number or a zero-dimensional tensor beside them."""
-        gradients = [parameter.grad for parameter in self.parameters]
-        is_fused = self.parameters[0].device.type != "mps"
-        fixed = {"dampening": 0.0, "nesterov": False, "maximize": False, "fused": is_fused}
-        sgd(self.parameters, gradients, self.velocities, lr=rate, **self.settings, **fixed)
+    def gradients(self) -> list[torch.Tensor]:
+        """The gradient of each parameter. Raises ValueError where one has none."""
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        if len(gradients) < len(self.parameters):
+            raise ValueError("there are parameters without a gradient")
+        return gradients
 
-    def zero_grad(self):
+    @torch.no_grad()
+    def step(self, rate: float | torch.Tensor) -> None:
+        """Move the parameters along their gradients; rate is a number or a zero-dimensional tensor beside them."""
+        sgd(
+            self.parameters,
+            self.gradients(),
+            self.velocities,
+            lr=rate,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+            fused=self.parameters[0].device.type != "mps",
+        )
+
+    def zero_grad(self) -> None:
+        """Drop the gradients."""
         for parameter in self.parameters:
             parameter.grad = None
 
-    def tensors(self):
-        """The velocities that there are."""
+    def tensors(self) -> list[torch.Tensor]:
+        """The velocities, which there are with momentum alone."""
         return [velocity for velocity in self.velocities if velocity is not None]
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         return {"velocities": self.velocities}
 
-    def load_state_dict(self, state):
-        """Takes back what state_dict() gave. Raises ValueError where it is of other parameters."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Copy what state_dict() gave. Raises ValueError where it is of other parameters."""
         velocities = state["velocities"]
         shapes = [[None if v is None else v.shape for v in each] for each in (self.velocities, velocities)]
         if shapes[0] != shapes[1]:

@@ -9,21 +9,24 @@ from config import Config
 from normstudy.cli import RunError, stops_at_safe_points
 from normstudy.datasets import load
 from normstudy.kernels import is_out_of_memory, keep_freed_memory
-from normstudy.storage import RunDirectory, begin_run, open_run, reads_same_folder, update_table
-from normstudy.training.finished_run import damaged_outputs, finished_summary, remake_outputs, report_run
+from normstudy.storage import RunDirectory, open_run, prepare_run, reads_same_folder, update_table
+from normstudy.training.finished_run import Plots, damaged_outputs, has_ended, remake_outputs, report_run
 from normstudy.training.loop import Training
 from normstudy.training.processes import World, count_processes, is_lost_process, join_processes
 
 
-def train_run(config: Config) -> Path:
-    """Train the run of a Config from its last saved state to its end, and report it; return its directory."""
+def train_run(config: Config, plots: Plots) -> Path:
+    """Train the run of a Config from its last saved state to its end, and report it; return its directory.
+
+    `plots` is the package normstudy.plots, which draws the run's pictures.
+    """
     config, run = open_run(config, count_processes())
     keep_freed_memory()
     world, device = join_processes(config.device)
-    is_ended = world.from_first(lambda: not config.overwrite and finished_summary(run) is not None)
+    is_ended = world.from_first(lambda: not config.overwrite and has_ended(run))
     if not is_ended or not world.from_first(lambda: reads_same_folder(run, config)):
         try:
-            _train(config, run, device, world, is_ended)
+            _train_or_check(config, run, device, world, is_ended, plots)
         except (MemoryError, RuntimeError) as error:
             if is_lost_process(error):
                 raise RunError(
@@ -33,25 +36,25 @@ def train_run(config: Config) -> Path:
             if not is_out_of_memory(error):
                 raise
             raise RunError(f"{device} has too little memory: lower --batch_size or --image_size") from None
-    elif world.is_first and damaged_outputs(run):
+    elif world.is_first and damaged_outputs(run, plots):
         with run.lock():
-            remake_outputs(run)
+            remake_outputs(run, plots)
     world.leave()
     if world.is_first:
         report_run(run)
     return run.path
 
 
-def _train(config: Config, run: RunDirectory, device: torch.device, world: World, is_ended: bool) -> None:
+def _train_or_check(
+    config: Config, run: RunDirectory, device: torch.device, world: World, is_ended: bool, plots: Plots
+) -> None:
     """Train a run; if it has ended, only check that it is a run on these images."""
-    found = []
-    world.from_first(lambda: found.append(load(config)))  # the first process may fetch and decode them for the others
-    [dataset] = found or [load(config)]
+    dataset = world.first_before_others(lambda: load(config))  # which may fetch and decode them for the others
     with contextlib.ExitStack() as stack:
 
         def begin() -> str:
             stack.enter_context(run.lock())
-            fingerprint = begin_run(run, config, dataset)
+            fingerprint = prepare_run(run, config, dataset.describe())
             if config.overwrite:
                 update_table([run])  # removes its row
             return fingerprint
@@ -61,4 +64,4 @@ def _train(config: Config, run: RunDirectory, device: torch.device, world: World
             with stops_at_safe_points() as points:
                 Training(config, run, dataset.to(device), fingerprint, device, points, world).finish()
         if world.is_first:
-            remake_outputs(run)
+            remake_outputs(run, plots)

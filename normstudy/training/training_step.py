@@ -1,20 +1,34 @@
-"""Training steps, and the losses of an epoch. Nothing here waits for the device until an epoch is over."""
+"""Training steps. Nothing here waits for the device."""
 
-import math
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from normstudy.datasets import training_batch
+from config import Config
+from models import Network
+from normstudy.datasets import Split, training_batch
 from normstudy.kernels import loss_or_nan
-from normstudy.training.processes import World
+from normstudy.training.optimizer import SGD
+from normstudy.training.probe_recorder import ProbeRecorder
+from normstudy.training.processes import ALONE, World
 
 STEPS_BEFORE_CAPTURE = 3  # in which libraries choose their kernels and allocate what they keep
 
 
-def forward_in_precision(config, model, images):
+class StepResult(NamedTuple):
+    """The mean loss, the number of right answers (both zero-dimensional), and the probes' row if they observed it."""
+
+    loss: torch.Tensor
+    correct: torch.Tensor
+    row: torch.Tensor | None
+
+
+def forward_in_precision(config: Config, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """The logits (N, classes) in float32, computed in the run's precision."""
     with torch.autocast(images.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         logits = model(images)
@@ -29,29 +43,46 @@ class Step:
     under `iteration`, if recorded. Where several processes make up a `world`, each computes its share of the batch.
     """
 
-    def __init__(self, config, model, optimizer, split, recorder=None, world=None):
+    def __init__(
+        self,
+        config: Config,
+        model: Network,
+        optimizer: SGD,
+        split: Split,
+        recorder: ProbeRecorder | None = None,
+        world: World = ALONE,
+    ) -> None:
         self.config = config
-        self.world = world or World()
+        self.world = world
         self.model = model
-        self.network = self.world.wrap(model)
+        self.network = world.wrap(model)
         self.optimizer = optimizer
         self.split = split
         self.recorder = recorder
 
-    def __call__(self, indices, flips, rate, iteration):
-        loss, correct, row = self.compute(indices, flips, rate, self.is_probed(iteration))
-        if row is not None:
-            self.recorder.keep(iteration, row)
+    def __call__(
+        self, indices: torch.Tensor, flips: torch.Tensor, rate: float | torch.Tensor, iteration: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        loss, correct, row = self.compute(indices, flips, rate, self.recorder_at(iteration))
+        self.keep(iteration, row)
         return loss, correct
 
-    def is_probed(self, iteration):
-        return self.recorder is not None and iteration % self.config.probe_every == 0
+    def recorder_at(self, iteration: int) -> ProbeRecorder | None:
+        """The recorder, if it records this iteration."""
+        return self.recorder if iteration % self.config.probe_every == 0 else None
 
-    def compute(self, indices, flips, rate, is_probed):
-        """(loss, right answers, the recorder's row or None), the weights changed."""
+    def keep(self, iteration: int, row: torch.Tensor | None) -> None:
+        """Keep the row of probes, if there is one."""
+        if self.recorder is not None and row is not None:
+            self.recorder.keep(iteration, row)
+
+    def compute(
+        self, indices: torch.Tensor, flips: torch.Tensor, rate: float | torch.Tensor, recorder: ProbeRecorder | None
+    ) -> StepResult:
+        """Change the weights by one step that the recorder, if there is one, observes."""
         (indices, flips), weight = self.world.share(indices, flips)
         images, labels = training_batch(self.split, indices, flips, self.config.image_size)
-        with self.recorder.observe() if is_probed else nullcontext() as observed:
+        with nullcontext() if recorder is None else recorder.observe() as observation:
             logits = forward_in_precision(self.config, self.network, images)
             loss = F.cross_entropy(logits, labels)
             if self.world.size > 1:
@@ -61,9 +92,9 @@ class Step:
         loss, correct = loss.detach(), (logits.argmax(1) == labels).sum()
         if self.world.size > 1:
             loss, correct = self.world.sum(torch.stack([loss / self.world.size, correct * (weight > 0)]))
-        loss = loss_or_nan(loss, [parameter.grad for parameter in self.optimizer.parameters])
+        loss = loss_or_nan(loss, self.optimizer.gradients())
         self.optimizer.step(rate)
-        return loss, correct, observed.row if is_probed else None
+        return StepResult(loss, correct, None if observation is None else observation.row)
 
 
 class GraphedStep(Step):
@@ -73,25 +104,31 @@ class GraphedStep(Step):
     Batches of another size than batch_size (the last of an epoch) never go through a graph.
     """
 
-    def __init__(self, config, model, optimizer, split, recorder=None):
+    def __init__(
+        self, config: Config, model: Network, optimizer: SGD, split: Split, recorder: ProbeRecorder | None = None
+    ) -> None:
         super().__init__(config, model, optimizer, split, recorder)
         device = split.labels.device
         self.indices = torch.zeros(config.batch_size, dtype=torch.int64, device=device)
         self.flips = torch.zeros(config.batch_size, dtype=torch.bool, device=device)
         self.rate = torch.zeros((), device=device)
         self.stream = torch.cuda.Stream(device)
-        self.graphs = {}
         self.has_failed = False
+        # By whether the step is probed.
         self.steps = {True: 0, False: 0}
+        self.graphs: dict[bool, tuple[torch.cuda.CUDAGraph, StepResult]] = {}
 
-    def __call__(self, indices, flips, rate, iteration):
-        is_probed = self.is_probed(iteration)
+    def __call__(
+        self, indices: torch.Tensor, flips: torch.Tensor, rate: float | torch.Tensor, iteration: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        recorder = self.recorder_at(iteration)
+        is_probed = recorder is not None
         if self.has_failed or len(indices) != len(self.indices) or self.steps[is_probed] < STEPS_BEFORE_CAPTURE:
             self.steps[is_probed] += 1
-            return self.on_side_stream(super().__call__, indices, flips, rate, iteration)
+            return self.on_side_stream(lambda: super(GraphedStep, self).__call__(indices, flips, rate, iteration))
         if is_probed not in self.graphs:
             try:
-                self.graphs[is_probed] = self.capture(is_probed)
+                self.graphs[is_probed] = self.capture(recorder)
             except RuntimeError as error:
                 self.has_failed = True
                 reason = str(error).partition("\n")[0]
@@ -102,34 +139,37 @@ class GraphedStep(Step):
         self.rate.fill_(rate)
         graph, (loss, correct, row) = self.graphs[is_probed]
         graph.replay()
-        if is_probed:
-            self.recorder.keep(iteration, row.clone())
+        self.keep(iteration, None if row is None else row.clone())
         return loss, correct
 
-    def on_side_stream(self, function, *arguments):
-        """function(*arguments) on a stream of its own, as what is captured later needs it to have run."""
+    def on_side_stream(
+        self, function: Callable[[], tuple[torch.Tensor, torch.Tensor]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """function() on a stream of its own, on which steps have to run before they are captured."""
         current = torch.cuda.current_stream(self.rate.device)
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
-            result = function(*arguments)
+            result = function()
         current.wait_stream(self.stream)
         return result
 
-    def capture(self, is_probed):
-        """(graph, what compute gave in it). Capturing computes nothing: the first replay does."""
+    def capture(self, recorder: ProbeRecorder | None) -> tuple[torch.cuda.CUDAGraph, StepResult]:
+        """(graph, its results). Capturing computes nothing: the first replay does."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self.stream):
-            results = self.compute(self.indices, self.flips, self.rate, is_probed)
+            results = self.compute(self.indices, self.flips, self.rate, recorder)
         return graph, results
 
 
-def build_step(config, model, optimizer, split, recorder=None, world=None):
+def build_step(
+    config: Config,
+    model: Network,
+    optimizer: SGD,
+    split: Split,
+    recorder: ProbeRecorder | None = None,
+    world: World = ALONE,
+) -> Step:
     """The step that suits the device, the flags and the processes."""
-    if config.cuda_graph and split.labels.device.type == "cuda" and (world is None or world.size == 1):
+    if config.cuda_graph and split.labels.device.type == "cuda" and world.size == 1:
         return GraphedStep(config, model, optimizer, split, recorder)
     return Step(config, model, optimizer, split, recorder, world)
-
-
-def count_steps(samples, batch_size):
-    """Steps in one epoch; the last batch may be smaller."""
-    return math.ceil(samples / batch_size)

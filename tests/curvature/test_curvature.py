@@ -14,10 +14,10 @@ from config import convolution_of
 from layer_defs import build_conv, build_norm
 from models import build_model
 from normstudy.curvature import bytes_per_sample, full_float32, hessian_matvec, loss_and_gradient, spectrum
-from normstudy.curvature.lanczos import krylov, lanczos
+from normstudy.curvature.krylov_space import krylov, lanczos
 from normstudy.curvature.model_copy import derivative_copy
 from normstudy.curvature.objective import Objective
-from normstudy.curvature.spectrum import Spectrum, rademacher
+from normstudy.curvature.spectral_estimates import Spectrum, rademacher
 from normstudy.kernels import FoldedConv2d
 from normstudy.training.probe_recorder import ProbeRecorder
 

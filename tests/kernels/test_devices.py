@@ -15,7 +15,7 @@ from normstudy.kernels import devices
 ROOT = Path(__file__).parents[2]
 FAULTS = """
 import resource, torch
-from hardware import keep_freed_memory
+from normstudy.kernels import keep_freed_memory
 if {keeps}:
     keep_freed_memory()
 x = torch.ones(1 << 24)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import form  # noqa: F401 - each test runs in every form of the kernels
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import jacrev, jvp, vmap
 from torch.testing import assert_close

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import NARROW, content
+from helpers import NARROW, Payload, content
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -301,16 +301,6 @@ def test_a_damaged_measurement_is_made_again(recorded, tmp_path, capsys):
 # Untrusted
 
 
-class Payload:
-    """Unpickling it makes a folder: what foreign code in a file would do."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.folder),)
-
-
 @pytest.mark.parametrize("name", ["last.pt", "previous.pt", "epoch_0005.pt"])
 def test_code_in_a_runs_files_does_not_run(recorded, again, tmp_path, name):
     run = copy(recorded["unfinished"], tmp_path / "r")
@@ -326,7 +316,8 @@ def test_code_in_a_runs_files_does_not_run(recorded, again, tmp_path, name):
 def test_nothing_loads_pickles_or_runs_text():
     """Every call of torch.load says weights_only=True; nothing else in the project could run what a file holds."""
     loads = 0
-    for path in Path(main.__file__).parent.glob("*.py"):
+    project = Path(main.__file__).parent
+    for path in [*project.glob("*.py"), *project.glob("normstudy/**/*.py")]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.Import | ast.ImportFrom):

@@ -8,10 +8,11 @@ import pickle
 
 import pytest
 import torch
+from helpers import Payload
+from helpers import complaint as complaint_of
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from normstudy.cli import RunError
 from normstudy.storage import files
 
 READERS = {"json": files.read_json, "pt": files.read_torch}
@@ -19,12 +20,9 @@ READERS = {"json": files.read_json, "pt": files.read_torch}
 
 def complaint(read, path):
     """The one line, naming the file, with which `read` refuses `path`."""
-    with pytest.raises(RunError) as caught:
-        read(path)
-    lines = str(caught.value).splitlines()
-    assert len(lines) == 1
-    assert str(path) in lines[0]
-    return lines[0]
+    line = complaint_of(lambda: read(path))
+    assert str(path) in line
+    return line
 
 
 def fail_with(error):
@@ -32,16 +30,6 @@ def fail_with(error):
         raise error
 
     return fail
-
-
-class Payload:
-    """Unpickling it makes a folder: what foreign code in a file would do."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.folder),)
 
 
 # write_bytes
@@ -157,11 +145,12 @@ def test_csv_text_survives_commas_quotes_line_breaks_and_unicode(tmp_path):
 
 def test_torch_files_give_back_tensors_and_plain_python(tmp_path):
     path = tmp_path / "last.pt"
-    content = {"weight": torch.arange(6.0).reshape(2, 3), "epoch": 3, "sites": ["Äpfel", None], "rate": 0.1 + 0.2}
-    files.write_torch(path, content)
+    weight = torch.arange(6.0).reshape(2, 3)
+    plain = {"epoch": 3, "sites": ["Äpfel", None], "rate": 0.1 + 0.2}
+    files.write_torch(path, plain | {"weight": weight})
     stored = files.read_torch(path)
-    assert torch.equal(stored.pop("weight"), content.pop("weight"))
-    assert stored == content
+    assert torch.equal(stored.pop("weight"), weight)
+    assert stored == plain
 
 
 @pytest.mark.parametrize("kind", READERS)

@@ -131,8 +131,13 @@ def test_a_copied_run_is_reported_once(results, capsys):
 
 def test_a_run_that_is_started_over_has_no_row_until_it_ends(results, train, monkeypatch):
     seen = []
-    monkeypatch.setattr("normstudy.training.loop.Training.finish", lambda self: seen.append(rows(results)) or 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+
+    def stop(training):
+        seen.append(rows(results))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("normstudy.training.loop.Training.finish", stop)
+    with pytest.raises(KeyboardInterrupt):
         train(results, "--seed=1", "--epochs=1", "--overwrite=True")
     assert [row["Norm"] for row in seen[0]] == ["Plain"]
 
@@ -176,7 +181,7 @@ def test_the_columns_are_explained_beside_the_table(results):
     assert (results / "README.md").read_text(encoding="utf-8") == results_columns.explanation()
     assert (ROOT / "results" / "README.md").read_text(encoding="utf-8") == results_columns.explanation()
     assert all(f"\n| {name} | " in results_columns.explanation() for name in rows(results)[0])
-    assert {*results_columns.SETTINGS, "val_fraction"} <= Config(batch_shares=2).identity().keys()
+    assert {*results_columns.SETTING_COLUMNS, "val_fraction"} <= Config(batch_shares=2).identity().keys()
 
 
 def test_a_readme_of_someone_else_is_left_alone(results):
@@ -198,7 +203,10 @@ def test_processes_that_add_rows_at_once_lose_none(results):
     """Both runs' rows are taken out and put in again by eight processes."""
     names = [str(path.parent) for path in results.glob("*/summary.json")]
     expected = (results / "results.csv").read_bytes()
-    program = "import sys, table, runs; [table.update([runs.RunDirectory(sys.argv[1])]) for _ in range(20)]"
+    program = (
+        "import sys; from normstudy.storage import RunDirectory, update_table\n"
+        "for _ in range(20): update_table([RunDirectory(sys.argv[1])])"
+    )
     processes = [
         subprocess.Popen([sys.executable, "-c", program, names[index % 2]], cwd=ROOT, env=os.environ)
         for index in range(8)

@@ -11,6 +11,7 @@ import pytest
 from helpers import content
 
 import run_sweep
+from config import Config
 from normstudy.cli import UsageError
 from normstudy.storage import files, run_directory
 from normstudy.sweeps import flags, grid, slurm, standings
@@ -102,12 +103,12 @@ class TestOnSlurm:
         wait_for(lambda: files.read_torch(run.last)["epoch"] >= 2)
         subprocess.run(stop.format(job=job_of(tmp_path / "stopped")).split(), check=True)
         assert sweep(tmp_path / "stopped", *LONG) == 0
-        log = standings.log_path(grid.SweepRun(None, (), run)).read_text()
+        log = standings.log_path(grid.SweepRun(Config(), (), run)).read_text()
         assert log.count("of 8 epochs done") == 2
         assert log.count("the same command continues after") == 1, "the run was killed, not asked to save"
         assert "training vgg with LayerNorm on Synthetic (cpu), 0 of" in log
-        argv = [sys.executable, ROOT / "main.py", *SMALL, *LONG, f"--results_dir={tmp_path / 'undisturbed'}"]
-        subprocess.run([word for word in argv if "measure" not in str(word)], check=True, capture_output=True)
+        argv = [sys.executable, str(ROOT / "main.py"), *SMALL, *LONG, f"--results_dir={tmp_path / 'undisturbed'}"]
+        subprocess.run([word for word in argv if "measure" not in word], check=True, capture_output=True)
         assert content(run) == content(the_run(tmp_path / "undisturbed"))
 
     def test_a_cancelled_job_saves_and_stays_away(self, tmp_path, capsys):
@@ -124,7 +125,7 @@ class TestOnSlurm:
         assert "1 begun" in capsys.readouterr().out
 
     def test_what_slurm_refuses_is_one_line(self, tmp_path):
-        argv = [sys.executable, ROOT / "run_sweep.py", *SMALL, "--cluster=slurm", f"--results_dir={tmp_path}"]
+        argv = [sys.executable, str(ROOT / "run_sweep.py"), *SMALL, "--cluster=slurm", f"--results_dir={tmp_path}"]
         done = subprocess.run([*argv, "--slurm_partition=nosuch"], capture_output=True, text=True)
         assert (done.returncode, done.stderr.count("\n")) == (1, 1)
         assert "invalid partition" in done.stderr
@@ -155,7 +156,7 @@ def test_flags_of_sbatch_are_handed_on():
 
 
 def test_without_slurm_it_is_a_usage_error(tmp_path):
-    argv = [sys.executable, ROOT / "run_sweep.py", *SMALL, "--cluster=slurm", f"--results_dir={tmp_path}"]
+    argv = [sys.executable, str(ROOT / "run_sweep.py"), *SMALL, "--cluster=slurm", f"--results_dir={tmp_path}"]
     done = subprocess.run(argv, capture_output=True, text=True, env=os.environ | {"PATH": "/nowhere"})
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "is not on this machine" in done.stderr

@@ -186,7 +186,7 @@ def test_fail_fast_stops_at_the_first_failure(tmp_path, capsys):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 99)])
 def test_a_stopped_sweep_stops_its_children_and_goes_on(tmp_path, number, code):
     long = [flag for flag in SMALL if "epochs" not in flag] + ["--epochs=200", f"--results_dir={tmp_path}"]
-    argv = [sys.executable, ROOT / "run_sweep.py", *long, "--seed=0,1,2", "--jobs=2", "--measure=none"]
+    argv = [sys.executable, str(ROOT / "run_sweep.py"), *long, "--seed=0,1,2", "--jobs=2", "--measure=none"]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while len(list(tmp_path.glob("*/checkpoints/last.pt"))) < 2 and time.monotonic() < deadline:
@@ -201,15 +201,15 @@ def test_a_stopped_sweep_stops_its_children_and_goes_on(tmp_path, number, code):
         assert files.read_torch(folder / "checkpoints" / "last.pt")["epoch"] >= 1
         assert "the same command continues after" in (tmp_path / "logs" / f"{folder.name}.log").read_text()
     assert not list((tmp_path / "logs").glob("*.failed"))
-    flags = [*long, "--seed=0,1,2", "--dry_run"]
-    dry = subprocess.run([sys.executable, ROOT / "run_sweep.py", *flags], capture_output=True, text=True, check=True)
+    argv = [sys.executable, str(ROOT / "run_sweep.py"), *long, "--seed=0,1,2", "--dry_run"]
+    dry = subprocess.run(argv, capture_output=True, text=True, check=True)
     assert "2 begun, 1 new" in dry.stdout
 
 
 def test_two_sweeps_of_one_grid_share_the_work(tmp_path):
     """Started at once, as on two machines that share a disk: no run is trained twice, none fails."""
     flags = [*SMALL, "--norm_type=LayerNorm,Plain,RMSNorm", f"--results_dir={tmp_path}"]
-    argv = [sys.executable, ROOT / "run_sweep.py", *flags]
+    argv = [sys.executable, str(ROOT / "run_sweep.py"), *flags]
     both = [subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate(timeout=300) for process in both]
     assert not list((tmp_path / "logs").glob("*.failed")), said

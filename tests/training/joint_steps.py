@@ -1,7 +1,11 @@
-"""What test_distributed.py has two processes do: steps on shared batches are those of one process on whole ones."""
+"""Steps on shared batches against those of one process on whole ones: test_processes.py starts it as two processes."""
 
 import sys
 from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import config
 import layer_defs
@@ -11,10 +15,6 @@ from normstudy.cli.commands import end_process
 from normstudy.datasets.splits import Split
 from normstudy.training import optimizer, processes, training_step
 from normstudy.training.probe_recorder import ProbeRecorder
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-import torch
 
 BATCHES = (8, 7, 1)  # the last ones cannot be halved; of one sample, one process gets none
 

@@ -23,9 +23,10 @@ from helpers import NARROW, content
 import config
 import main
 import run_class_similarity
+from normstudy import plots
 from normstudy.cli import commands, describe_os_error
 from normstudy.storage import files, results_columns, run_directory, training_state
-from normstudy.training import finished_run, loop
+from normstudy.training import loop
 
 pytestmark = pytest.mark.usefixtures("narrow")
 
@@ -43,8 +44,8 @@ def child(argv, fatal_operation=None):
     Its pictures are empty: drawing takes ten times as long as all else, and would get most of the kills.
     """
     config.VGG_LAYERS["cfg_10"] = NARROW
-    finished_run.draw_curves = lambda run, title: files.write_bytes(run.curves, b"")
-    finished_run.draw_probes = lambda run, title: files.write_bytes(run.probes_picture, b"")
+    plots.draw_curves = lambda run, title: files.write_bytes(run.curves, b"")
+    plots.draw_probes = lambda run, title: files.write_bytes(run.probes_picture, b"")
     torch.set_num_threads(1)
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     if fatal_operation is not None:

@@ -1,20 +1,18 @@
-"""One training step against the plain loop, the losses of an epoch, and on CUDA the graph against the step itself."""
+"""One training step against the plain loop, and on CUDA the graph against the step itself."""
 
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from datasets_helpers import training_batches
 from torch.nn import functional as F
 
 import config
 from models import build_from_config
 from normstudy.datasets import training_order
-from normstudy.datasets.batches import training_batches
 from normstudy.datasets.splits import Split
-from normstudy.training import epoch_losses, training_step
+from normstudy.training import training_step
+from normstudy.training.epoch_losses import EpochLosses
 from normstudy.training.optimizer import SGD
 from normstudy.training.probe_recorder import ProbeRecorder
 
@@ -42,7 +40,7 @@ def parts(flags, device="cpu", has_probes=False):
 def run_steps(step, epochs=2, rate=0.02):
     """(losses, right answers) of every step, the last batch of an epoch smaller."""
     results, size = [], step.config.batch_size
-    count = training_step.count_steps(len(step.split), size)
+    count = math.ceil(len(step.split) / size)
     for epoch in range(epochs):
         order, flips = training_order(step.split, step.config.seed, epoch)
         for index in range(count):
@@ -50,50 +48,6 @@ def run_steps(step, epochs=2, rate=0.02):
             loss, correct = step(order[batch], flips[batch], rate / (1 + index), epoch * count + index)
             results.append(torch.stack([loss, correct.float()]).clone())
     return torch.stack(results)
-
-
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize("weight_decay", [0.0, 1e-2])
-def test_sgd_is_that_of_torch(momentum, weight_decay):
-    start = [torch.randn(3, 4), torch.randn(5), torch.zeros(())]
-    own, other = ([tensor.clone().requires_grad_() for tensor in start] for _ in range(2))
-    optimizer = SGD(own, momentum, weight_decay)
-    expected = torch.optim.SGD(other, lr=1.0, momentum=momentum, weight_decay=weight_decay)
-    for index in range(5):
-        for parameters in (own, other):
-            loss = sum((parameter - 1).pow(4).sum() for parameter in parameters)
-            for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-                parameter.grad = gradient
-        expected.param_groups[0]["lr"] = 0.01 / (1 + index)
-        expected.step()
-        optimizer.step(0.01 / (1 + index))
-        if index == 2:  # continued from its state
-            state, optimizer = optimizer.state_dict(), SGD(own, momentum, weight_decay)
-            optimizer.load_state_dict(state)
-    torch.testing.assert_close(own, other)
-    optimizer.zero_grad()
-    assert all(parameter.grad is None for parameter in own)
-
-
-def test_sgd_refuses_the_state_of_other_parameters():
-    with_momentum = SGD([torch.zeros(3)], 0.9, 0.0)
-    for other in (SGD([torch.zeros(4)], 0.9, 0.0), SGD([torch.zeros(3)], 0.0, 0.0)):
-        with pytest.raises(ValueError, match="other parameters"):
-            with_momentum.load_state_dict(other.state_dict())
-
-
-def test_training_does_not_load_the_compiler(tmp_path):
-    """It would take seconds at the start of every run."""
-    flags = [*NETWORKS["vgg"], "--dataset=Synthetic", "--train_samples=20", "--test_samples=20", "--epochs=1"]
-    code = f"""
-import sys
-import main
-main.main({[*flags, f"--results_dir={tmp_path}"]!r})
-assert "torch._dynamo" not in sys.modules
-"""
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("arch", NETWORKS)
@@ -133,36 +87,6 @@ def test_probes_are_kept_at_every_kth_iteration():
     assert recorder.dump()["iteration"].tolist() == [0, 2, 4]
 
 
-def test_losses_are_means_over_samples():
-    losses = epoch_losses.EpochLosses(3, torch.device("cpu"))
-    for loss, correct, samples in ((1.0, 2, 4), (2.0, 1, 4), (4.0, 2, 2)):
-        losses.record(torch.tensor(loss), torch.tensor(correct), samples)
-    mean, accuracy, diverged = losses.result(4)
-    assert mean == pytest.approx((4 + 8 + 8) / 10)
-    assert accuracy == pytest.approx(0.5)
-    assert diverged is None
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_the_first_loss_that_is_not_finite_is_found(monkeypatch, bad):
-    monkeypatch.setattr(epoch_losses, "LOOK_SECONDS", 0.0)
-    losses = epoch_losses.EpochLosses(5, torch.device("cpu"))
-    for index, value in enumerate((1.0, 2.0, bad, 1.0, bad)):
-        losses.record(torch.tensor(value), torch.tensor(1), 2)
-        _, accuracy, diverged = losses.look()
-        assert diverged == (None if index < 2 else 2)
-        assert accuracy == pytest.approx(0.5)
-    assert losses.result(2)[2] == 2
-
-
-def test_losses_are_looked_at_once_in_a_while(monkeypatch):
-    clock = iter([0.0, 0.5, 1.0, 1.0, 1.5, 2.0, 2.0]).__next__
-    monkeypatch.setattr(epoch_losses.time, "perf_counter", clock)
-    losses = epoch_losses.EpochLosses(5, torch.device("cpu"))
-    losses.record(torch.tensor(1.0), torch.tensor(1), 2)
-    assert [losses.look() is not None for _ in range(4)] == [False, True, False, True]
-
-
 @needs_cuda
 @pytest.mark.parametrize("arch", NETWORKS)
 @pytest.mark.parametrize("precision", config.PRECISIONS)
@@ -187,7 +111,7 @@ def test_no_step_waits_for_the_device(kind):
     settings, model, optimizer, split, recorder = parts(NETWORKS["vgg"], "cuda", has_probes=True)
     step = kind(settings, model, optimizer, split, recorder)
     run_steps(step, epochs=2)
-    losses = epoch_losses.EpochLosses(10, torch.device("cuda"))
+    losses = EpochLosses(10, torch.device("cuda"))
     order, flips = training_order(split, 0, 0)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -197,13 +121,3 @@ def test_no_step_waits_for_the_device(kind):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert losses.result(16)[2] is None
-
-
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
-@pytest.mark.parametrize("bad", [[math.nan], [math.inf], [-math.inf], [math.inf, -math.inf]])
-def test_a_loss_is_kept_to_the_bit_unless_a_gradient_is_not_finite(bad, device):
-    loss = torch.tensor(0.1, device=device)
-    gradients = [torch.full((3, 4), 1e6, device=device), torch.zeros(5, device=device), torch.randn(7, device=device)]
-    assert torch.equal(training_step.loss_or_nan(loss, gradients), loss)
-    gradients[0].view(-1)[: len(bad)] = torch.tensor(bad)
-    assert training_step.loss_or_nan(loss, gradients).isnan()

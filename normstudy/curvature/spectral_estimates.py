@@ -1,12 +1,13 @@
 """Estimates of a symmetric matrix's spectrum, with errors."""
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 
-from normstudy.curvature.lanczos import krylov
+from .krylov_space import Matvec, krylov
 
 
 @dataclass(frozen=True)
@@ -16,8 +17,8 @@ class Spectrum:
     trace = Σλ, eigen_mean = Σλ/n, eigen_variance = Σλ²/n − (Σλ/n)². max_eigen and min_eigen are the outermost Ritz
     values of all probes; an eigenvalue lies within their residual. nodes, weights (probes, steps) float64: the
     quadrature of each probe that took all steps; a Krylov space that finished early is filled up with weight 0.
-    block_traces: {name: (trace, standard error)} of diagonal blocks, which add up to the trace. products: how many
-    matrix-vector products were taken; samples: by how many probes.
+    block_traces: {name: (trace, standard error)} of diagonal blocks, which add up to the trace. products: the number
+    of matrix-vector products; samples: the number of probes.
     """
 
     trace: float
@@ -32,49 +33,51 @@ class Spectrum:
     min_eigen_residual: float
     nodes: torch.Tensor
     weights: torch.Tensor
-    block_traces: dict
+    block_traces: dict[str, tuple[float, float]]
     products: int
     samples: int
 
 
-def rademacher(dimension, generator, dtype=torch.float64):
+def rademacher(dimension: int, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     """A vector (dimension,) of independent signs, drawn on the generator's device."""
     signs = torch.randint(0, 2, (dimension,), generator=generator, device=generator.device, dtype=torch.int8)
     return signs.to(dtype).mul_(2).sub_(1)
 
 
-def _mean_and_error(samples):
-    """The mean over probes and its standard error, samples (probes,) float64."""
+def _mean_and_error(samples: torch.Tensor) -> tuple[float, float]:
+    """The mean over probes and its standard error (NaN for a single probe); samples (probes,) float64."""
     error = samples.std(correction=1) / math.sqrt(len(samples)) if len(samples) > 1 else math.nan
     return samples.mean().item(), float(error)
 
 
-def _probes_for(part, traces):
-    """How many probes make the standard error of the trace so small a part of it, judged by those (probes,) that are
-    there: their own number where they do, and no more than twice as many, for that is a guess."""
+def _probes_for(trace_error: float, traces: torch.Tensor) -> int:
+    """How many probes bring the standard error of the trace to this part of it, judged by the traces (probes,) so far.
+
+    Their own number if they are enough, and at most twice as many, for the rest is a guess.
+    """
     mean, error = _mean_and_error(traces)
-    if error <= part * abs(mean):
+    if error <= trace_error * abs(mean):
         return len(traces)
-    needed = len(traces) * (error / (part * mean)) ** 2 if mean and math.isfinite(error) else math.inf
+    needed = len(traces) * (error / (trace_error * mean)) ** 2 if mean and math.isfinite(error) else math.inf
     return max(len(traces) + 1, math.ceil(min(2 * len(traces), needed)))
 
 
 def spectrum(
-    matvec,
-    dimension,
-    num_probes,
-    num_steps,
-    generator,
+    matvec: Matvec,
+    dimension: int,
+    num_probes: int,
+    num_steps: int,
+    generator: torch.Generator,
     *,
-    trace_probes=0,
-    trace_error=None,
-    most_probes=None,
-    expect=None,
-    blocks=None,
-    dtype=torch.float64,
-    device="cpu",
-    basis_device=None,
-):
+    trace_probes: int = 0,
+    trace_error: float | None = None,
+    most_probes: int | None = None,
+    expect: Callable[[int], object] | None = None,
+    blocks: Mapping[str, int] | None = None,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+    basis_device: torch.device | str | None = None,
+) -> Spectrum:
     """The Spectrum of a symmetric matrix (dimension, dimension) from Rademacher probes.
 
     num_probes take num_steps of Lanczos each (Ubaru, Chen & Saad 2017); trace_probes more take one product each,
@@ -95,10 +98,11 @@ def spectrum(
     if sum(blocks.values()) != dimension:
         raise ValueError(f"the blocks have {sum(blocks.values())} entries, the matrix {dimension}")
     quadratures, products = [], 0
-    block_samples, squares = [], []
+    block_samples: list[torch.Tensor] = []  # of each probe v: vᵀHv, split by blocks
+    square_samples: list[torch.Tensor] = []  # of each probe: ‖Hv‖²
     wanted = num_probes + trace_probes
-    while len(squares) < wanted:
-        index = len(squares)
+    while len(square_samples) < wanted:
+        index = len(square_samples)
         probe = rademacher(dimension, generator, dtype).to(device)
         found = krylov(matvec, probe, num_steps if index < num_probes else 1, basis_device)
         if index < num_probes:
@@ -108,13 +112,26 @@ def spectrum(
         del found  # the basis is large
         parts = (probe * image).split(list(blocks.values()))
         block_samples.append(torch.stack([part.sum() for part in parts]).cpu().double())
-        squares.append(torch.linalg.vector_norm(image).cpu().double() ** 2)
-        if len(squares) == wanted and trace_error is not None:
-            wanted = min(_probes_for(trace_error, torch.stack(block_samples).sum(1)), max(most_probes, wanted))
+        square_samples.append(torch.linalg.vector_norm(image).cpu().double() ** 2)
+        if len(square_samples) == wanted and trace_error is not None and most_probes is not None:
+            enough = _probes_for(trace_error, torch.stack(block_samples).sum(1))
+            wanted = min(enough, max(most_probes, wanted))
             if expect is not None:
-                expect(products + wanted - len(squares))
-    block_samples, squares = torch.stack(block_samples), torch.stack(squares)
-    traces = block_samples.sum(1)
+                expect(products + wanted - len(square_samples))
+    by_block, squares = torch.stack(block_samples), torch.stack(square_samples)
+    block_traces = {name: _mean_and_error(samples) for name, samples in zip(blocks, by_block.T, strict=True)}
+    return _summarize(dimension, by_block.sum(1), squares, quadratures, block_traces, products)
+
+
+def _summarize(
+    dimension: int,
+    traces: torch.Tensor,
+    squares: torch.Tensor,
+    quadratures: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+    block_traces: dict[str, tuple[float, float]],
+    products: int,
+) -> Spectrum:
+    """The Spectrum from the probes' values vᵀHv and ‖Hv‖² (probes,), and their quadratures."""
     trace, trace_error = _mean_and_error(traces)
     mean, mean_error = trace / dimension, trace_error / dimension
     # The square of an estimated mean is too large by its variance.
@@ -135,9 +152,9 @@ def spectrum(
         max_eigen_residual=largest[1].item(),
         min_eigen=smallest[0].item(),
         min_eigen_residual=smallest[1].item(),
-        nodes=torch.stack([F.pad(nodes, (0, steps - len(nodes)), value=nodes[-1]) for nodes, _, _ in quadratures]),
+        nodes=torch.stack([F.pad(nodes, (0, steps - len(nodes)), value=float(nodes[-1])) for nodes, _, _ in quadratures]),
         weights=torch.stack([F.pad(weights, (0, steps - len(weights))) for _, weights, _ in quadratures]),
-        block_traces={name: _mean_and_error(samples) for name, samples in zip(blocks, block_samples.T, strict=True)},
+        block_traces=block_traces,
         products=products,
         samples=len(squares),
     )

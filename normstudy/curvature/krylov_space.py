@@ -1,17 +1,21 @@
 """Lanczos with full reorthogonalization, and the Gauss quadrature that follows from it."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-# Lanczos
+Matvec = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Krylov:
-    """What Lanczos leaves: the tridiagonal matrix's diagonal (m,) and off-diagonal (m−1,), the norm of what was
-    left over, the basis (m, n), and the first product, matvec(start)."""
+    """The result of m steps of Lanczos on a matrix of dimension n.
+
+    diagonal (m,) and off_diagonal (m−1,) of the tridiagonal matrix, the norm of the remainder, the basis (m, n), and
+    the first product, matvec(start).
+    """
 
     diagonal: torch.Tensor
     off_diagonal: torch.Tensor
@@ -19,21 +23,25 @@ class Krylov:
     basis: torch.Tensor
     first_product: torch.Tensor
 
-    def quadrature(self):
-        """(nodes, weights, residuals), (m,) each, ascending, float64 on the CPU: Gauss quadrature of the spectral
-        measure of the start (Golub & Welsch 1969); an eigenvalue lies within the residual of each node (rounding of
-        the basis' type included)."""
+    def quadrature(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(nodes, weights, residuals), (m,) each, ascending, float64 on the CPU.
+
+        The Gauss quadrature of the spectral measure of the start (Golub & Welsch 1969). An eigenvalue lies within the
+        residual of each node, rounding in the dtype of the basis included.
+        """
         matrix = torch.diag(self.diagonal) + torch.diag(self.off_diagonal, 1) + torch.diag(self.off_diagonal, -1)
         nodes, vectors = torch.linalg.eigh(matrix)
         rounding = torch.finfo(self.basis.dtype).eps * nodes.abs().max()
         return nodes, vectors[0].square(), self.remainder * vectors[-1].abs() + rounding
 
 
-def krylov(matvec, start, num_steps, basis_device=None):
+def krylov(
+    matvec: Matvec, start: torch.Tensor, num_steps: int, basis_device: torch.device | str | None = None
+) -> Krylov:
     """At most num_steps of Lanczos from `start` (n,), each product orthogonalized twice against the whole basis.
 
-    Stops early where the Krylov space is finished. The basis (num_steps, n) lies on basis_device (start's own by
-    default). Raises ValueError for a start that is zero or not finite, or no steps, ArithmeticError for a product
+    It stops early if the Krylov space is finished. The basis (num_steps, n) is kept on basis_device (by default that
+    of start). Raises ValueError for a start that is zero or not finite, or no steps, ArithmeticError for a product
     that is not finite.
     """
     length = torch.linalg.vector_norm(start).item()
@@ -43,7 +51,9 @@ def krylov(matvec, start, num_steps, basis_device=None):
     basis = torch.empty(num_steps, len(start), dtype=start.dtype, device=basis_device or start.device)
     epsilon = torch.finfo(start.dtype).eps
     finished = min(10 * math.sqrt(len(start)) * epsilon, max(1e-6, 10 * epsilon))
-    diagonal, off_diagonal, scale = [], [], 0.0
+    diagonal: list[float] = []
+    off_diagonal: list[float] = []
+    scale = 0.0
     direction = start / length
     for step in range(num_steps):
         basis[step] = direction
@@ -77,7 +87,7 @@ def krylov(matvec, start, num_steps, basis_device=None):
     )
 
 
-def lanczos(matvec, start, num_steps):
+def lanczos(matvec: Matvec, start: torch.Tensor, num_steps: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(nodes, weights), (m,) each with m ≤ num_steps, float64: Gauss quadrature of the spectral measure of `start`.
 
     Σ weights · f(nodes) = uᵀ f(A) u for u = start/‖start‖ and every polynomial f of degree up to 2m−1; the weights

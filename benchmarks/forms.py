@@ -1,0 +1,105 @@
+"""Whether each faster form of a kernel is worth its lines: whole training steps with it, and with the form that it replaces.
+
+    python benchmarks/forms.py [KERNEL …]
+
+Steps take turns in one process; a ratio is the step without the form over the step with it, so 1.1 is a gain of 10 %.
+The network, norm and precision of each line are those in which the form acts most.
+"""
+
+import argparse
+from dataclasses import dataclass
+
+from bench import SMALL_VIT, training_step
+from common import DEVICE, ROOT, alternated, compared, machine, machine_name
+
+from normstudy.kernels import Form, is_bf16_emulated, keep_freed_memory, use_form
+from normstudy.storage import write_json
+
+REPEATS = 7
+WORTH = 1.1  # the ratio from which a form stays
+VIT = (*SMALL_VIT, "--batch_size=64")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kernel, the form that its faster one replaces, and a step in which it matters; probes on or off."""
+
+    kernel: str
+    instead: Form
+    flags: tuple[str, ...]
+    precision: str = "fp32"
+    has_probes: bool = False
+
+    def name(self) -> str:
+        probes = ", probes on" if self.has_probes else ""
+        return f"{self.kernel} against {self.instead}: {' '.join(self.flags)} {self.precision}{probes}"
+
+
+def vgg(norm_type: str) -> tuple[str, ...]:
+    return "--arch=vgg", f"--norm_type={norm_type}"
+
+
+RESNET = ("--arch=resnet-56", "--norm_type=BatchNorm")
+CASES = (
+    Case("convolution", "plain", vgg("BatchNorm"), "bf16"),
+    Case("batch_norm", "plain", vgg("BatchNorm")),
+    Case("batch_norm", "plain", vgg("BatchNorm"), "bf16"),
+    Case("group_norm", "device", vgg("InstanceNorm")),
+    Case("group_norm", "device", vgg("GroupNorm")),
+    Case("group_norm", "device", vgg("GroupNorm"), "bf16"),
+    Case("group_norm", "plain", vgg("LayerNorm")),
+    Case("map_moments", "plain", vgg("FilterResponseNorm")),
+    Case("map_moments", "device", vgg("FilterResponseNorm")),
+    Case("map_moments", "device", vgg("FilterResponseNorm"), "bf16"),
+    Case("scale_shift", "plain", vgg("FilterResponseNorm")),
+    Case("scale_shift", "device", vgg("FilterResponseNorm")),
+    Case("scale_shift", "plain", vgg("DynamicTanh"), "bf16"),
+    Case("scale_shift", "device", vgg("DynamicTanh"), "bf16"),
+    Case("attention", "device", VIT, "bf16"),
+    Case("attention", "plain", VIT),
+    Case("gradient_check", "device", (*vgg("BatchNorm"), "--batch_size=32")),
+    Case("channel_variance", "plain", RESNET, has_probes=True),
+    Case("channel_variance", "device", RESNET, has_probes=True),
+    Case("channel_variance", "plain", RESNET, "bf16", has_probes=True),
+    Case("frobenius_norm", "plain", RESNET, has_probes=True),
+    Case("frobenius_norm", "plain", RESNET, "bf16", has_probes=True),
+    Case("sample_statistics", "plain", RESNET, has_probes=True),
+    Case("gram_matrix", "device", RESNET, "bf16", has_probes=True),
+    Case("gram_matrix", "plain", RESNET, "bf16", has_probes=True),
+    Case("largest_eigenvalues", "plain", RESNET, "bf16", has_probes=True),
+    Case("largest_eigenvalues", "device", RESNET, "bf16", has_probes=True),
+)
+
+
+def measure(case: Case) -> dict[str, object]:
+    """Median seconds of a step with the form, and the ratio of the step without it."""
+    step = training_step([*case.flags, f"--precision={case.precision}"], case.has_probes)
+
+    def step_without() -> None:
+        with use_form(case.instead, case.kernel):
+            step()
+
+    table = compared(alternated({"with": step, "without": step_without}, REPEATS, warm_up=2), "with")
+    return {"seconds": table["with"]["median_seconds"], **table["without"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kernels", nargs="*", help="kernels of normstudy/kernels/switch.py (default: all)")
+    wanted = parser.parse_args().kernels
+    keep_freed_memory()
+    results: dict[str, object] = {"machine": machine()}
+    for case in CASES:
+        if (wanted and case.kernel not in wanted) or (case.precision == "bf16" and is_bf16_emulated(DEVICE)):
+            continue
+        found = measure(case)
+        results[case.name()] = found
+        verdict = "" if float(str(found["median_ratio"])) >= WORTH else "  below 1.1"
+        print(f"{found['median_ratio']:.2f}  {case.name()}  {found['ratios']}{verdict}", flush=True)
+    path = ROOT / "benchmarks" / "results" / f"forms-{machine_name()}.json"
+    write_json(path, results)
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

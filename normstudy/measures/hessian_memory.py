@@ -1,0 +1,105 @@
+"""How the measurement of a Hessian fits into memory."""
+
+import argparse
+import math
+from dataclasses import dataclass
+
+import torch
+
+from normstudy.cli import RunError
+from normstudy.curvature import bytes_per_sample
+from normstudy.datasets import Split
+from normstudy.kernels import free_memory, pick_device
+from normstudy.measures.checkpoints import Checkpoint
+
+BATCH_SHARE = 0.25  # of the free memory, for gradients and temporary tensors come on top
+GRAPHS_SHARE = 0.4
+BASIS_SHARE = 0.8
+FEWEST_SAMPLES = 4  # of which the memory of a sample can be told
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """The images at once, the Lanczos vectors and their device, and the bytes that each takes."""
+
+    batch_size: int
+    batch_bytes: float  # that a product keeps for its backward pass
+    lanczos_steps: int  # one vector each
+    basis_device: str
+    basis_bytes: int
+    graph_bytes: float  # of the graphs of all batches' gradients; 0 if none are kept
+
+
+def plan_memory(checkpoint: Checkpoint, subset: Split, args: argparse.Namespace, dimension: int) -> MemoryPlan:
+    """The MemoryPlan for a matrix of so many rows. Raises as fit_batch and place_basis do."""
+    batch_size, batch_bytes = fit_batch(checkpoint, subset, args)
+    vector_bytes = dimension * next(checkpoint.model.parameters()).element_size()
+    steps = min(args.lanczos_steps, dimension)
+    basis_bytes = steps * vector_bytes
+    basis_device = place_basis(args, checkpoint.device, basis_bytes)
+    spared = basis_bytes if basis_device == str(checkpoint.device) else 0
+    graph_bytes = fit_graphs(checkpoint, subset, args, batch_size, vector_bytes, spared)
+    return MemoryPlan(batch_size, batch_bytes, steps, basis_device, basis_bytes, graph_bytes)
+
+
+def fit_batch(checkpoint: Checkpoint, subset: Split, args: argparse.Namespace) -> tuple[int, float]:
+    """(images at once, bytes that a product keeps): --batch_size, or as many as BATCH_SHARE of the free memory takes.
+
+    Raises RunError where batch statistics forbid smaller batches.
+    """
+    batch_size = min(args.batch_size, len(subset))
+    per_sample = _bytes_per_sample(checkpoint, subset, args, keep_graphs=False)
+    free = free_memory(checkpoint.device)
+    fitting = max(1, int(min(batch_size, BATCH_SHARE * free / max(per_sample, 1))))
+    if fitting < batch_size and args.bn_mode == "train":
+        raise RunError(
+            f"a batch of {batch_size} takes {per_sample * batch_size / 1e9:.1f} GB, and {checkpoint.device} has "
+            f"{free / 1e9:.1f} GB free: lower --batch_size to {fitting} or less"
+        )
+    return fitting, per_sample * fitting
+
+
+def place_basis(args: argparse.Namespace, device: torch.device, basis_bytes: int) -> str:
+    """The name of the device for so many bytes of Lanczos vectors.
+
+    Raises RunError where they do not fit, UsageError where this machine lacks the device.
+    """
+    names = [args.basis_device] if args.basis_device != "auto" else dict.fromkeys([str(device), "cpu"])
+    for name in names:
+        free = free_memory(pick_device(name))
+        if basis_bytes < BASIS_SHARE * free:
+            return name
+    raise RunError(
+        f"{args.lanczos_steps} Lanczos vectors take {basis_bytes / 1e9:.1f} GB, and {name} has {free / 1e9:.1f} GB "
+        f"free: lower --lanczos_steps to {int(args.lanczos_steps * BASIS_SHARE * free / basis_bytes)} or less"
+    )
+
+
+def fit_graphs(
+    checkpoint: Checkpoint,
+    subset: Split,
+    args: argparse.Namespace,
+    batch_size: int,
+    vector_bytes: int,
+    spared: int,
+) -> float:
+    """Bytes that the graphs of all batches' gradients hold, if GRAPHS_SHARE of the memory beside `spared` takes them.
+
+    0 if it does not, or if none can be kept.
+    """
+    if args.curvature != "hessian" or len(subset) < FEWEST_SAMPLES:
+        return 0
+    images = len(subset) * _bytes_per_sample(checkpoint, subset, args, keep_graphs=True)
+    # Each graph has gradients of its own, and weights folded with what follows them.
+    weights = 2 * vector_bytes * math.ceil(len(subset) / batch_size)
+    return images + weights if images + weights < GRAPHS_SHARE * (free_memory(checkpoint.device) - spared) else 0
+
+
+def _bytes_per_sample(checkpoint: Checkpoint, subset: Split, args: argparse.Namespace, keep_graphs: bool) -> float:
+    """bytes_per_sample for the first images of a subset; 0 for one that is too small to need a plan."""
+    if len(subset) < FEWEST_SAMPLES:
+        return 0
+    batch = next(checkpoint.batches(subset.take(slice(0, FEWEST_SAMPLES)), FEWEST_SAMPLES))
+    return bytes_per_sample(
+        checkpoint.model, batch, curvature=args.curvature, bn_mode=args.bn_mode, keep_graphs=keep_graphs
+    )

@@ -1,0 +1,107 @@
+"""The data of a report: its runs, their folders, and their statistics."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from normstudy.report.comparison import compare_tables
+from normstudy.report.correlation import correlate_measures
+from normstudy.report.granulation import granulated_table
+from normstudy.report.probe_statistics import ProbeStatistics, add_probe_measures, read_probe_statistics
+from normstudy.report.published_claims import published_claims
+from normstudy.report.rankings import rank_norms, rank_norms_by_network, summarize_cells
+from normstudy.report.resampling import RESAMPLES
+from normstudy.report.tables import MEASURES, MIN_POINTS, Row, average_over_seeds
+from normstudy.storage import RunDirectory
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Where a report's runs come from, where it goes, and how its intervals are made.
+
+    compared: tables whose trends are set beside those of the runs. same_data: data sets that are taken for one there.
+    """
+
+    tables: Sequence[Path]
+    results_dir: Path
+    compared: Sequence[str] = ()
+    same_data: Sequence[str] = ()
+    resamples: int = RESAMPLES
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """The runs of a report; probe statistics are further columns of the table.
+
+    folders: of the runs whose folder lies beside their table. titles: {column: words} of every measure.
+    """
+
+    table: pd.DataFrame
+    other_table: pd.DataFrame | None
+    folders: list[tuple[Row, RunDirectory]]
+    probed: list[tuple[Row, ProbeStatistics]]
+    titles: dict[str, str]
+
+
+@dataclass(frozen=True)
+class ReportStatistics:
+    """The statistics of the runs.
+
+    titles: {column: words} of the measures that enough settings have. comparison: orders and signs of compare_tables,
+    where another table is set beside the runs.
+    """
+
+    titles: dict[str, str]
+    ranking: pd.DataFrame
+    ranking_by_network: dict[str, pd.DataFrame]
+    groupings: pd.DataFrame
+    by_cell: pd.DataFrame
+    correlations: pd.DataFrame
+    granulated: pd.DataFrame
+    claims: pd.DataFrame
+    comparison: tuple[pd.DataFrame, pd.DataFrame] | None
+
+
+def look_into_folders(table: pd.DataFrame, other_table: pd.DataFrame | None) -> ReportData:
+    """Find the folders of the runs and add their probe statistics to the table. Name damaged ones on stderr."""
+    folders = _run_directories(table)
+    probed = read_probe_statistics(folders)
+    with_probes, probe_titles = add_probe_measures(table, probed)
+    return ReportData(with_probes, other_table, folders, probed, MEASURES | probe_titles)
+
+
+def _run_directories(table: pd.DataFrame) -> list[tuple[Row, RunDirectory]]:
+    """The runs whose folders lie beside their table."""
+    found = []
+    for row in table.to_dict("records"):
+        name = row.get("run")
+        if isinstance(name, str) and name and Path(name).name == name:
+            folder = Path(row["table"]).parent / name
+            if folder.is_dir():
+                found.append((row, RunDirectory(folder)))
+    return found
+
+
+def compute_statistics(data: ReportData, options: ReportOptions) -> ReportStatistics:
+    """Compute every number of the report: rankings, coefficients, claims and comparisons."""
+    resamples, seed = options.resamples, options.seed
+    table, settings = data.table, average_over_seeds(data.table)
+    titles = {name: words for name, words in data.titles.items() if settings[name].notna().sum() >= MIN_POINTS}
+    grouped = table[table["Grouping"].notna()]
+    comparison = None
+    if data.other_table is not None:
+        comparison = compare_tables(table, data.other_table, options.same_data, resamples, seed)
+    return ReportStatistics(
+        titles=titles,
+        ranking=rank_norms(table, resamples=resamples, seed=seed),
+        ranking_by_network=rank_norms_by_network(table, resamples, seed),
+        groupings=rank_norms(grouped, label="Label", resamples=resamples, seed=seed),
+        by_cell=summarize_cells(table),
+        correlations=correlate_measures(settings, titles, resamples=resamples, seed=seed),
+        granulated=granulated_table(settings, titles, resamples=resamples, seed=seed),
+        claims=published_claims(table, data.probed),
+        comparison=comparison,
+    )

@@ -1,0 +1,75 @@
+"""Probe statistics of the runs of a table: read from their folders, and averaged to further measures."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+
+from normstudy.cli import RunError
+from normstudy.plots import PROBE_TITLES
+from normstudy.report.tables import Row
+from normstudy.storage import PROBE_KEYS, RunDirectory, read_probes_summary
+
+T = TypeVar("T")
+
+MOST_RUNS = 1000  # whose probe dicts and spectra are read, evenly chosen
+MOMENTS = {"first": "first iteration", "last": "last iteration"}
+
+
+@dataclass(frozen=True)
+class ProbeStatistics:
+    """The content of a run's probes.json: the names of its sites by kind, the iterations of "mean" (T,), and for each
+    statistic its values by site at the "first" and the "last" iteration (sites,), and their "mean" over sites (T,)."""
+
+    sites: dict[str, list[str]]
+    iterations: np.ndarray
+    values: dict[str, dict[str, np.ndarray]]
+
+
+def evenly_chosen(items: Sequence[T], most: int = MOST_RUNS) -> Sequence[T]:
+    """At most so many of the items, evenly chosen."""
+    return items[:: max(1, -(-len(items) // most))]
+
+
+def read_probe_statistics(runs: Sequence[tuple[Row, RunDirectory]]) -> list[tuple[Row, ProbeStatistics]]:
+    """The statistics of those of evenly chosen runs that recorded some; damaged ones are named on stderr."""
+    found = []
+    for row, run in evenly_chosen(runs):
+        try:
+            content = read_probes_summary(run)
+        except RunError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        if content is not None:
+            values = {
+                key: {name: np.array(numbers, dtype=float) for name, numbers in content[key].items()}
+                for key in PROBE_KEYS
+            }
+            found.append((row, ProbeStatistics(content["sites"], np.array(content["iteration"]), values)))
+    return found
+
+
+def add_probe_measures(
+    table: pd.DataFrame, probed: Sequence[tuple[Row, ProbeStatistics]]
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The table with a column for each statistic at the first and the last iteration, the mean over the sites where it
+    is finite, and {column: title} of these; unchanged where no run was probed."""
+    if not probed:
+        return table, {}
+    names = {(key, moment): f"{key} {moment}" for key in PROBE_KEYS for moment in MOMENTS}
+    means = {}
+    for row, part in probed:
+        values = {name: _finite_mean(part.values[key][moment]) for (key, moment), name in names.items()}
+        means[row["table"], row["run"]] = values
+    runs = zip(table["table"], table["run"], strict=True)
+    columns = pd.DataFrame([means.get(run, {}) for run in runs], index=table.index)
+    titles = {name: f"{PROBE_TITLES[key]}, {MOMENTS[moment]}" for (key, moment), name in names.items()}
+    return pd.concat([table, columns], axis=1), titles
+
+
+def _finite_mean(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return finite.mean() if len(finite) else np.nan

@@ -1,0 +1,107 @@
+"""The sections of the page, from the data, the statistics and the pictures of a report."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from normstudy.report.comparison import comparison_html
+from normstudy.report.data import ReportData, ReportOptions, ReportStatistics
+from normstudy.report.figures import Picture, ReportPictures
+from normstudy.report.original_claims import original_claims_html
+from normstudy.report.page import details_html, escaped, format_count, list_html, picture_html
+from normstudy.report.page_tables import (
+    cells_table_html,
+    correlations_table_html,
+    granulated_table_html,
+    ranking_table_html,
+    runs_table_html,
+)
+from normstudy.report.published_claims import published_claims_html
+from normstudy.report.sentences import METHODS, limitation_sentences, summary_sentences
+from normstudy.report.tables import MIN_POINTS
+from normstudy.storage import RunDirectory
+
+LINKED = ("summary.json", "metrics.csv", "curves.png", "probes.png", "hessian.png", "class_similarity.png")
+
+
+def page_sections(
+    data: ReportData, statistics: ReportStatistics, pictures: ReportPictures, options: ReportOptions
+) -> list[tuple[str, str]]:
+    """(heading, HTML) of each section that has content."""
+    claims = original_claims_html(
+        data.table, statistics.ranking, statistics.correlations, statistics.granulated, data.titles
+    )
+    links = {row["run"]: _links(run, options.results_dir) for row, run in data.folders}
+    sections = [
+        ("Summary", _summary(data, statistics)),
+        ("Which norm is best, and where", _norms(statistics, pictures)),
+        ("What goes with generalization", _measures(data, statistics, pictures)),
+        ("Claims of the original study", claims),
+        ("Claims of papers", _pictures_html(pictures.claims) + published_claims_html(statistics.claims)),
+        ("Beside another table", _comparison(data, statistics, options)),
+        ("Inside the networks", _pictures_html(pictures.networks)),
+        ("Runs", runs_table_html(data.table, links)),
+        ("Methods", list_html(METHODS)),
+    ]
+    return [(heading, content) for heading, content in sections if content]
+
+
+def _pictures_html(pictures: Sequence[Picture]) -> str:
+    return "".join(picture_html(path, caption) for path, caption in pictures)
+
+
+def _links(run: RunDirectory, results_dir: Path) -> tuple[str, list[str]]:
+    """A run's folder as the page names it, and those of its files that exist."""
+    path = os.path.relpath(run.path, results_dir)
+    return Path(path).as_posix(), [name for name in LINKED if (run.path / name).exists()]
+
+
+def _summary(data: ReportData, statistics: ReportStatistics) -> str:
+    table, by_network = data.table, statistics.ranking_by_network
+    findings = summary_sentences(table, by_network, statistics.correlations, statistics.granulated, data.titles)
+    if len(table) == 0:
+        found = "<p>There are no runs yet.</p>"
+    elif findings:
+        found = f'<div class="summary">{list_html(findings)}</div>'
+    else:
+        found = "<p>These runs support no finding: no difference or correlation has an interval without zero.</p>"
+    runs, norms = format_count(len(table), "run"), format_count(table["Norm"].nunique(), "norm")
+    about = f"<p>{runs}, {int(table['has_failed'].sum())} of which failed; {norms}.</p>"
+    limits = limitation_sentences(table, by_network, statistics.correlations)
+    return about + found + ("<h3>What these runs cannot say</h3>" + list_html(limits) if limits else "")
+
+
+def _norms(statistics: ReportStatistics, pictures: ReportPictures) -> str:
+    content = "<p>No run ended with an accuracy.</p>"
+    if len(statistics.ranking):
+        content = _pictures_html(pictures.norms)
+        for network, ranks in statistics.ranking_by_network.items():
+            content += f"<h3>{escaped(network)}</h3>" + ranking_table_html(ranks, "Norm")
+        if len(statistics.ranking_by_network) > 1:
+            content += details_html("All networks together", ranking_table_html(statistics.ranking, "Norm"))
+        cells = cells_table_html(statistics.by_cell)
+        content += details_html("Every cell: means, standard deviations, n, failures", cells)
+    if len(statistics.groupings) > 1:
+        content += details_html("Norms by grouping", ranking_table_html(statistics.groupings, "Label"))
+    return content
+
+
+def _measures(data: ReportData, statistics: ReportStatistics, pictures: ReportPictures) -> str:
+    if not len(statistics.granulated):
+        return f"<p>No measure is there for {MIN_POINTS} settings or more.</p>"
+    coefficients = correlations_table_html(statistics.correlations, data.titles)
+    granulated = granulated_table_html(statistics.granulated, data.titles)
+    return (
+        _pictures_html(pictures.measures)
+        + details_html("All coefficients", coefficients)
+        + details_html("Granulated, with worst cases", granulated)
+    )
+
+
+def _comparison(data: ReportData, statistics: ReportStatistics, options: ReportOptions) -> str:
+    """The other table beside the runs, or nothing without one."""
+    if data.other_table is None or statistics.comparison is None:
+        return ""
+    same = f"; {' and '.join(options.same_data)} are taken for one" if options.same_data else ""
+    words = f"{len(data.other_table)} runs of {','.join(options.compared)}{same}."
+    return f"<p>{escaped(words)}</p>{comparison_html(*statistics.comparison)}"

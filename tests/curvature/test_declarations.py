@@ -1,0 +1,124 @@
+"""What the classes of layers declare for their derivatives, and the double backward that needs no declaration."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import layer_defs
+from config import ARCHS, NORM_TYPES
+from models import build_model
+from normstudy.curvature import hessian_matvec
+from normstudy.curvature.model_copy import derivative_copy, jvp_is_differentiable
+from normstudy.kernels import with_differentiable_jvp
+
+SMALL_VIT = {"image_size": 8, "patch_size": 4}
+
+
+class FunctionalLayerNorm(layer_defs._Norm):
+    """A norm as somebody adds it: its JVP, that of F.layer_norm, is wrong when it is differentiated again."""
+
+    def forward(self, x):
+        return self.affine(F.layer_norm(x, x.shape[1:]))
+
+
+class SafeNorm(layer_defs._Norm):
+    def forward(self, x):
+        return self.affine(x * x)
+
+
+@with_differentiable_jvp
+class DeclaredNorm(SafeNorm):
+    pass
+
+
+class OverriddenNorm(DeclaredNorm):
+    def forward(self, x):
+        return self.affine(F.layer_norm(x, x.shape[1:]))
+
+
+def network(norm):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3, padding=1), norm(4), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 6 * 6, 3)]
+    return nn.Sequential(*layers).double()
+
+
+def double_backward(model, images, labels, vector):
+    """The Hessian-vector product by two backward passes through the model itself."""
+    parameters = list(model.parameters())
+    gradients = torch.autograd.grad(F.cross_entropy(model(images), labels), parameters, create_graph=True)
+    product = torch.cat([gradient.flatten() for gradient in gradients]) @ vector
+    return torch.cat([each.flatten() for each in torch.autograd.grad(product, parameters)])
+
+
+@pytest.mark.parametrize("norm", [FunctionalLayerNorm, SafeNorm, DeclaredNorm, OverriddenNorm])
+@pytest.mark.parametrize("keep_graphs", [False, True])
+def test_an_added_norm_has_the_hessian_of_its_double_backward(norm, keep_graphs):
+    model = network(norm).eval()
+    images, labels = torch.randn(5, 3, 6, 6).double(), torch.arange(5) % 3
+    matvec, dimension = hessian_matvec(model, [(images, labels)], keep_graphs=keep_graphs)
+    vector = torch.randn(dimension).double()
+    torch.testing.assert_close(matvec(vector), double_backward(model, images, labels, vector))
+
+
+def test_forward_mode_alone_would_be_wrong(monkeypatch):
+    """The test above can fail: with the claim forced, the product is off by more than a percent."""
+    monkeypatch.setattr(FunctionalLayerNorm, "has_differentiable_jvp", lambda self: True, raising=False)
+    model = network(FunctionalLayerNorm).eval()
+    images, labels = torch.randn(5, 3, 6, 6).double(), torch.arange(5) % 3
+    matvec, dimension = hessian_matvec(model, [(images, labels)])
+    vector = torch.randn(dimension).double()
+    expected = double_backward(model, images, labels, vector)
+    assert (matvec(vector) - expected).norm() > 0.01 * expected.norm()
+
+
+@pytest.mark.parametrize(
+    ("norm", "is_trusted"),
+    [(FunctionalLayerNorm, False), (SafeNorm, False), (DeclaredNorm, True), (OverriddenNorm, False)],
+)
+def test_a_class_is_trusted_only_if_it_declares_itself(norm, is_trusted):
+    assert jvp_is_differentiable(derivative_copy(network(norm))) == is_trusted
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("norm_type", NORM_TYPES)
+def test_every_class_of_ours_declares_itself(arch, norm_type):
+    model = build_model(arch, norm_type=norm_type, num_classes=3, **(SMALL_VIT if arch == "vit" else {}))
+    assert jvp_is_differentiable(derivative_copy(model))
+
+
+class Halved(nn.Module):
+    """A norm that cannot be folded, and says so."""
+
+    def forward(self, x):
+        return x / 2
+
+    def fold_into(self, conv):
+        return None
+
+
+class Doubled(Halved):
+    """A norm that folds into any convolution."""
+
+    def forward(self, x):
+        return 2 * x
+
+    def fold_into(self, conv):
+        folded = nn.Conv2d(3, 4, 3, padding=1).double()
+        folded.weight, folded.bias = nn.Parameter(2 * conv.weight), nn.Parameter(2 * conv.bias)
+        return folded
+
+
+class Paired(nn.Sequential):
+    def conv_norm_pairs(self):
+        return [("0", "1")]
+
+
+@pytest.mark.parametrize(("norm", "is_folded"), [(Halved, False), (Doubled, True), (nn.Identity, False)])
+def test_a_pair_folds_if_the_norm_can(norm, is_folded):
+    model = Paired(*network(lambda width: norm()))
+    copy = derivative_copy(model)
+    assert (copy[0] is not None and type(copy[1]) is nn.Identity and norm is not nn.Identity) == is_folded
+    images = torch.randn(2, 3, 6, 6).double()
+    torch.testing.assert_close(copy(images), model(images))
+    assert type(model[1]) is norm

@@ -1,0 +1,26 @@
+"""Which pictures are drawn of what, and in which colours."""
+
+import pandas as pd
+from report_helpers import NORMS
+
+from normstudy.plots import norm_colour
+
+
+def test_a_norm_has_its_colour_in_every_picture(made):
+    from matplotlib import colors
+    from PIL import Image
+
+    wanted = {tuple(int(255 * part + 0.5) for part in colors.to_rgb(norm_colour(norm))) for norm in NORMS}
+    for name in ("ranking", "measures_test_accuracy", "measures_gap"):
+        with Image.open(made / "figures" / f"{name}.png") as picture:
+            found = {pixel for _, pixel in picture.convert("RGB").getcolors(1 << 24)}
+        assert wanted <= found, name
+
+
+def test_real_runs_are_looked_into(real):
+    figures = {path.stem for path in (real / "figures").glob("*.png")}
+    assert {"densities", "depth_first", "depth_last", "iterations", "ranking", "correlations"} <= figures
+    assert {"groupings", "groupings_first", "groupings_last"} <= figures
+    correlations = pd.read_csv(real / "tables" / "correlations.csv")
+    assert {"stable_rank first", "grad_norm last", "class_similarity_pooled"} <= set(correlations["measure"])
+    assert (correlations["n"] == 5).all()

@@ -1,0 +1,64 @@
+"""Tables of runs: spellings, missing values, failures, and settings averaged over their seeds."""
+
+import numpy as np
+import pytest
+from report_helpers import random_runs
+
+from normstudy.cli import RunError
+from normstudy.report import tables
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+def test_older_spellings_and_missing_values_are_understood():
+    found = random_runs(
+        4, Norm=["Filter_Response_Normalization", "GroupNorm", "evonorm-b0", "Mine"], **{"Trace": ["", "x", "inf", "2"]}
+    )
+    assert found["Norm"].tolist() == ["FilterResponseNorm", "GroupNorm", "EvoNormBO", "Mine"]
+    assert set(found["Model"]) <= {"vgg", "resnet-56"}
+    assert found["Label"].str.match(r"GroupNorm p=(8|32)$").tolist() == [False, True, False, False]
+    assert found["Trace"].isna().tolist() == [True, True, True, False]
+    assert found["class_similarity_pooled"].isna().all()
+
+
+def test_what_failed_is_what_says_so_or_has_no_accuracy():
+    found = random_runs(3, **{"Success": ["False", "True", "True"], "Test Accuracy": ["10", "", "50"]})
+    assert found["has_failed"].tolist() == [True, True, False]
+
+
+def test_gap_and_ratio_are_made_where_they_are_missing():
+    found = random_runs(2, **{"Test Accuracy": ["40", "30"], "Train Accuracy": ["80", "0"]})
+    assert found["Gap"].tolist() == [40, -30]
+    assert found["Gen. Ratio"].iloc[0] == 0.5
+    assert np.isnan(found["Gen. Ratio"].iloc[1])
+
+
+def test_tables_are_stacked(tmp_path):
+    for name, columns in (
+        ("a", "Model,Norm,Dataset,Batch Size,Test Accuracy"),
+        ("b", "Norm,Model,Dataset,Batch Size,Test Accuracy,seed"),
+    ):
+        (tmp_path / name).write_text(f"{columns}\n" + ",".join("1" for _ in columns.split(",")) + "\n")
+    assert len(tables.read_tables([tmp_path / "a", tmp_path / "b"])) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"Model,Norm\nvgg,Plain\n", b"\xff\xfe\x00\x01", None])
+def test_what_is_no_table_is_named(tmp_path, content):
+    path = tmp_path / "x.csv"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(RunError, match=r"x\.csv"):
+        tables.read_tables([path])
+
+
+def test_a_setting_is_the_mean_over_its_seeds():
+    runs = random_runs(5, Norm=["Plain", "Plain", "BatchNorm", "Plain", "Plain"], Success=["True"] * 4 + ["False"])
+    runs = runs.assign(Model="vgg", epochs=["3", "3", "3", "60", "3"], seed=[0, 1, 0, 0, 2], **{"Batch Size": 256.0})
+    runs = runs.assign(**{"Mom & WD": True, "Test Accuracy": [70.0, 72, 80, 90, 10], "Trace": [5.0, np.nan, 7, 8, 9]})
+    settings = tables.average_over_seeds(runs)
+    found = settings.set_index(["Norm", "epochs"])[["Test Accuracy", "Trace"]].to_dict("index")
+    assert found == {
+        ("Plain", "3"): {"Test Accuracy": 71, "Trace": 5},
+        ("BatchNorm", "3"): {"Test Accuracy": 80, "Trace": 7},
+        ("Plain", "60"): {"Test Accuracy": 90, "Trace": 8},
+    }
