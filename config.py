@@ -274,8 +274,7 @@ def build_parser() -> Parser:
 def parse_args(argv: Sequence[str] | None = None) -> Config:
     """The frozen Config of a command line; a bad flag ends the program with exit code 2 and one line.
 
-    `config.c_dir` is set where `--c_dir` was given; then only runtime flags may stand beside it, and
-    `runs.config_of` reads the rest from the run directory.
+    With `--c_dir`, only runtime flags may be given; storage.open_run reads the rest from the run directory.
     """
     parser = build_parser()
     given = vars(parser.parse_args(argv))

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from normstudy.kernels import (
     RELU_GAIN,
     Conv2d,
+    ElementaryForm,
     FoldedConv2d,
     TransformedConv2d,
     TransformedLinear,
@@ -119,21 +120,16 @@ class _RunningNorm(_Norm):
 
 
 @with_differentiable_jvp
-class BatchNorm(_RunningNorm):
+class BatchNorm(ElementaryForm, _RunningNorm):
     """γ(x−μ)/√(σ²+ε)+β over N,H,W (Ioffe & Szegedy 2015, algorithm 1).
 
     The running variance averages population variances, as the layer uses them; torch.nn.BatchNorm2d's averages
-    sample variances, which are n/(n−1) times as large.
+    sample variances, which are n/(n−1) times as large. The JVP of PyTorch's kernel takes the moments for constants when
+    it is differentiated again.
     """
-
-    elementary = False
 
     def __init__(self, num_channels: int) -> None:
         super().__init__(num_channels, running_mean=0.0, running_var=1.0)
-
-    def set_derivative_form(self, forward_mode: bool) -> None:
-        """Compute by the formula: the kernel's JVP takes the moments for constants when it is differentiated again."""
-        self.elementary = forward_mode
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         is_plain = form_of(x, "batch_norm") == "plain"
@@ -208,14 +204,13 @@ class MeanCentering(_RunningNorm):
 
 
 @with_differentiable_jvp
-class GroupNorm(_Norm):
+class GroupNorm(ElementaryForm, _Norm):
     """γ(x−μ)/√(σ²+ε)+β over each group of channels and H,W of each sample (Wu & He 2018).
 
-    One group is LayerNorm over C,H,W (Ba 2016), one group for each channel InstanceNorm (Ulyanov 2017). Raises
-    ValueError if the groups do not divide the channels.
+    One group is LayerNorm over C,H,W (Ba 2016), one group for each channel InstanceNorm (Ulyanov 2017). The JVP of
+    PyTorch's kernel fails in PyTorch 2.6 on maps in channels_last. Raises ValueError if the groups do not divide the
+    channels.
     """
-
-    elementary = False
 
     def __init__(self, num_channels: int, num_groups: int) -> None:
         super().__init__(num_channels)
@@ -223,10 +218,6 @@ class GroupNorm(_Norm):
 
     def extra_repr(self) -> str:
         return f"{self.num_channels}, num_groups={self.num_groups}"
-
-    def set_derivative_form(self, forward_mode: bool) -> None:
-        """Leave PyTorch's kernel, whose JVP fails in PyTorch 2.6 on maps in channels_last."""
-        self.elementary = forward_mode
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         form = form_of(x, "group_norm")
@@ -338,14 +329,8 @@ class ScaledReLU(nn.Module):
 
 
 @with_differentiable_jvp
-class TokenLayerNorm(nn.LayerNorm):
-    """LayerNorm over C of each token (N, tokens, C)."""
-
-    elementary = False
-
-    def set_derivative_form(self, forward_mode: bool) -> None:
-        """Compute by the formula: the JVP of PyTorch's kernel is wrong when it is differentiated again."""
-        self.elementary = forward_mode
+class TokenLayerNorm(ElementaryForm, nn.LayerNorm):
+    """LayerNorm over C of each token (N, tokens, C). The JVP of PyTorch's kernel is wrong when differentiated again."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.elementary:
@@ -355,14 +340,8 @@ class TokenLayerNorm(nn.LayerNorm):
 
 
 @with_differentiable_jvp
-class TokenRMSNorm(nn.RMSNorm):
+class TokenRMSNorm(ElementaryForm, nn.RMSNorm):
     """RMSNorm over C of each token (N, tokens, C)."""
-
-    elementary = False
-
-    def set_derivative_form(self, forward_mode: bool) -> None:
-        """As TokenLayerNorm does."""
-        self.elementary = forward_mode
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.elementary:

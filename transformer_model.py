@@ -11,18 +11,16 @@ from torch import nn
 
 import config
 from layer_defs import NORMS, build_conv, build_linear, build_token_norm
-from normstudy.kernels import attention, plain_attention, with_differentiable_jvp
+from normstudy.kernels import ElementaryForm, attention, plain_attention, with_differentiable_jvp
 
 
 @with_differentiable_jvp
-class Attention(nn.Module):
+class Attention(ElementaryForm, nn.Module):
     """Multi-head self-attention on tokens (N, tokens, width).
 
     fused=False computes softmax(QKᵀ/√d)V step by step: its gradient stays finite where tokens that no norm bounds
     drive the logits past 1e7 (the backward pass of the fused kernels overflows there).
     """
-
-    elementary = False
 
     def __init__(self, conv_type: str, width: int, num_heads: int, fused: bool) -> None:
         super().__init__()
@@ -33,10 +31,6 @@ class Attention(nn.Module):
         nn.init.xavier_uniform_(self.qkv.weight)
         nn.init.zeros_(self.qkv.bias)
         nn.init.zeros_(self.out.bias)
-
-    def set_derivative_form(self, forward_mode: bool) -> None:
-        """Take softmax apart for a forward-mode derivative."""
-        self.elementary = forward_mode
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         samples, tokens, width = x.shape

@@ -3,29 +3,30 @@
 import platform
 import re
 import statistics
-import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-
-from normstudy.kernels import free_memory
-from normstudy.storage import provenance
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from typing import Any
 
 import torch
 
+from normstudy.kernels import free_memory
+from normstudy.storage import package_versions
+
+ROOT = Path(__file__).resolve().parent.parent
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+Functions = Mapping[str, Callable[[], object]]  # {contender: what it does}
+Table = dict[str, dict[str, Any]]  # {contender: its figures}
 
 
-def synchronize():
+def synchronize() -> None:
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
 
 
-def alternated(functions, repeats, warm_up=1):
+def alternated(functions: Functions, repeats: int, warm_up: int = 1) -> dict[str, list[float]]:
     """{name: seconds of each repeat}, taking turns after unmeasured calls."""
-    seconds = {name: [] for name in functions}
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
     for repeat in range(warm_up + repeats):
         for name, function in functions.items():
             synchronize()
@@ -37,9 +38,9 @@ def alternated(functions, repeats, warm_up=1):
     return seconds
 
 
-def compared(seconds, reference):
+def compared(seconds: Mapping[str, list[float]], reference: str) -> Table:
     """{name: median seconds and median ratio to the reference of the same turn, with the spread of the ratios}."""
-    table = {}
+    table: Table = {}
     for name, values in seconds.items():
         ratios = [value / other for value, other in zip(values, seconds[reference], strict=True)]
         table[name] = {
@@ -50,36 +51,36 @@ def compared(seconds, reference):
     return table
 
 
-def status(key):
+def status(key: str) -> int:
     """A figure of this process in bytes, from the kernel: VmRSS, VmHWM."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith(key)))
 
 
-def stolen_and_all():
+def stolen_and_all() -> tuple[int, int]:
     """Processor time that other guests of the same host took, and all of it, in ticks since the machine started."""
     path = Path("/proc/stat")
     ticks = [int(value) for value in path.read_text().split("\n", 1)[0].split()[1:9]] if path.exists() else [0] * 8
     return ticks[7], sum(ticks)
 
 
-def processor():
+def processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
 
 
-def machine():
+def machine() -> dict[str, object]:
     """What the figures were measured on."""
-    gpu = {"gpu": torch.cuda.get_device_name()} if DEVICE.type == "cuda" else {}
+    gpu: dict[str, object] = {"gpu": torch.cuda.get_device_name()} if DEVICE.type == "cuda" else {}
     return gpu | {
         "processor": processor(),
         "threads": torch.get_num_threads(),
         "free_memory_gib": round(free_memory(torch.device("cpu")) / 2**30),
-        "versions": provenance.package_versions(),
+        "versions": package_versions(),
     }
 
 
-def machine_name():
+def machine_name() -> str:
     """A file name for the machine: its GPU, or its processor and threads."""
     name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"{processor()} {torch.get_num_threads()} threads"
     return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\([^)]*\)", "", name).lower()).strip("-")

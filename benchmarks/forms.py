@@ -1,4 +1,4 @@
-"""Whether each faster form of a kernel is worth its lines: whole training steps with it, and with the form that it replaces.
+"""Whether each faster form of a kernel is worth its lines: training steps with it, and with the form it replaces.
 
     python benchmarks/forms.py [KERNEL …]
 
@@ -7,11 +7,15 @@ The network, norm and precision of each line are those in which the form acts mo
 """
 
 import argparse
+import sys
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from bench import SMALL_VIT, training_step
-from common import DEVICE, ROOT, alternated, compared, machine, machine_name
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.bench import SMALL_VIT, TrainingStep
+from benchmarks.common import DEVICE, ROOT, alternated, compared, machine, machine_name
 from normstudy.kernels import Form, is_bf16_emulated, keep_freed_memory, use_form
 from normstudy.storage import write_json
 
@@ -71,9 +75,9 @@ CASES = (
 )
 
 
-def measure(case: Case) -> dict[str, object]:
+def measure(case: Case) -> dict[str, Any]:
     """Median seconds of a step with the form, and the ratio of the step without it."""
-    step = training_step([*case.flags, f"--precision={case.precision}"], case.has_probes)
+    step = TrainingStep([*case.flags, f"--precision={case.precision}"], case.has_probes)
 
     def step_without() -> None:
         with use_form(case.instead, case.kernel):
@@ -94,7 +98,7 @@ def main() -> None:
             continue
         found = measure(case)
         results[case.name()] = found
-        verdict = "" if float(str(found["median_ratio"])) >= WORTH else "  below 1.1"
+        verdict = "" if found["median_ratio"] >= WORTH else "  below 1.1"
         print(f"{found['median_ratio']:.2f}  {case.name()}  {found['ratios']}{verdict}", flush=True)
     path = ROOT / "benchmarks" / "results" / f"forms-{machine_name()}.json"
     write_json(path, results)

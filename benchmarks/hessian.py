@@ -7,23 +7,19 @@ the versions to benchmarks/results/hessian.json.
 """
 
 import argparse
+import contextlib
 import json
 import statistics
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
-from common import DEVICE, ROOT, alternated, machine, status
-
-from models import build_from_config
-from normstudy.curvature import hessian_matvec, loss_and_gradient, spectrum
-from normstudy.datasets import balanced_subset, evaluation_batches, load, seeded_generator
-from normstudy.datasets.synthetic import make_synthetic
-from normstudy.kernels import keep_freed_memory
-from normstudy.storage import read_torch, run_directory, run_settings, write_json
-from utils import ClassMoments
-
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 warnings.simplefilter("ignore")
 
 import curvlinops
@@ -33,19 +29,30 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from benchmarks.common import DEVICE, ROOT, alternated, machine, status
+from config import Config, parse_args
+from models import Network, build_from_config
+from normstudy.curvature import hessian_matvec, loss_and_gradient, spectrum
+from normstudy.datasets import Dataset, balanced_subset, evaluation_batches, load, seeded_generator
+from normstudy.kernels import keep_freed_memory
+from normstudy.storage import RunDirectory, read_torch, stored_config, write_json
+from utils import ClassMoments
+
 CONTENDERS = ("ours", "ours, graphs kept", "pyhessian", "curvlinops")
+Batches = list[tuple[torch.Tensor, torch.Tensor]]
+Product = Callable[[torch.Tensor], torch.Tensor]
 
 
-def split_like(vector, parameters):
+def split_like(vector: torch.Tensor, parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     parts = vector.split([p.numel() for p in parameters])
     return [part.view_as(p) for part, p in zip(parts, parameters, strict=True)]
 
 
-def flat(tensors):
+def flat(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
-def product_of(name, model, batches):
+def product_of(name: str, model: nn.Module, batches: Batches) -> Product:
     """v ↦ Hv as one of the contenders computes it; the network is in eval mode and channels_last for all."""
     if name == "ours":
         return hessian_matvec(model, batches)[0]
@@ -60,29 +67,31 @@ def product_of(name, model, batches):
     ).__matmul__
 
 
-def network_and_batches(args, dtype=torch.float32):
-    run = run_directory.RunDirectory(args.run)
-    config = run_settings.stored_config(run)
+def network_and_batches(
+    args: argparse.Namespace, dtype: torch.dtype = torch.float32
+) -> tuple[Network, Batches, Dataset, Config]:
+    run = RunDirectory(args.run)
+    config = stored_config(run)
     dataset = load(config)
     subset = dataset.train.take(balanced_subset(dataset.train.labels, args.samples, len(dataset.classes)))
     batches = [(x.to(dtype), y) for x, y in evaluation_batches(subset, config.image_size, args.batch_size)]
     model = build_from_config(config, len(dataset.classes)).eval()
     model.load_state_dict(read_torch(run.checkpoints()[-1]))
-    return model.to(dtype=dtype, memory_format=torch.channels_last), batches, dataset, config
+    return model.to(dtype).to(memory_format=torch.channels_last), batches, dataset, config
 
 
-def time_products(args):
+def time_products(args: argparse.Namespace) -> dict[str, Any]:
     """Median seconds of a product, their ratio to ours, and relative errors against float64."""
     model, batches, *_ = network_and_batches(args)
     vector = torch.randn(sum(p.numel() for p in model.parameters()), generator=seeded_generator("benchmark"))
     products = {name: product_of(name, model, batches) for name in CONTENDERS}
-    functions = {name: lambda product=product: product(vector) for name, product in products.items()}
-    functions["gradient"] = lambda: loss_and_gradient(model, batches)
+    functions: dict[str, Callable[[], object]] = {name: partial(products[name], vector) for name in CONTENDERS}
+    functions["gradient"] = partial(loss_and_gradient, model, batches)
     seconds = alternated(functions, args.repeats)
     double, double_batches, *_ = network_and_batches(args, torch.float64)
     vectors = [torch.randn(len(vector), generator=seeded_generator("error", index)) for index in range(2)]
     exact = [double_backward(double, double_batches, v.double()) for v in vectors]
-    table = {}
+    table: dict[str, dict[str, Any]] = {}
     for name, values in seconds.items():
         table[name] = {"median_seconds": statistics.median(values), "seconds": values}
         ratios = [theirs / ours for theirs, ours in zip(values, seconds["ours"], strict=True)]
@@ -94,9 +103,9 @@ def time_products(args):
     return table
 
 
-def double_backward(model, batches, vector):
+def double_backward(model: nn.Module, batches: Batches, vector: torch.Tensor) -> torch.Tensor:
     """Hv in the plainest way, for an exact answer in float64."""
-    parameters, total = list(model.parameters()), 0
+    parameters, total = list(model.parameters()), torch.zeros_like(vector)
     for images, labels in batches:
         loss = F.cross_entropy(model(images), labels, reduction="sum")
         gradients = torch.autograd.grad(loss, parameters, create_graph=True)
@@ -104,14 +113,14 @@ def double_backward(model, batches, vector):
     return total / sum(len(labels) for _, labels in batches)
 
 
-def peak_bytes(args, name):
+def peak_bytes(args: argparse.Namespace, name: str) -> int:
     """The peak memory of a process of its own that takes three products, above what it held before."""
     command = [sys.executable, __file__, args.run, f"--samples={args.samples}", f"--batch_size={args.batch_size}"]
     done = subprocess.run([*command, f"--memory_of={name}"], capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1])
 
 
-def print_peak_memory(args):
+def print_peak_memory(args: argparse.Namespace) -> None:
     model, batches, dataset, _ = network_and_batches(args)
     del dataset
     vector = torch.randn(sum(p.numel() for p in model.parameters()))
@@ -123,7 +132,7 @@ def print_peak_memory(args):
     print(status("VmHWM") - before)
 
 
-def memory_over_products(args, products=200):
+def memory_over_products(args: argparse.Namespace, products: int = 200) -> dict[str, float]:
     """Resident bytes after the first ten and after all products, on 16 images of the same network."""
     model, batches, *_ = network_and_batches(args)
     matvec, dimension = hessian_matvec(model, [(batches[0][0][:16], batches[0][1][:16])])
@@ -136,10 +145,10 @@ def memory_over_products(args, products=200):
     return {"products": products, "after_10_bytes": sizes[0], "after_all_bytes": sizes[1], "ratio": sizes[1] / sizes[0]}
 
 
-def small_trained_network():
+def small_trained_network() -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:
     """(network, batch) of about a thousand parameters, trained so far that its Hessian has outliers and a bulk."""
     torch.manual_seed(0)
-    dataset = make_synthetic(0)
+    dataset = load(parse_args(["--dataset=Synthetic", "--seed=0"]))
     images = dataset.train.images[:300].double().div(127.5).sub(1)
     images, labels = F.avg_pool2d(images, 8), dataset.train.labels[:300]
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 16), nn.Tanh(), nn.Linear(16, 10)).double()
@@ -151,7 +160,7 @@ def small_trained_network():
     return model, (images, labels)
 
 
-def wasserstein(nodes, weights, eigenvalues):
+def wasserstein(nodes: np.ndarray, weights: np.ndarray, eigenvalues: np.ndarray) -> float:
     """The 1-Wasserstein distance between Σ w δ(θ) and the eigenvalues' distribution."""
     places = np.concatenate([nodes, eigenvalues])
     masses = np.concatenate([weights / weights.sum(), -np.full(len(eigenvalues), 1 / len(eigenvalues))])
@@ -159,28 +168,29 @@ def wasserstein(nodes, weights, eigenvalues):
     return float(np.sum(np.abs(np.cumsum(masses[order])[:-1]) * np.diff(places[order])))
 
 
-def whole_measurements(seeds):
+def whole_measurements(seeds: int) -> dict[str, Any]:
     """Products and errors of trace, λ_max and density, ours and PyHessian's, where the dense answer is known."""
     model, batch = small_trained_network()
     matvec, dimension = hessian_matvec(model, [batch])
     eigenvalues = np.linalg.eigvalsh(torch.stack([matvec(row) for row in torch.eye(dimension).double()]).numpy())
     top, trace = eigenvalues[-1], eigenvalues.sum()
-    errors = {"ours": [], "pyhessian": []}
-    products = {"ours": [], "pyhessian": []}
-    torch.eig = old_eig  # what PyHessian's density calls was removed from PyTorch
+    errors: dict[str, list[list[float]]] = {"ours": [], "pyhessian": []}
+    products: dict[str, list[int]] = {"ours": [], "pyhessian": []}
     for seed in range(seeds):
-        found = spectrum(matvec, dimension, 2, 20, seeded_generator("benchmark", seed), trace_probes=20)
-        nodes, weights = found.nodes.flatten().numpy(), found.weights.flatten().numpy()
-        products["ours"].append(found.products)
-        errors["ours"].append(relative_errors(found.trace, found.max_eigen, nodes, weights, trace, top, eigenvalues))
-        torch.manual_seed(seed)
-        peer = CountingPeer(model, nn.CrossEntropyLoss(), data=batch, cuda=False)
-        their_trace = float(np.mean(peer.trace(maxIter=100, tol=1e-3)))
-        their_top = peer.eigenvalues(maxIter=100, tol=1e-3, top_n=1)[0][0]
-        nodes, weights = peer.density(iter=100, n_v=1)
-        products["pyhessian"].append(peer.products)
-        found = (their_trace, their_top, np.array(nodes[0]), np.array(weights[0]))
-        errors["pyhessian"].append(relative_errors(*found, trace, top, eigenvalues))
+        ours = spectrum(matvec, dimension, 2, 20, seeded_generator("benchmark", seed), trace_probes=20)
+        products["ours"].append(ours.products)
+        nodes, weights = ours.nodes.flatten().numpy(), ours.weights.flatten().numpy()
+        distance = wasserstein(nodes, weights, eigenvalues)
+        errors["ours"].append([ours.trace / trace - 1, ours.max_eigen / top - 1, distance / top])
+        with counted_peer_products() as product:
+            torch.manual_seed(seed)
+            peer = pyhessian.hessian(model, nn.CrossEntropyLoss(), data=batch, cuda=False)
+            their_trace = float(np.mean(peer.trace(maxIter=100, tol=1e-3)))
+            their_top = peer.eigenvalues(maxIter=100, tol=1e-3, top_n=1)[0][0]
+            their_nodes, their_weights = peer.density(iter=100, n_v=1)
+        products["pyhessian"].append(product.call_count)
+        distance = wasserstein(np.array(their_nodes[0]), np.array(their_weights[0]), eigenvalues)
+        errors["pyhessian"].append([their_trace / trace - 1, their_top / top - 1, distance / top])
     table = {"dimension": dimension, "seeds": seeds, "trace": trace, "max_eigen": top}
     for name in errors:
         root_mean_square = np.sqrt(np.mean(np.square(errors[name]), axis=0))
@@ -190,41 +200,27 @@ def whole_measurements(seeds):
     return table
 
 
-def relative_errors(trace, top, nodes, weights, exact_trace, exact_top, eigenvalues):
-    """Errors of trace and λ_max relative to them, and the density's distance in units of λ_max."""
-    distance = wasserstein(nodes, weights, eigenvalues) / exact_top
-    return [trace / exact_trace - 1, top / exact_top - 1, distance]
+@contextlib.contextmanager
+def counted_peer_products() -> Iterator[mock.Mock]:
+    """A block in which PyHessian finds the function that PyTorch removed; yields a count of its products."""
+    module = sys.modules[pyhessian.hessian.__module__]
+    product = mock.Mock(wraps=module.hessian_vector_product)
+    with mock.patch.object(module, "hessian_vector_product", product), mock.patch.object(torch, "eig", old_eig):
+        yield product
 
 
-def old_eig(matrix, eigenvectors=False):
+def old_eig(matrix: torch.Tensor, eigenvectors: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     values, vectors = torch.linalg.eig(matrix)
     return torch.stack([values.real, values.imag], 1), vectors.real
 
 
-class CountingPeer(pyhessian.hessian):
-    """PyHessian, with its products counted: each goes through hessian_vector_product."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.products = 0
-        module = sys.modules[pyhessian.hessian.__module__]
-        plain = getattr(module, "_plain_product", module.hessian_vector_product)
-        module._plain_product = plain
-
-        def counted(*arguments):
-            self.products += 1
-            return plain(*arguments)
-
-        module.hessian_vector_product = counted
-
-
-def class_similarity_cost(args):
+def class_similarity_cost(args: argparse.Namespace) -> dict[str, Any]:
     """Seconds of the class moments of 10,000 images, network included, over those of the network alone."""
     model, _, dataset, config = network_and_batches(args)
     subset = dataset.train.take(balanced_subset(dataset.train.labels, 10000, len(dataset.classes)))
 
     @torch.no_grad()
-    def forward(with_moments):
+    def forward(with_moments: bool) -> None:
         moments = [ClassMoments(len(dataset.classes)) for _ in range(2)]
         for images, labels in evaluation_batches(subset, config.image_size, 256):
             features = model.features(images)
@@ -238,7 +234,7 @@ def class_similarity_cost(args):
     return {"median_ratio": statistics.median(ratios), "seconds": seconds}
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
     parser.add_argument("--samples", type=int, default=512)

@@ -5,13 +5,18 @@ python benchmarks/precision.py DIR            DIR/train/<class>/ and DIR/test/<c
 
 import argparse
 import csv
+import sys
 import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import matplotlib
-from common import ROOT
 
 import config
-from normstudy.storage import run_directory
+from benchmarks.common import ROOT
+from main import main as train
+from normstudy.storage import RunDirectory
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -19,17 +24,17 @@ from matplotlib import pyplot
 COLORS = dict(zip(config.PRECISIONS, ("#1f77b4", "#d95f02"), strict=True))
 
 
-def curve(directory, precision, seed, args):
-    """(train losses, test accuracies) of every epoch of one run."""
+def curves(directory: str, precision: str, seed: int, args: argparse.Namespace) -> tuple[list[float], list[float]]:
+    """(train losses, test accuracies) of every epoch of one run, trained now."""
     flags = [f"--precision={precision}", f"--seed={seed}", f"--epochs={args.epochs}", "--batch_size=128"]
     flags += ["--dataset=ImageFolder", f"--data_dir={args.data_dir}", f"--train_samples={args.samples}"]
-    run = run_directory.RunDirectory(main.main([*flags, "--test_samples=2000", f"--results_dir={directory}"]))
+    run = RunDirectory(train([*flags, "--test_samples=2000", f"--results_dir={directory}"]))
     with open(run.metrics, newline="") as file:
         rows = list(csv.DictReader(file))
-    return [[float(row[key]) for row in rows] for key in ("train_loss", "test_accuracy")]
+    return [float(row["train_loss"]) for row in rows], [float(row["test_accuracy"]) for row in rows]
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data_dir")
     parser.add_argument("--samples", type=int, default=5000)
@@ -40,7 +45,7 @@ def main():
     with tempfile.TemporaryDirectory() as directory:
         for seed in range(args.seeds):
             for precision in config.PRECISIONS:
-                for axis, values in zip(axes, curve(directory, precision, seed, args), strict=True):
+                for axis, values in zip(axes, curves(directory, precision, seed, args), strict=True):
                     label = precision if seed == 0 else None
                     style = "-" if precision == "fp32" else "--"
                     axis.plot(range(1, len(values) + 1), values, style, color=COLORS[precision], label=label)

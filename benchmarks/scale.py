@@ -15,11 +15,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import ROOT, machine
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.common import ROOT, machine
 from normstudy.cli import count
-from normstudy.storage import read_json, run_directory, write_json
-from normstudy.sweeps import build_parser, expand
+from normstudy.storage import RunDirectory, identity_hash, read_json, write_json
+from normstudy.sweeps import SweepRun, build_parser, expand
 from run_sweep import OWN
 
 TRAIN = ["--dataset=Synthetic", "--train_samples=100", "--test_samples=50", "--image_size=8", "--epochs=1"]
@@ -33,33 +34,33 @@ VALUES = {
 }
 
 
-def script(*argv):
-    """Runs one of the project's commands and returns its seconds."""
+def seconds_of(*argv: str) -> float:
+    """Run Python on one of the project's commands, or on `-c CODE`; return its seconds."""
     begun = time.perf_counter()
-    subprocess.run([sys.executable, ROOT / argv[0], *argv[1:]], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, *argv], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - begun
 
 
-def copy(model, run):
-    """Gives `run` the small files of the run directory `model`, as if it had been trained."""
+def copy(model: RunDirectory, run: SweepRun) -> None:
+    """Give `run` the small files of the run directory `model`, as if it had been trained."""
     for path in (model.config, model.summary, model.measurement("hessian"), model.measurement("class_similarity")):
         content = read_json(path)
         if path == model.config:
             content |= dataclasses.asdict(run.config)
         if path == model.summary:
-            content["identity"] = run_directory.identity_hash(run.config)
+            content["identity"] = identity_hash(run.config)
         write_json(run.directory.path / path.name, content)
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=count, default=10_000)
     number = parser.parse_args().runs
     with tempfile.TemporaryDirectory() as folder:
-        script("main.py", *TRAIN, f"--results_dir={folder}/model")
-        script("run_hessian.py", f"--results_dir={folder}/model", *MEASURE)
-        script("run_class_similarity.py", f"--results_dir={folder}/model")
-        model = run_directory.RunDirectory(next(Path(folder, "model").glob("vgg_*")))
+        seconds_of("main.py", *TRAIN, f"--results_dir={folder}/model")
+        seconds_of("run_hessian.py", f"--results_dir={folder}/model", *MEASURE)
+        seconds_of("run_class_similarity.py", f"--results_dir={folder}/model")
+        model = RunDirectory(next(Path(folder, "model").glob("vgg_*")))
         seeds = ",".join(map(str, range(-(-number // 160))))
         grid = [*TRAIN, *(f"--{name}={values}" for name, values in VALUES.items()), f"--seed={seeds}"]
         grid += [f"--results_dir={folder}/results"]
@@ -68,17 +69,19 @@ def main():
         for run in found:
             copy(model, run)
         last = found[-1].directory.path
-        add = ["-c", f"import table, runs; table.update([runs.RunDirectory({str(last)!r})])"]
-        seconds = {"plan": [], "rebuild the table": [], "add a row": []}
+        add = f"from normstudy.storage import RunDirectory, update_table; update_table([RunDirectory({str(last)!r})])"
+        commands = {
+            "plan": ("run_sweep.py", *grid, "--dry_run"),
+            "rebuild the table": ("run_report.py", "--collect", f"--results_dir={folder}/results"),
+            "add a row": ("-c", add),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in commands}
         for _ in range(3):
-            seconds["plan"].append(script("run_sweep.py", *grid, "--dry_run"))
-            seconds["rebuild the table"].append(script("run_report.py", "--collect", f"--results_dir={folder}/results"))
-            begun = time.perf_counter()
-            subprocess.run([sys.executable, *add], check=True, cwd=ROOT)
-            seconds["add a row"].append(time.perf_counter() - begun)
-    medians = {what: statistics.median(each) for what, each in seconds.items()}
-    for what, median in medians.items():
-        print(f"{what} of {len(found):,} runs: {median:.1f} s, start of Python included")
+            for name, command in commands.items():
+                seconds[name].append(seconds_of(*command))
+    medians = {name: statistics.median(each) for name, each in seconds.items()}
+    for name, median in medians.items():
+        print(f"{name} of {len(found):,} runs: {median:.1f} s, start of Python included")
     write_json(
         Path(__file__).parent / "results" / "scale.json",
         {"runs": len(found), "seconds": medians, "machine": machine()},

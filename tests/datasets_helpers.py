@@ -6,11 +6,12 @@ import torch
 from PIL import Image
 
 from config import parse_args
-from normstudy.datasets import Dataset, Split, load, training_batch, training_order
+from normstudy import datasets
+from normstudy.datasets import Dataset, Split, training_batch, training_order
 
 
 def load(**flags):
-    return load(parse_args([f"--{name}={value}" for name, value in flags.items()]))
+    return datasets.load(parse_args([f"--{name}={value}" for name, value in flags.items()]))
 
 
 def random_images(count, height=8, width=8, seed=0):

@@ -52,7 +52,10 @@ class GroupMaximumNorm(_RunningNorm):
 """,
     '    "GroupMaximumNorm": NormType(GroupMaximumNorm),\n',
 )
-BATCH = ('    "BatchRMSNorm": NormTraits(has_batch_statistics=True),\n', '    "BatchRMSNorm": NormType(_of_channels(BatchRMSNorm)),\n')
+BATCH = (
+    '    "BatchRMSNorm": NormTraits(has_batch_statistics=True),\n',
+    '    "BatchRMSNorm": NormType(_of_channels(BatchRMSNorm)),\n',
+)
 
 
 @pytest.fixture(scope="module")

@@ -152,9 +152,14 @@ def _summarize(
         max_eigen_residual=largest[1].item(),
         min_eigen=smallest[0].item(),
         min_eigen_residual=smallest[1].item(),
-        nodes=torch.stack([F.pad(nodes, (0, steps - len(nodes)), value=float(nodes[-1])) for nodes, _, _ in quadratures]),
-        weights=torch.stack([F.pad(weights, (0, steps - len(weights))) for _, weights, _ in quadratures]),
+        nodes=torch.stack([_fill(nodes, steps, float(nodes[-1])) for nodes, _, _ in quadratures]),
+        weights=torch.stack([_fill(weights, steps, 0.0) for _, weights, _ in quadratures]),
         block_traces=block_traces,
         products=products,
         samples=len(squares),
     )
+
+
+def _fill(values: torch.Tensor, size: int, value: float) -> torch.Tensor:
+    """values (m,), filled up to (size,)."""
+    return F.pad(values, (0, size - len(values)), value=value)

@@ -11,7 +11,7 @@ from normstudy.kernels.convolutions import (
     normalized_weight,
     standardized_weight,
 )
-from normstudy.kernels.declarations import with_differentiable_jvp
+from normstudy.kernels.declarations import ElementaryForm, with_differentiable_jvp
 from normstudy.kernels.devices import free_memory, is_bf16_emulated, is_out_of_memory, keep_freed_memory, pick_device
 from normstudy.kernels.gradient_check import loss_or_nan
 from normstudy.kernels.moments import group_moments, map_moments, pooled_variance, scale_shift, to_statistics_dtype
@@ -29,6 +29,7 @@ __all__ = [
     "KERNELS",
     "RELU_GAIN",
     "Conv2d",
+    "ElementaryForm",
     "FoldedConv2d",
     "Form",
     "TransformedConv2d",

@@ -16,5 +16,18 @@ def with_differentiable_jvp(layer: Layer) -> Layer:
     return layer
 
 
+class ElementaryForm:
+    """Mixin of a layer whose kernel has no JVP that can be differentiated again: it then computes by its formula.
+
+    `elementary` says whether to do so now.
+    """
+
+    elementary = False
+
+    def set_derivative_form(self, forward_mode: bool) -> None:
+        """Compute by the formula for a forward-mode derivative."""
+        self.elementary = forward_mode
+
+
 def _yes(self: nn.Module) -> bool:
     return True

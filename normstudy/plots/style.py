@@ -53,11 +53,16 @@ def new_figure(rows: int, columns: int, figsize: tuple[float, float]) -> tuple[F
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 100) -> None:
-    """Write a figure as a PNG: complete or not at all."""
-    picture = io.BytesIO()
+    """Write a picture in the 256 colours that cover its own best, which takes a third of the space."""
+    from PIL import Image
+
+    full, picture = io.BytesIO(), io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # scripts that matplotlib's font lacks are drawn as boxes
-        figure.savefig(picture, format="png", dpi=dpi)
+        figure.savefig(full, format="png", dpi=dpi)
+    with Image.open(full) as image:
+        few = image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    few.save(picture, "PNG", optimize=True)
     write_bytes(path, picture.getvalue())
 
 
