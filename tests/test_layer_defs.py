@@ -6,6 +6,7 @@ WEIGHTS, fails these tests.
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -24,8 +25,8 @@ from layer_defs import build_conv, build_linear, build_norm, build_token_norm
 
 CHANNELS, GROUPS = 6, 2
 SHAPE = (4, CHANNELS, 5, 3)
-EXACT = {"rtol": 1e-10, "atol": 1e-12}
-FLOAT32 = {"rtol": 1e-5, "atol": 1e-5}  # for peers that compute in float32 whatever they are given
+EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}
+FLOAT32: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}  # for peers that compute in float32 whatever they are given
 RELU_STD = math.sqrt((math.pi - 1) / (2 * math.pi))  # of ReLU(z), z standard normal
 WEIGHT_BASED = ("Plain", "WeightNorm", "ScaledWeightStandardization")
 
@@ -483,7 +484,7 @@ def test_one_sample_of_one_position_stays_finite(norm_type):
 def test_forward_mode_and_torch_func_go_through_every_norm(norm_type):
     """Of evaluation: in training running statistics are written, which torch.func does not allow."""
     pair, direction = random_pair(norm_type, training=False), images(7)
-    _, found = torch.func.jvp(pair, (images(),), (direction,))
+    found = torch.func.jvp(pair, (images(),), (direction,))[1]
     shift = 1e-6
     expected = (pair(images() + shift * direction) - pair(images() - shift * direction)) / (2 * shift)
     assert_close(found, expected, rtol=1e-6, atol=1e-7)
@@ -630,7 +631,11 @@ def test_linear_computes_with_the_transformed_weight_and_a_bias(conv_type):
 @pytest.mark.parametrize("layer", [lambda name: build_conv(name, 3, 4), lambda name: build_linear(name, 3, 4)])
 def test_gain_is_one_an_output_channel_from_one(conv_type, layer):
     gain = getattr(layer(conv_type), "gain", None)
-    assert gain is None if not WEIGHTS[conv_type][1] else torch.equal(gain, torch.ones(4))
+    if WEIGHTS[conv_type][1]:
+        assert gain is not None
+        assert torch.equal(gain, torch.ones(4))
+    else:
+        assert gain is None
 
 
 def test_sws_conv_is_timm_s_scaled_standardized_conv():

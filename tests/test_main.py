@@ -138,11 +138,17 @@ def test_probe_every_thins_the_iterations(tmp_path):
     assert dump["iteration"].tolist() == [0, 4]
 
 
+def probes_summary(run):
+    summary = probe_files.read_probes_summary(run)
+    assert summary is not None
+    return summary
+
+
 def test_probes_json_keeps_ends_and_means_of_whole_batches(tmp_path, monkeypatch):
     """50 samples in batches of 16: the fourth of an epoch has 2."""
     finished = train(tmp_path)
     dump = torch.load(finished.probes(2), weights_only=True)
-    kept = probe_files.read_probes_summary(finished)
+    kept = probes_summary(finished)
     whole = [0, 1, 2, 4, 5, 6]
     assert kept["sites"] == dump["sites"]
     assert dump["iteration"].tolist() == list(range(8))
@@ -153,13 +159,13 @@ def test_probes_json_keeps_ends_and_means_of_whole_batches(tmp_path, monkeypatch
             torch.testing.assert_close(torch.tensor(kept[key][name]).double(), expected, rtol=1e-5, atol=1e-9)
     monkeypatch.setattr(probe_files, "SUMMARIZED_ITERATIONS", 3)  # of more iterations than fit
     probe_files.summarize_probes(finished)
-    thinned = probe_files.read_probes_summary(finished)
+    thinned = probes_summary(finished)
     assert thinned["iteration"] == [0, 2, 6]
     assert [thinned[key]["mean"] for key in PROBE_KEYS] == [
         [kept[key]["mean"][i] for i in (0, 2, 5)] for key in PROBE_KEYS
     ]
     finished.probes_summary.unlink()
-    assert probe_files.read_probes_summary(finished)["iteration"] == thinned["iteration"]
+    assert probes_summary(finished)["iteration"] == thinned["iteration"]
 
 
 @pytest.mark.parametrize("size", [10, 64], ids=["which divides the images", "larger than the images"])
@@ -167,7 +173,7 @@ def test_no_probes_are_left_out_where_all_batches_are_alike(tmp_path, size):
     finished = train(tmp_path, f"--batch_size={size}", "--init_lr=0.1")
     dump = torch.load(finished.probes(2), weights_only=True)
     assert len(dump["iteration"]) == 2 * -(-50 // size)
-    assert probe_files.read_probes_summary(finished)["iteration"] == dump["iteration"].tolist()
+    assert probes_summary(finished)["iteration"] == dump["iteration"].tolist()
 
 
 def test_without_probes_there_are_no_dumps(tmp_path):
@@ -334,7 +340,7 @@ def test_an_image_folder_trains(tmp_path):
 
 def said(*argv, cwd=ROOT):
     """(exit code, stderr) of main.py as a user runs it."""
-    answer = subprocess.run([sys.executable, ROOT / "main.py", *argv], cwd=cwd, capture_output=True, text=True)
+    answer = subprocess.run([sys.executable, str(ROOT / "main.py"), *argv], cwd=cwd, capture_output=True, text=True)
     return answer.returncode, answer.stderr
 
 
@@ -420,8 +426,9 @@ def test_two_processes_do_not_share_a_run(tmp_path):
 
 
 def test_ctrl_c_exits_130_and_the_same_command_continues(tmp_path):
-    argv = [sys.executable, "-u", ROOT / "main.py", *SMALL, "--epochs=40", f"--results_dir={tmp_path}"]
+    argv = [sys.executable, "-u", str(ROOT / "main.py"), *SMALL, "--epochs=40", f"--results_dir={tmp_path}"]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("epoch  3/40"):
             break  # the state after epoch 2 is on disk
@@ -435,7 +442,7 @@ def test_ctrl_c_exits_130_and_the_same_command_continues(tmp_path):
 
 
 def test_output_is_quiet_where_there_is_no_terminal(tmp_path):
-    argv = [sys.executable, ROOT / "main.py", *SMALL, "--epochs=2", f"--results_dir={tmp_path}"]
+    argv = [sys.executable, str(ROOT / "main.py"), *SMALL, "--epochs=2", f"--results_dir={tmp_path}"]
     answer = subprocess.run(argv, capture_output=True, text=True)
     assert answer.stderr == ""
     assert [line.split("/")[0] for line in answer.stdout.splitlines()[1:3]] == ["epoch 1", "epoch 2"]

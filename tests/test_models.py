@@ -7,9 +7,11 @@ Every norm runs at full depth and width; what is only a matter of layers fitting
 import copy
 import math
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
+from networks_helpers import shrink
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
@@ -18,9 +20,9 @@ from torch.testing import assert_close
 import config
 from layer_defs import GroupNorm
 from models import build_model
-from transformer_model import GELU, Attention, EncoderBlock
+from transformer_model import GELU, Attention, EncoderBlock, VisionTransformer
 
-EXACT = {"rtol": 1e-9, "atol": 1e-11}
+EXACT: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-11}
 TINY_VIT = {"image_size": 16, "patch_size": 8}
 SIDE = {"vgg": 32, "resnet-56": 16, "vit": 16}
 FEATURE_SHAPE = {"vgg": (512, 2, 2), "resnet-56": (128, 4, 4), "vit": (5, 384)}
@@ -55,15 +57,6 @@ def skeleton(arch, **settings):
 
 def images(samples=2, side=16, dtype=torch.float32, seed=0):
     return torch.randn(samples, 3, side, side, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def shrink(monkeypatch):
-    """The same networks with fewer and narrower layers: VGG of 4 convolutions, 2 blocks a stage, 2 encoder blocks."""
-    monkeypatch.setattr(config, "VGG_LAYERS", {"cfg_10": (32, (32, 2), 64, (64, 2))})
-    monkeypatch.setattr(config, "RESNET_BLOCKS_PER_STAGE", 2)
-    monkeypatch.setattr(config, "VIT_BLOCKS", 2)
-    monkeypatch.setattr(config, "VIT_WIDTH", 96)
-    monkeypatch.setattr(config, "VIT_MLP_WIDTH", 192)
 
 
 @pytest.fixture
@@ -101,6 +94,7 @@ def test_number_of_parameters(settings, parameters):
 def test_vit_is_of_224_pixels_and_patches_of_16_by_default():
     with torch.device("meta"):
         model = build_model("vit", norm_type="LayerNorm", num_classes=10)
+    assert isinstance(model, VisionTransformer)
     assert (model.image_size, model.positions.shape[1], model.patches.kernel_size) == (224, 14 * 14 + 1, (16, 16))
 
 
@@ -169,6 +163,7 @@ def test_every_parameter_has_a_finite_gradient(trained):
 
 def test_the_gradient_reaches_the_first_convolution(trained):
     first = next(module for module in trained[2].modules() if isinstance(module, nn.Conv2d))
+    assert first.weight.grad is not None
     assert first.weight.grad.abs().sum() > 0
 
 
@@ -440,6 +435,7 @@ def test_the_gradient_of_an_encoder_block_in_training_stays_finite_on_huge_token
     block = EncoderBlock(norm_type, "Plain", 32)
     tokens = (1e6 * torch.randn(2, 65, config.VIT_WIDTH)).requires_grad_()
     block(tokens).sum().backward()
+    assert tokens.grad is not None
     assert torch.isfinite(tokens.grad).all()
 
 
@@ -562,7 +558,8 @@ def test_the_norm_of_a_pair_and_nothing_else_reads_the_convolution(arch, options
     model = build_model(arch, norm_type="BatchNorm", num_classes=10, **options).eval()
     x = torch.randn(2, 3, 16, 16)
     for conv, norm in model.conv_norm_pairs():
-        outputs, inputs = [], []
+        outputs: list[torch.Tensor] = []
+        inputs: list[torch.Tensor] = []
         handles = [
             model.get_submodule(conv).register_forward_hook(lambda m, i, output, kept=outputs: kept.append(output)),
             model.get_submodule(norm).register_forward_pre_hook(lambda m, args, kept=inputs: kept.append(args[0])),

@@ -1,6 +1,7 @@
 """Curvature of any PyTorch model and loss, without ever forming the matrix. Needs torch and numpy alone."""
 
 from .krylov_space import lanczos
+from .objective import layer_sizes
 from .precision import full_float32
 from .products import bytes_per_sample, hessian_matvec, loss_and_gradient
 from .spectral_estimates import Spectrum, rademacher, spectrum
@@ -11,6 +12,7 @@ __all__ = [
     "full_float32",
     "hessian_matvec",
     "lanczos",
+    "layer_sizes",
     "loss_and_gradient",
     "rademacher",
     "spectrum",

@@ -90,6 +90,16 @@ class Objective:
         ]
 
 
+def layer_sizes(model: nn.Module) -> dict[str, int]:
+    """{layer: trainable parameters}, in the order of model.parameters(); parameters of the model itself by name."""
+    sizes: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            layer = name.rpartition(".")[0] or name
+            sizes[layer] = sizes.get(layer, 0) + parameter.numel()
+    return sizes
+
+
 def flatten(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     """All tensors as one vector."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import nn
 
 from normstudy.cli import RunError, progress_bar
-from normstudy.curvature import Spectrum, hessian_matvec, loss_and_gradient, spectrum
+from normstudy.curvature import Spectrum, hessian_matvec, layer_sizes, loss_and_gradient, spectrum
 from normstudy.datasets import Split, seeded_generator
 from normstudy.measures.checkpoints import Checkpoint
 from normstudy.measures.hessian_memory import MemoryPlan, plan_memory
@@ -84,16 +83,6 @@ class Task:
     def products(self) -> int:
         """Products of all probes, without those that --trace_error adds."""
         return self.args.num_probes * self.plan.lanczos_steps + self.args.trace_probes
-
-
-def layer_sizes(model: nn.Module) -> dict[str, int]:
-    """{layer: trainable parameters}, in the order of model.parameters(); parameters of the model itself by name."""
-    sizes: dict[str, int] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            layer = name.rpartition(".")[0] or name
-            sizes[layer] = sizes.get(layer, 0) + parameter.numel()
-    return sizes
 
 
 class CountedBatches:

@@ -34,8 +34,12 @@ def find_runs(args: argparse.Namespace, measurement: str) -> list[RunDirectory]:
 def finished_config(run: RunDirectory) -> Config:
     """The Config of a run that is done. Raises RunError for any other."""
     if not run.path.is_dir():
-        hint = ": give the run's folder, and --checkpoint for another than the last; a network that is not of this "
-        hint = f"{hint}program is measured from Python (docs/python.md)" if run.path.suffix == ".pt" else ""
+        hint = ""
+        if run.path.suffix == ".pt":
+            hint = (
+                ": give the run's folder, and --checkpoint for another than the last; a network that is not of this "
+                "program is measured from Python (docs/python.md)"
+            )
         raise RunError(f"{run.path} is not a folder{hint}")
     if not run.config.exists() and next(run.path.glob("*/config.json"), None) is not None:
         raise RunError(f"{run.path} is a folder of runs: --results_dir={run.path} measures all of them")

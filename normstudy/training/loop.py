@@ -89,7 +89,7 @@ class Training:
         config, run = self.config, self.run
         self.announce()
         if self.world.is_first and self.progress["rows"]:
-            self.write_metrics()  # which a killed process may have left a row behind the state
+            self.write_metrics()  # a process killed after it saved the state may not have written the last row
         try:
             diverged_at = self.train_epochs()
             summary = self.summarize(diverged_at)

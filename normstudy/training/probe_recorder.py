@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ SiteValues = dict[str, dict[int, torch.Tensor]]  # {statistic: {index of a site:
 GRAM = "gram"  # beside the statistics: (N, N) matrices, of which the rest are made at the end of a pass
 
 
+@dataclass
 class Observation:
     """One forward and backward pass that the hooks observe; `row` is for keep(), once the pass has ended well."""
 

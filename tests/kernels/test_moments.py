@@ -1,5 +1,7 @@
 """Moments and x · scale + shift against torch's own, with derivatives of both modes and orders."""
 
+from typing import Any
+
 import pytest
 import torch
 from helpers import form  # noqa: F401 - each test runs in every form of the kernels
@@ -9,8 +11,8 @@ from torch.testing import assert_close
 
 from normstudy.kernels import moments
 
-EXACT = {"rtol": 1e-10, "atol": 1e-12}
-FLOAT32 = {"rtol": 1e-5, "atol": 1e-5}
+EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}
+FLOAT32: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
 
 a_few_at_a_time = pytest.mark.parametrize("cached", [1, 40, 10**6], ids=["one_sample", "some_samples", "all_samples"])
 

@@ -1,5 +1,7 @@
 """The CPU's form of small convolutions against torch's; transformed weights are tested with the layers."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
@@ -23,7 +25,7 @@ def even_small_ones(monkeypatch):
     monkeypatch.setattr(small_convolution, "DENSE_BATCH", 5)
 
 
-def tensors(samples, height, width, dtype=torch.float64):
+def tensors(samples, height, width, *, dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
     shapes = (samples, IN, height, width), (OUT, IN, 3, 3), (OUT,)
     return [torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes]
@@ -44,12 +46,12 @@ def test_output_and_gradients_are_those_of_torch(case, has_bias, memory_format):
     results = []
     for function in (small, torchs):
         x, weight, bias = tensors(*shape)
-        x = x.contiguous(memory_format=memory_format).requires_grad_()
-        weight = weight.contiguous(memory_format=memory_format).requires_grad_()
-        bias = bias.requires_grad_() if has_bias else None
-        out = function(x, weight, bias, stride)
+        x = x.contiguous(memory_format=memory_format)
+        weight = weight.contiguous(memory_format=memory_format)
+        inputs = [tensor.requires_grad_() for tensor in ([x, weight, bias] if has_bias else [x, weight])]
+        out = function(x, weight, bias if has_bias else None, stride)
         (out * torch.arange(out.numel()).view(out.shape).sin()).sum().backward()
-        results.append([out, x.grad, weight.grad] + ([bias.grad] if has_bias else []))
+        results.append([out, *(tensor.grad for tensor in inputs)])
     assert_close(*results, rtol=1e-11, atol=1e-11)
 
 
@@ -66,7 +68,7 @@ def test_torch_func_goes_through(case):
     *shape, stride = case
     x, weight, bias = tensors(*shape)
     direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
-    _, found = jvp(lambda value: small(value, weight, bias, stride), (x,), (direction,))
+    found = jvp(lambda value: small(value, weight, bias, stride), (x,), (direction,))[1]
     assert_close(found, torchs(direction, weight, None, stride), rtol=1e-11, atol=1e-11)
     many = torch.stack([x, direction])
     found = vmap(lambda value: small(value, weight, bias, stride))(many)
@@ -89,53 +91,51 @@ def test_batched_hessian_products_of_torch_func(case):
 
 def test_the_output_is_laid_out_as_channels_last():
     for *shape, stride in ((3, 4, 4, 1), (5, 2, 2, 1)):
-        assert small(*tensors(*shape), stride).is_contiguous(memory_format=torch.channels_last)
+        x, weight, bias = tensors(*shape)
+        assert small(x, weight, bias, stride).is_contiguous(memory_format=torch.channels_last)
 
 
-def forms_used(monkeypatch):
-    """A list that gets an entry at each call of small_convolution."""
-    used = []
-    monkeypatch.setattr(convolutions, "small_convolution", lambda *arguments: used.append(1) or small(*arguments))
-    return used
+@pytest.fixture
+def counted_small(monkeypatch):
+    """A stand-in for small_convolution that computes the same and counts its calls."""
+    mock = Mock(wraps=small)
+    monkeypatch.setattr(convolutions, "small_convolution", mock)
+    return mock
 
 
 @each_case
-def test_autocast_to_bfloat16_takes_it(monkeypatch, case):
+def test_autocast_to_bfloat16_takes_it(counted_small, case):
     *shape, stride = case
     layer, x = build_conv("Plain", IN, OUT, stride=stride, bias=True), tensors(*shape, dtype=torch.float32)[0]
-    used = forms_used(monkeypatch)
     with torch.autocast("cpu", torch.bfloat16):
         found = layer(x)
-    assert used
+    counted_small.assert_called()
     assert found.dtype == torch.bfloat16
     assert_close(found.float(), layer(x), rtol=3e-2, atol=5e-2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_full_precision_is_torchs(monkeypatch, dtype):
+def test_full_precision_is_torchs(counted_small, dtype):
     layer, x = build_conv("Plain", IN, OUT, bias=True).to(dtype), tensors(3, 4, 4, dtype=dtype)[0]
-    used = forms_used(monkeypatch)
     assert torch.equal(layer(x), F.conv2d(x, layer.weight, layer.bias, 1, 1))
-    assert not used
+    counted_small.assert_not_called()
 
 
 @pytest.mark.parametrize("form", ["plain", "device"])
-def test_other_forms_are_torchs(monkeypatch, form):
+def test_other_forms_are_torchs(counted_small, form):
     layer, x = build_conv("Plain", IN, OUT).bfloat16(), tensors(3, 4, 4)[0].bfloat16()
-    used = forms_used(monkeypatch)
     with use_form(form):
         assert torch.equal(layer(x), F.conv2d(x, layer.weight, None, 1, 1))
-    assert not used
+    counted_small.assert_not_called()
 
 
-def test_large_maps_and_other_kernels_are_torchs(monkeypatch):
-    used = forms_used(monkeypatch)
+def test_large_maps_and_other_kernels_are_torchs(counted_small):
     x = torch.randn(2, 3, 9, 9).bfloat16()
     for kernel, stride, padding in ((3, 1, 1), (1, 1, 0), (5, 2, 2), (3, 4, 0)):
         weight = torch.randn(4, 3, kernel, kernel).bfloat16()
         found = convolutions.convolve(x, weight, None, (stride, stride), (padding, padding))
         assert torch.equal(found, F.conv2d(x, weight, None, stride, padding))
-    assert not used
+    counted_small.assert_not_called()
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,7 @@ def test_ctrl_c_keeps_what_is_finished(run):
     process = subprocess.Popen(
         [sys.executable, "run_hessian.py", *slow], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+    assert process.stdout is not None
     process.stdout.readline()
     time.sleep(1)
     process.send_signal(signal.SIGINT)

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,7 +23,7 @@ BATCHES = (8, 7, 1)  # the last ones cannot be halved; of one sample, one proces
 def train(world, arch, norm_type, is_synchronized=True):
     """(losses, right answers, state_dict, probe rows) of a step on each of BATCHES, in float64."""
     torch.manual_seed(0)
-    sizes = {"image_size": 8, "patch_size": 4} if arch == "vit" else {}
+    sizes: dict[str, Any] = {"image_size": 8, "patch_size": 4} if arch == "vit" else {}
     model = build_model(arch, norm_type=norm_type, num_classes=3, **sizes).double()
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (16, 3, 8, 8), dtype=torch.uint8, generator=generator)

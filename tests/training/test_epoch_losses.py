@@ -24,7 +24,9 @@ def test_the_first_loss_that_is_not_finite_is_found(monkeypatch, bad):
     losses = epoch_losses.EpochLosses(5, torch.device("cpu"))
     for index, value in enumerate((1.0, 2.0, bad, 1.0, bad)):
         losses.record(torch.tensor(value), torch.tensor(1), 2)
-        _, accuracy, diverged = losses.look()
+        seen = losses.look()
+        assert seen is not None
+        _, accuracy, diverged = seen
         assert diverged == (None if index < 2 else 2)
         assert accuracy == pytest.approx(0.5)
     assert losses.result(2)[2] == 2
@@ -32,7 +34,7 @@ def test_the_first_loss_that_is_not_finite_is_found(monkeypatch, bad):
 
 def test_losses_are_looked_at_once_in_a_while(monkeypatch):
     clock = iter([0.0, 0.5, 1.0, 1.0, 1.5, 2.0, 2.0]).__next__
-    monkeypatch.setattr(epoch_losses.time, "perf_counter", clock)
+    monkeypatch.setattr("normstudy.training.epoch_losses.time.perf_counter", clock)
     losses = epoch_losses.EpochLosses(5, torch.device("cpu"))
     losses.record(torch.tensor(1.0), torch.tensor(1), 2)
     assert [losses.look() is not None for _ in range(4)] == [False, True, False, True]

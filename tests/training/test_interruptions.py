@@ -44,8 +44,9 @@ def child(argv, fatal_operation=None):
     Its pictures are empty: drawing takes ten times as long as all else, and would get most of the kills.
     """
     config.VGG_LAYERS["cfg_10"] = NARROW
-    plots.draw_curves = lambda run, title: files.write_bytes(run.curves, b"")
-    plots.draw_probes = lambda run, title: files.write_bytes(run.probes_picture, b"")
+    patches = pytest.MonkeyPatch()  # for good: the process ends with the run
+    patches.setattr(plots, "draw_curves", lambda run, title: files.write_bytes(run.curves, b""))
+    patches.setattr(plots, "draw_probes", lambda run, title: files.write_bytes(run.probes_picture, b""))
     torch.set_num_threads(1)
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     if fatal_operation is not None:
@@ -184,8 +185,9 @@ def test_killed_while_it_recovers_from_a_damaged_state(small, whole, tmp_path):
 def test_a_signal_finishes_the_step_and_the_same_command_continues_within_the_epoch(tmp_path, number, code, word):
     flags = ["--dataset=Synthetic", "--device=cpu", "--train_samples=2000", "--test_samples=20", "--batch_size=8"]
     argv = [*flags, "--image_size=8", "--epochs=1", f"--results_dir={tmp_path}"]
-    command = [sys.executable, "-u", ROOT / "main.py", *argv]
+    command = [sys.executable, "-u", str(ROOT / "main.py"), *argv]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
     assert process.stdout.readline().startswith("training")
     time.sleep(1)
     process.send_signal(number)
@@ -407,7 +409,7 @@ def watched(argv, every, readings):
             readings.put((resident, len(os.listdir("/proc/self/fd"))))
         return original(*arguments)
 
-    loop.Training.pause = pause
+    pytest.MonkeyPatch().setattr(loop.Training, "pause", pause)
     child(argv)
 
 

@@ -55,5 +55,6 @@ def test_a_gradient_that_is_not_finite_ends_the_run_at_its_step(small, tmp_path,
     assert summary["epochs_done"] == step // 4
     assert (summary["test_accuracy"] is None) == (step < 4)
     probes = probe_files.load_probes(run)
+    assert probes is not None
     assert probes["iteration"].tolist() == list(range(step + 1))
     assert run.curves.exists()

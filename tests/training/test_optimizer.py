@@ -19,7 +19,7 @@ def test_sgd_is_that_of_torch(momentum, weight_decay):
     expected = torch.optim.SGD(other, lr=1.0, momentum=momentum, weight_decay=weight_decay)
     for index in range(5):
         for parameters in (own, other):
-            loss = sum((parameter - 1).pow(4).sum() for parameter in parameters)
+            loss = torch.stack([(parameter - 1).pow(4).sum() for parameter in parameters]).sum()
             for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
                 parameter.grad = gradient
         expected.param_groups[0]["lr"] = 0.01 / (1 + index)

@@ -1,6 +1,7 @@
 """The probe recorder: what it records, keeps and forgets, and that it disturbs nothing."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -80,7 +81,7 @@ def test_probing_changes_neither_losses_nor_weights(arch, options):
 def test_recorded_values_are_those_of_the_sites(arch):
     """Against outputs and gradients that plain hooks of the test's own collect."""
     torch.manual_seed(0)
-    options = SMALL_VIT if arch == "vit" else {}
+    options: dict[str, Any] = SMALL_VIT if arch == "vit" else {}
     model = build_model(arch, norm_type="BatchNorm", num_classes=10, **options)
     x, y = torch.randn(5, 3, 16, 16), torch.randint(10, (5,))
     if arch == "vit":  # a classifier from 0 sends no gradient back
@@ -172,7 +173,7 @@ def test_sites_of_both_ways_are_recorded_in_their_order():
     torch.manual_seed(0)
     model = Chain()
     x = torch.randn(128, 3, 6, 6, generator=torch.Generator().manual_seed(0))
-    recorder = ProbeRecorder(model)
+    recorder = ProbeRecorder(model)  # type: ignore[arg-type]  # it names its sites as our networks do
     with recorder.step(0):
         outputs = [x := layer(x) for layer in model]
         outputs[-1].sum().backward()

@@ -32,7 +32,7 @@ def parts(flags, device="cpu", has_probes=False):
     images = torch.randint(0, 256, (70, 3, 16, 16), dtype=torch.uint8, generator=generator)
     split = Split(images, torch.randint(0, 10, (70,), generator=generator)).to(device)
     torch.manual_seed(settings.seed)
-    model = build_from_config(settings, 10).to(device, memory_format=torch.channels_last).train()
+    model = build_from_config(settings, 10).to(torch.device(device)).to(memory_format=torch.channels_last).train()
     optimizer = SGD(model.parameters(), momentum=0.9, weight_decay=1e-4)
     return settings, model, optimizer, split, ProbeRecorder(model) if has_probes else None
 
@@ -98,6 +98,7 @@ def test_a_graph_gives_the_losses_and_probes_of_the_step(arch, precision):
         step = kind(settings, model, optimizer, split, recorder)
         results.append(run_steps(step, epochs=4))
         dumps.append(recorder.dump())
+    assert isinstance(step, training_step.GraphedStep)
     assert not step.has_failed
     assert set(step.graphs) == {True, False}
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3)
@@ -116,7 +117,8 @@ def test_no_step_waits_for_the_device(kind):
     torch.cuda.set_sync_debug_mode("error")
     try:
         for index in range(10):
-            losses.record(*step(order[:16], flips[:16], 0.01, index), 16)
+            loss, correct = step(order[:16], flips[:16], 0.01, index)
+            losses.record(loss, correct, 16)
             losses.look()
     finally:
         torch.cuda.set_sync_debug_mode("default")
