@@ -19,11 +19,6 @@ def indefinite(dimension=60):
     return symmetric(eigenvalues)[0], eigenvalues
 
 
-def test_a_seed_is_no_generator():
-    with pytest.raises(TypeError, match="Generator"):
-        spectrum(lambda v: v, 4, 1, 2, 0)  # type: ignore[arg-type]  # somebody's mistake
-
-
 @pytest.mark.parametrize(("probes", "trace_probes"), [(12, 0), (2, 10)])
 def test_standard_errors_cover_the_truth(probes, trace_probes):
     matrix, eigenvalues = indefinite()
@@ -157,6 +152,11 @@ def test_bad_requests_are_refused():
         estimate(matrix, 0, 5)
     with pytest.raises(ValueError, match="blocks"):
         estimate(matrix, 1, 5, blocks={"a": 3})
+
+
+def test_a_seed_is_no_generator():
+    with pytest.raises(TypeError, match="Generator"):
+        spectrum(lambda v: v, 4, 1, 2, 0)  # type: ignore[arg-type]  # somebody's mistake
 
 
 def test_the_measures_of_a_network_are_those_of_its_dense_hessian():

@@ -35,7 +35,7 @@ EVERY_STEP = "--checkpoint_minutes=1e-9"
 KILLS, KILL_SECONDS = 50, 240  # random kills, and the time after which they end
 
 processes = multiprocessing.get_context("forkserver")  # its children start in no time, with torch loaded
-processes.set_forkserver_preload(["main", "PIL.Image"])
+processes.set_forkserver_preload(["normstudy.training", "main", "PIL.Image"])
 
 
 def child(argv, fatal_operation=None):
