@@ -19,7 +19,7 @@ from benchmarks.common import DEVICE, ROOT, alternated, compared, machine, machi
 from normstudy.kernels import Form, is_bf16_emulated, keep_freed_memory, use_form
 from normstudy.storage import write_json
 
-REPEATS = 7
+REPEATS = 5
 WORTH = 1.1  # the ratio from which a form stays
 VIT = (*SMALL_VIT, "--batch_size=64")
 
@@ -48,30 +48,13 @@ CASES = (
     Case("convolution", "plain", vgg("BatchNorm"), "bf16"),
     Case("batch_norm", "plain", vgg("BatchNorm")),
     Case("batch_norm", "plain", vgg("BatchNorm"), "bf16"),
-    Case("group_norm", "device", vgg("InstanceNorm")),
-    Case("group_norm", "device", vgg("GroupNorm")),
     Case("group_norm", "device", vgg("GroupNorm"), "bf16"),
-    Case("group_norm", "plain", vgg("LayerNorm")),
-    Case("map_moments", "plain", vgg("FilterResponseNorm")),
-    Case("map_moments", "device", vgg("FilterResponseNorm")),
-    Case("map_moments", "device", vgg("FilterResponseNorm"), "bf16"),
-    Case("scale_shift", "plain", vgg("FilterResponseNorm")),
-    Case("scale_shift", "device", vgg("FilterResponseNorm")),
-    Case("scale_shift", "plain", vgg("DynamicTanh"), "bf16"),
-    Case("scale_shift", "device", vgg("DynamicTanh"), "bf16"),
+    Case("map_moments", "plain", vgg("RMSNorm")),
+    Case("map_moments", "plain", vgg("InstanceNorm"), "bf16"),
     Case("attention", "device", VIT, "bf16"),
-    Case("attention", "plain", VIT),
-    Case("gradient_check", "device", (*vgg("BatchNorm"), "--batch_size=32")),
-    Case("channel_variance", "plain", RESNET, has_probes=True),
-    Case("channel_variance", "device", RESNET, has_probes=True),
-    Case("channel_variance", "plain", RESNET, "bf16", has_probes=True),
-    Case("frobenius_norm", "plain", RESNET, has_probes=True),
-    Case("frobenius_norm", "plain", RESNET, "bf16", has_probes=True),
+    Case("channel_variance", "plain", vgg("BatchNorm"), has_probes=True),
+    Case("channel_variance", "plain", vgg("BatchNorm"), "bf16", has_probes=True),
     Case("sample_statistics", "plain", RESNET, has_probes=True),
-    Case("gram_matrix", "device", RESNET, "bf16", has_probes=True),
-    Case("gram_matrix", "plain", RESNET, "bf16", has_probes=True),
-    Case("largest_eigenvalues", "plain", RESNET, "bf16", has_probes=True),
-    Case("largest_eigenvalues", "device", RESNET, "bf16", has_probes=True),
 )
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 import config
 import main
+from normstudy.kernels import FORMS, use_form
 from normstudy.storage import run_directory
 
 settings.register_profile("default", deadline=None)  # on a busy machine a flush takes as long as it likes
@@ -46,3 +47,10 @@ def train(small):
         return run_directory.RunDirectory(main.main([*small, "--epochs=6", f"--results_dir={results_dir}", *flags]))
 
     return run
+
+
+@pytest.fixture(params=FORMS)
+def form(request):
+    """Used by a module or a test: it runs in every form of the kernels."""
+    with use_form(request.param):
+        yield request.param

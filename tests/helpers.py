@@ -6,7 +6,6 @@ import os
 import pytest
 
 from normstudy.cli import RunError
-from normstudy.kernels import FORMS, use_form
 from normstudy.storage import read_json
 
 NARROW = (8, (8, 2), 16)
@@ -48,10 +47,3 @@ def complaint(call):
     lines = str(caught.value).splitlines()
     assert len(lines) == 1
     return lines[0]
-
-
-@pytest.fixture(autouse=True, params=FORMS)
-def form(request):
-    """Imported by a module: each of its tests runs in every form of the kernels."""
-    with use_form(request.param):
-        yield request.param

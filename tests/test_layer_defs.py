@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import form  # noqa: F401 - each test runs in every form of the kernels
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
@@ -22,6 +21,8 @@ import config
 import layer_defs
 from config import convolution_of
 from layer_defs import build_conv, build_linear, build_norm, build_token_norm
+
+pytestmark = pytest.mark.usefixtures("form")  # each test runs in every form of the kernels
 
 CHANNELS, GROUPS = 6, 2
 SHAPE = (4, CHANNELS, 5, 3)

@@ -13,7 +13,6 @@ from normstudy.kernels.convolutions import (
 )
 from normstudy.kernels.declarations import ElementaryForm, with_differentiable_jvp
 from normstudy.kernels.devices import free_memory, is_bf16_emulated, is_out_of_memory, keep_freed_memory, pick_device
-from normstudy.kernels.gradient_check import loss_or_nan
 from normstudy.kernels.moments import group_moments, map_moments, pooled_variance, scale_shift, to_statistics_dtype
 from normstudy.kernels.probe_statistics import (
     activation_statistics,
@@ -46,7 +45,6 @@ __all__ = [
     "is_bf16_emulated",
     "is_out_of_memory",
     "keep_freed_memory",
-    "loss_or_nan",
     "map_moments",
     "normalized_weight",
     "partial_statistics",

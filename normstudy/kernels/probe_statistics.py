@@ -9,19 +9,15 @@ import math
 import torch
 from torch.nn import functional as F
 
-from normstudy.kernels.moments import samples_at_once, statistics_dtype, to_statistics_dtype
+from normstudy.kernels.moments import statistics_dtype, to_statistics_dtype
 from normstudy.kernels.switch import form_of
 
-# Variance from the mean square only above this share of it: below, the difference would lose more than a digit (in
-# half precision, a bit).
-MIN_VARIANCE_SHARE = {torch.float32: 0.1, torch.float64: 0.1, torch.bfloat16: 0.5, torch.float16: 0.5}
 FULL_PRECISION = (torch.float32, torch.float64)
-GRAM_COLUMNS = 4096  # multiplied at a time in half precision on the CPU
+ROWS_AT_ONCE = 4096
 # Power iteration on the CPU: the fewest samples for which it is faster than all products, its maximum number of
 # iterations, and its relative tolerance.
 MIN_ITERATED_SAMPLES, MAX_ITERATIONS, ITERATION_TOLERANCE = 128, 5, 1e-3
 SQUARINGS, PRODUCTS = 8, 16  # together the 4096th power of the matrix of cosines
-ONE_DIRECTION = 0.99  # trace of a squared matrix of trace 1 from which its other directions count no more
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
@@ -40,53 +36,30 @@ def channel_variance(x: torch.Tensor) -> torch.Tensor:
     if form == "cpu" and x.dtype in FULL_PRECISION:
         positions = _rows(x).flatten(0, 1)
         means = _column_sums(positions) / len(positions)
-        squares = [
-            _column_sums(F.mse_loss(part, means.expand_as(part), reduction="none"))
-            for part in positions.split(samples_at_once(positions))
-        ]
-        return torch.cat(squares).sum(0) / len(positions)
-    # The kernels of batch normalization read once, and sum half precision in float32: to three or four digits.
+        return _column_sums(F.mse_loss(positions, means.expand_as(positions), reduction="none"))[0] / len(positions)
+    # The kernel of batch normalization reads once, and sums half precision in float32: to three or four digits.
     x = x if x.dim() == 4 else _rows(x).flatten(0, 1)
     zeros = torch.zeros(x.shape[1], device=x.device, dtype=statistics_dtype(x))
-    if form == "cpu":
-        return torch.batch_norm_update_stats(x, zeros, zeros.clone(), 0.0)[1]
-    ones = torch.ones_like(zeros)
-    _, _, inverse_deviation = torch.native_batch_norm(x, ones, zeros, None, None, True, 0.0, 1e-30)
+    _, _, inverse_deviation = torch.native_batch_norm(x, torch.ones_like(zeros), zeros, None, None, True, 0.0, 1e-30)
     return inverse_deviation.pow(-2)
 
 
 def _column_sums(positions: torch.Tensor) -> torch.Tensor:
-    """The sum of each column of positions (P, C), as a row (1, C): a product takes a third of the time of a sum."""
-    return positions.new_ones(1, len(positions)) @ positions
+    """The sum of each column of positions (P, C), as a row (1, C): products take a third of the time of a sum.
 
-
-def mean_variance(x: torch.Tensor, mean_square: torch.Tensor) -> torch.Tensor:
-    """channel_variance(x).mean() of x whose entries have this mean square.
-
-    On the CPU that saves two passes over x, unless the channels' means are so large that digits would cancel.
+    They are taken of ROWS_AT_ONCE rows, and then added, which keeps the digits of float32.
     """
-    if form_of(x, "channel_variance") == "cpu":
-        positions = _rows(x.detach())
-        if x.dtype in FULL_PRECISION:
-            rows = positions.flatten(0, 1)
-            means = _column_sums(rows) / len(rows)
-        else:  # for each sample, so that rounding to half precision averages out
-            ones = positions.new_ones(1, 1, positions.shape[1]).expand(len(positions), -1, -1)
-            means = torch.bmm(ones, positions).to(mean_square.dtype).mean(0) / positions.shape[1]
-        variance = mean_square - means.square().mean()
-        if variance > MIN_VARIANCE_SHARE[x.dtype] * mean_square:
-            return variance
-    return channel_variance(x).mean()
+    products = [part.new_ones(1, len(part)) @ part for part in positions.split(ROWS_AT_ONCE)]
+    return torch.cat(products).sum(0, keepdim=True)
 
 
 def frobenius_norm(x: torch.Tensor) -> torch.Tensor:
-    """The root of the sum of squares of all entries of x."""
-    rows = _rows(x.detach()).flatten(1)
-    if form_of(x, "frobenius_norm") != "cpu":
-        return torch.linalg.vector_norm(rows, dtype=statistics_dtype(x))
-    if x.dtype in FULL_PRECISION:  # a dot product is faster than vector_norm, and in float32 also more exact
-        return torch.dot(rows.flatten(), rows.flatten()).sqrt()
-    return torch.bmm(rows[:, None], rows[..., None]).sum(dtype=statistics_dtype(x)).sqrt()
+    """The root of the sum of squares of all entries of x.
+
+    Sample by sample: in float32, a sum over all entries at once is off by 5e-4 for 17 million of them.
+    """
+    norms = torch.linalg.vector_norm(_rows(x.detach()).flatten(1), dim=1, dtype=statistics_dtype(x))
+    return torch.linalg.vector_norm(norms)
 
 
 def activation_statistics(x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -113,7 +86,7 @@ def partial_statistics(x: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.
     if statistics is not None:
         return statistics, None
     gram = gram_matrix(x)
-    return {"activation_variance": mean_variance(x, gram.diagonal().sum() / x.numel())}, gram
+    return {"activation_variance": channel_variance(x).mean()}, gram
 
 
 def power_iteration_statistics(x: torch.Tensor) -> dict[str, torch.Tensor] | None:
@@ -141,7 +114,7 @@ def power_iteration_statistics(x: torch.Tensor) -> dict[str, torch.Tensor] | Non
         if residual * math.sqrt(len(x)) <= ITERATION_TOLERANCE * eigenvalue and length > 0:
             return {
                 "activation_norm": norms.mean(),
-                "activation_variance": mean_variance(x, norms.square().sum() / x.numel()),
+                "activation_variance": channel_variance(x).mean(),
                 "cosine_similarity": mean_cosine,
                 "stable_rank": count / eigenvalue,
             }
@@ -152,13 +125,6 @@ def power_iteration_statistics(x: torch.Tensor) -> dict[str, torch.Tensor] | Non
 def gram_matrix(x: torch.Tensor) -> torch.Tensor:
     """The products of every two samples of x, flattened: (N, N)."""
     samples = _rows(x.detach()).flatten(1)
-    form = form_of(x, "gram_matrix")
-    if form == "plain":
-        samples = to_statistics_dtype(samples)
-    if form == "cpu" and x.dtype not in FULL_PRECISION:
-        # The kernel takes twice as long for wide matrices, and sums of parts are rounded less.
-        parts = [(part @ part.T).to(statistics_dtype(x)) for part in samples.split(GRAM_COLUMNS, 1)]
-        return sum(parts[1:], parts[0])
     return (samples @ samples.T).to(statistics_dtype(x))
 
 
@@ -188,19 +154,15 @@ def largest_eigenvalues(matrices: torch.Tensor) -> torch.Tensor:
 
     Eight squarings give its 256th power P; 16 products with P leave the leading direction, whose Rayleigh quotient
     is below the eigenvalue by less than 1e-3 of it even if the second one is as close as it can be. Unlike a
-    decomposition, that does not wait for the device. The CPU stops squaring once one direction is left.
+    decomposition, that does not wait for the device.
     """
-    form = form_of(matrices, "largest_eigenvalues")
-    if form == "plain":
+    if form_of(matrices, "largest_eigenvalues") == "plain":
         return torch.linalg.eigvalsh(matrices)[:, -1]
     tiny = torch.finfo(matrices.dtype).tiny
     power = matrices / _traces(matrices).clamp_min(tiny)[:, None, None]
     for _ in range(SQUARINGS):
         power = power @ power
-        traces = _traces(power)  # 1 when one direction is left
-        power = power / traces.clamp_min(tiny)[:, None, None]
-        if form == "cpu" and traces.min() > ONE_DIRECTION:
-            break
+        power = power / _traces(power).clamp_min(tiny)[:, None, None]
     # The largest column is nearest the leading direction and cannot be orthogonal to it.
     largest = power.diagonal(dim1=1, dim2=2).argmax(1)
     direction = power.gather(2, largest[:, None, None].expand(-1, power.shape[1], 1))

@@ -18,14 +18,10 @@ KERNELS = (
     "batch_norm",
     "group_norm",
     "map_moments",
-    "scale_shift",
     "attention",
     "channel_variance",
-    "frobenius_norm",
     "sample_statistics",
-    "gram_matrix",
     "largest_eigenvalues",
-    "gradient_check",
 )
 _chosen: dict[str, Form] = {}
 

@@ -1,7 +1,7 @@
 """Training steps. Nothing here waits for the device."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from config import Config
 from models import Network
 from normstudy.datasets import Split, training_batch
-from normstudy.kernels import loss_or_nan
 from normstudy.training.optimizer import SGD
 from normstudy.training.probe_recorder import ProbeRecorder
 from normstudy.training.processes import ALONE, World
@@ -33,6 +32,12 @@ def forward_in_precision(config: Config, model: nn.Module, images: torch.Tensor)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         logits = model(images)
     return logits.float()
+
+
+def loss_or_nan(loss: torch.Tensor, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The loss; NaN if any gradient is not finite. Nothing waits for the device."""
+    total = torch.stack([gradient.sum() for gradient in gradients]).sum()
+    return loss + 0 * total  # 0·∞ is NaN
 
 
 class Step:

@@ -4,39 +4,34 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import form  # noqa: F401 - each test runs in every form of the kernels
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import jacrev, jvp, vmap
 from torch.testing import assert_close
 
 from normstudy.kernels import moments
 
+pytestmark = pytest.mark.usefixtures("form")  # each test runs in every form of the kernels
+
 EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}
 FLOAT32: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
-
-a_few_at_a_time = pytest.mark.parametrize("cached", [1, 40, 10**6], ids=["one_sample", "some_samples", "all_samples"])
 
 
 def random(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 2
 
 
-@a_few_at_a_time
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_moments_do_not_depend_on_how_many_samples_are_handled_at_a_time(monkeypatch, cached, dtype):
-    monkeypatch.setattr(moments, "CACHED_ELEMENTS", cached)
-    x = random(4, 15, 6).to(dtype)
-    found = moments.position_moments(x)
-    expected = torch.var_mean(x.double(), 1, correction=0)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_map_moments_are_population_moments(dtype, memory_format):
+    x = random(4, 6, 3, 5).to(dtype).contiguous(memory_format=memory_format)
+    expected = torch.var_mean(x.double(), (2, 3), correction=0)
     tolerance = EXACT if dtype == torch.float64 else FLOAT32
-    assert_close([moment.double() for moment in found], list(expected), **tolerance)
+    assert_close([moment.double() for moment in moments.map_moments(x)], list(expected), **tolerance)
 
 
-@a_few_at_a_time
 @pytest.mark.parametrize("rows", [(1, 1), (3, 1), (1, 3), (3, 3)], ids=str)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_scale_shift_and_its_gradients_are_torch_s(monkeypatch, cached, rows, memory_format):
-    monkeypatch.setattr(moments, "CACHED_ELEMENTS", cached)
+def test_scale_shift_and_its_gradients_are_torch_s(rows, memory_format):
     results = []
     for function in (moments.scale_shift, lambda x, a, b: x * a[..., None, None] + b[..., None, None]):
         x = random(3, 4, 5, 2).contiguous(memory_format=memory_format).requires_grad_()

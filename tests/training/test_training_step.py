@@ -123,3 +123,13 @@ def test_no_step_waits_for_the_device(kind):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert losses.result(16)[2] is None
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
+@pytest.mark.parametrize("bad", [[math.nan], [math.inf], [-math.inf], [math.inf, -math.inf]])
+def test_a_loss_is_kept_to_the_bit_unless_a_gradient_is_not_finite(bad, device):
+    loss = torch.tensor(0.1, device=device)
+    gradients = [torch.full((3, 4), 1e6, device=device), torch.zeros(5, device=device), torch.randn(7, device=device)]
+    assert torch.equal(training_step.loss_or_nan(loss, gradients), loss)
+    gradients[0].view(-1)[: len(bad)] = torch.tensor(bad)
+    assert training_step.loss_or_nan(loss, gradients).isnan()
