@@ -1,4 +1,4 @@
-"""Curvature of any PyTorch model and loss, without ever forming the matrix. Needs torch and numpy alone."""
+"""Curvature of the loss of any PyTorch model, without ever forming the matrix. Needs torch alone."""
 
 from .krylov_space import lanczos
 from .objective import layer_sizes

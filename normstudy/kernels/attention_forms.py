@@ -9,7 +9,7 @@ from normstudy.kernels.switch import form_of
 
 
 def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Scaled dot-product attention (Vaswani 2017, equation 1) by PyTorch's fused kernel, in the dtype of the query."""
+    """Scaled dot-product attention (Vaswani 2017, equation 1) in the dtype of the query."""
     form = form_of(query, "attention")
     if form == "plain":
         return plain_attention(query, key, value)

@@ -10,7 +10,7 @@ Layer = TypeVar("Layer", bound=type[nn.Module])
 def with_differentiable_jvp(layer: Layer) -> Layer:
     """Class decorator: the forward-mode derivative (JVP) of this class's own code can be differentiated again.
 
-    It adds the method has_differentiable_jvp to the class. A subclass with other code has to declare it again.
+    It adds the method has_differentiable_jvp to the class. A subclass has to declare it again.
     """
     layer.has_differentiable_jvp = _yes  # type: ignore[attr-defined]
     return layer

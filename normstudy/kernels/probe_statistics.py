@@ -56,14 +56,14 @@ def _column_sums(positions: torch.Tensor) -> torch.Tensor:
 def frobenius_norm(x: torch.Tensor) -> torch.Tensor:
     """The root of the sum of squares of all entries of x.
 
-    Sample by sample: in float32, a sum over all entries at once is off by 5e-4 for 17 million of them.
+    Sample by sample: in float32, a sum over all entries at once is off by 7e-4 for 17 million of them.
     """
     norms = torch.linalg.vector_norm(_rows(x.detach()).flatten(1), dim=1, dtype=statistics_dtype(x))
     return torch.linalg.vector_norm(norms)
 
 
 def activation_statistics(x: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The four statistics of an activation that DESIGN's table of probes defines.
+    """The four statistics of an activation that docs/files.md (Probes) defines.
 
     activation_norm: mean over samples of the L2 norm. activation_variance: mean over channels of the population
     variance over samples and positions. cosine_similarity: mean over ordered pairs i≠j of cos(x_i, x_j) of flattened

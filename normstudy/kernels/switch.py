@@ -1,8 +1,9 @@
 """The one switch between the forms of a kernel: the plain formula, the CPU's form, and the form for other devices.
 
-Every kernel is a function with a plain form, the formula as a textbook writes it. A faster form stands beside it,
-gives the same to rounding, and is worth its lines only while benchmarks/forms.py shows a gain. `use_form` lets tests
-run each form on any machine, and lets the benchmark compare them.
+The plain form is the formula as a textbook writes it. A faster form stands beside it, is tested against it, and is
+worth its lines only while benchmarks/forms.py shows a gain of a tenth of a training step, or if the plain form would
+wait for the device (largest_eigenvalues). `use_form` lets tests run each form on any machine, and the benchmark compare
+them.
 """
 
 import contextlib

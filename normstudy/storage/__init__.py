@@ -23,13 +23,14 @@ from normstudy.storage.probe_files import (
 from normstudy.storage.provenance import add_to_history, git_commit, history_entry, package_versions
 from normstudy.storage.recorded_files import are_metrics_whole, changed_files, restore_metrics, save_checkpoint
 from normstudy.storage.results_table import collect_table, update_table
-from normstudy.storage.run_directory import METRICS_COLUMNS, RunDirectory, identity_hash, run_name
+from normstudy.storage.run_directory import MEASUREMENTS, METRICS_COLUMNS, RunDirectory, identity_hash, run_name
 from normstudy.storage.run_settings import open_run, read_summary, reads_same_folder, stored_config
 from normstudy.storage.training_state import load_state, prepare_run, save_state
 
 __all__ = [
     "ACTIVATION_KEYS",
     "CONV_KEYS",
+    "MEASUREMENTS",
     "METRICS_COLUMNS",
     "PROBE_KEYS",
     "RunDirectory",

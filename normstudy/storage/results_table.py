@@ -21,7 +21,7 @@ from normstudy.storage.results_columns import (
     USUAL_MEASUREMENT,
     write_explanation,
 )
-from normstudy.storage.run_directory import RunDirectory
+from normstudy.storage.run_directory import MEASUREMENTS, RunDirectory
 from normstudy.storage.run_settings import read_summary
 
 LOCK = ".results.lock"
@@ -72,7 +72,7 @@ def _read_measurements(run: RunDirectory, summary: Mapping[str, Any]) -> tuple[d
     measured: dict[str, Any] = {}
     complaints = []
     last = summary.get("files", {}).get(f"checkpoints/epoch_{summary['epochs_done']:04d}.pt")
-    for name in ("hessian", "class_similarity"):
+    for name in MEASUREMENTS:
         path = run.measurement(name)
         if not path.exists():
             continue

@@ -16,6 +16,7 @@ from normstudy.cli import Busy
 from normstudy.storage.files import remove_leftovers
 from normstudy.storage.locks import locked
 
+MEASUREMENTS = ("hessian", "class_similarity")  # {name}.json is written by run_{name}.py
 METRICS_COLUMNS = (
     "epoch",
     "learning_rate",

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from config import FLAGS, GROUP_TITLES
 from normstudy.cli import Parser, add_flag, argparse_type, boolean, count
+from normstudy.storage import MEASUREMENTS
 from normstudy.sweeps.presets import PRESETS
 
-MEASUREMENTS = ("hessian", "class_similarity")
-MEASURING = tuple(f"{name}_flags" for name in MEASUREMENTS)
+MEASUREMENT_FLAGS = tuple(f"{name}_flags" for name in MEASUREMENTS)
 NOT_SWEPT = ("c_dir", "overwrite")  # of a run that exists already
 
 

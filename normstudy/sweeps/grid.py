@@ -10,7 +10,7 @@ from typing import Any
 from config import ONLY_WITH, Config, resolve, shares_of_batch
 from normstudy.cli import UsageError
 from normstudy.storage import RunDirectory, run_name
-from normstudy.sweeps.flags import MEASURING
+from normstudy.sweeps.flags import MEASUREMENT_FLAGS
 from normstudy.sweeps.presets import PRESETS
 
 
@@ -40,8 +40,8 @@ def expand(
     left_out: collections.Counter[str] = collections.Counter()
     seen = set()
     for grid in PRESETS[preset] if preset else ({},):
-        measuring = {name: grid[name] for name in grid if name in MEASURING}
-        grid = {name: grid[name] for name in grid if name not in MEASURING} | swept
+        measuring = {name: grid[name] for name in grid if name in MEASUREMENT_FLAGS}
+        grid = {name: grid[name] for name in grid if name not in MEASUREMENT_FLAGS} | swept
         for values in itertools.product(*grid.values()):
             chosen = dict(zip(grid, values, strict=True)) | shared
             for name, (owner, wanted) in ONLY_WITH.items():

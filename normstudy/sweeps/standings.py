@@ -8,8 +8,7 @@ from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
 from normstudy.cli import RunError
-from normstudy.storage import read_json
-from normstudy.sweeps.flags import MEASUREMENTS
+from normstudy.storage import MEASUREMENTS, read_json
 from normstudy.sweeps.grid import SweepRun
 
 

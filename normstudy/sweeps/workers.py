@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from normstudy.cli import OUTCOME_VARIABLE, read_outcome
-from normstudy.storage import write_bytes
+from normstudy.storage import MEASUREMENTS, write_bytes
 from normstudy.sweeps.endings import Ending, count_memory_kills
-from normstudy.sweeps.flags import MEASUREMENTS, MEASURING
+from normstudy.sweeps.flags import MEASUREMENT_FLAGS
 from normstudy.sweeps.grid import SweepRun
 from normstudy.sweeps.standings import failure_path, is_done, log_path, missing_measurements
 
@@ -85,7 +85,7 @@ class Worker:
         missing = missing_measurements(run, self.options["measure"])
         return [
             [f"run_{name}.py", str(run.directory.path), *shlex.split(self.options[flags] or getattr(run, flags))]
-            for name, flags in zip(MEASUREMENTS, MEASURING, strict=True)
+            for name, flags in zip(MEASUREMENTS, MEASUREMENT_FLAGS, strict=True)
             if name in missing
         ]
 

@@ -74,7 +74,7 @@ class EpochLosses:
             values = torch.empty(len(values), dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
             arrival = torch.cuda.Event()
             arrival.record()
-        elif values.device.type != "cpu":
+        else:
             values = values.cpu()
         self._begun = values, self.samples, arrival
 

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from normstudy.kernels.probe_statistics import (
     activation_statistics,
+    frobenius_norm,
     gram_matrix,
     gram_statistics,
     power_iteration_statistics,
@@ -173,3 +174,11 @@ def test_variance_of_a_large_batch_keeps_its_digits(form, offset, dtype, toleran
     x = (noise + offset).to(dtype, memory_format=torch.channels_last)
     expected = x.double().var((0, 2, 3), correction=0).mean().float()
     torch.testing.assert_close(activation_statistics(x)["activation_variance"], expected, rtol=tolerance, atol=0)
+
+
+def test_the_norm_of_a_large_gradient_keeps_its_digits():
+    gradient = 1e-3 * torch.randn(256, 64, 32, 32, generator=torch.Generator().manual_seed(0))
+    expected = gradient.double().square().sum().sqrt().float()
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        found = frobenius_norm(gradient.contiguous(memory_format=memory_format))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
