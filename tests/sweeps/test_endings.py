@@ -55,7 +55,7 @@ def work_off(tmp_path, monkeypatch):
         ("raise ValueError('a bug\\nin two lines')", "ValueError: a bug in two lines"),
         ("print('left out: main.py: error: is being worked on by'); sys.exit(3)", "exit code 3, see the log"),
         (KILL, UNKNOWN_MEMORY),
-        ("os.kill(os.getpid(), signal.SIGHUP)", "ended by signal 1 (SIGHUP)"),
+        ("os.kill(os.getpid(), signal.SIGALRM)", "ended by signal 14 (SIGALRM)"),
     ],
 )
 def test_the_reason_of_a_failure(work_off, line, reason):
