@@ -43,7 +43,6 @@ def vgg(norm_type: str) -> tuple[str, ...]:
     return "--arch=vgg", f"--norm_type={norm_type}"
 
 
-RESNET = ("--arch=resnet-56", "--norm_type=BatchNorm")
 CASES = (
     Case("convolution", "plain", vgg("BatchNorm"), "bf16"),
     Case("batch_norm", "plain", vgg("BatchNorm")),
@@ -52,9 +51,7 @@ CASES = (
     Case("map_moments", "plain", vgg("RMSNorm")),
     Case("map_moments", "plain", vgg("InstanceNorm"), "bf16"),
     Case("attention", "device", VIT, "bf16"),
-    Case("channel_variance", "plain", vgg("BatchNorm"), has_probes=True),
     Case("channel_variance", "plain", vgg("BatchNorm"), "bf16", has_probes=True),
-    Case("sample_statistics", "plain", RESNET, has_probes=True),
 )
 
 

@@ -18,8 +18,8 @@ from normstudy.kernels.probe_statistics import (
     activation_statistics,
     channel_variance,
     frobenius_norm,
+    gram_matrix,
     gram_statistics,
-    partial_statistics,
 )
 from normstudy.kernels.switch import FORMS, KERNELS, Form, form_of, use_form
 
@@ -40,6 +40,7 @@ __all__ = [
     "form_of",
     "free_memory",
     "frobenius_norm",
+    "gram_matrix",
     "gram_statistics",
     "group_moments",
     "is_bf16_emulated",
@@ -47,7 +48,6 @@ __all__ = [
     "keep_freed_memory",
     "map_moments",
     "normalized_weight",
-    "partial_statistics",
     "pick_device",
     "plain_attention",
     "pooled_variance",

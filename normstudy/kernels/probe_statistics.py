@@ -4,19 +4,12 @@ Inputs x are a batch of N samples: maps (N, C, H, W), tokens (N, T, C) or vector
 zero-dimensional tensors on the device of x and off the graph. On devices other than the CPU, nothing here waits.
 """
 
-import math
-
 import torch
-from torch.nn import functional as F
 
 from normstudy.kernels.moments import statistics_dtype, to_statistics_dtype
 from normstudy.kernels.switch import form_of
 
 FULL_PRECISION = (torch.float32, torch.float64)
-ROWS_AT_ONCE = 4096
-# Power iteration on the CPU: the fewest samples for which it is faster than all products, its maximum number of
-# iterations, and its relative tolerance.
-MIN_ITERATED_SAMPLES, MAX_ITERATIONS, ITERATION_TOLERANCE = 128, 5, 1e-3
 SQUARINGS, PRODUCTS = 8, 16  # together the 4096th power of the matrix of cosines
 
 
@@ -31,26 +24,13 @@ def channel_variance(x: torch.Tensor) -> torch.Tensor:
     """Population variance over samples and positions of each channel: (C,)."""
     x = x.detach()
     form = form_of(x, "channel_variance")
-    if form == "plain":
+    if form == "plain" or (form == "cpu" and x.dtype in FULL_PRECISION):
         return to_statistics_dtype(_rows(x)).var((0, 1), correction=0)
-    if form == "cpu" and x.dtype in FULL_PRECISION:
-        positions = _rows(x).flatten(0, 1)
-        means = _column_sums(positions) / len(positions)
-        return _column_sums(F.mse_loss(positions, means.expand_as(positions), reduction="none"))[0] / len(positions)
     # The kernel of batch normalization reads once, and sums half precision in float32: to three or four digits.
     x = x if x.dim() == 4 else _rows(x).flatten(0, 1)
     zeros = torch.zeros(x.shape[1], device=x.device, dtype=statistics_dtype(x))
     _, _, inverse_deviation = torch.native_batch_norm(x, torch.ones_like(zeros), zeros, None, None, True, 0.0, 1e-30)
     return inverse_deviation.pow(-2)
-
-
-def _column_sums(positions: torch.Tensor) -> torch.Tensor:
-    """The sum of each column of positions (P, C), as a row (1, C): products take a third of the time of a sum.
-
-    They are taken of ROWS_AT_ONCE rows, and then added, which keeps the digits of float32.
-    """
-    products = [part.new_ones(1, len(part)) @ part for part in positions.split(ROWS_AT_ONCE)]
-    return torch.cat(products).sum(0, keepdim=True)
 
 
 def frobenius_norm(x: torch.Tensor) -> torch.Tensor:
@@ -71,55 +51,8 @@ def activation_statistics(x: torch.Tensor) -> dict[str, torch.Tensor]:
     sample has cosine 0 with every other and adds nothing to U; if all are zero, the stable rank is 0. In half
     precision, products are rounded to it, which leaves about three digits.
     """
-    statistics, gram = partial_statistics(x)
-    if gram is not None:
-        statistics |= {key: value[0] for key, value in gram_statistics(gram[None]).items()}
-    return statistics
-
-
-def partial_statistics(x: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
-    """(all of activation_statistics, None), or (the variance alone, the Gram matrix (N, N) of the samples).
-
-    The matrices of many sites go through gram_statistics together, which gives the rest.
-    """
-    statistics = power_iteration_statistics(x)
-    if statistics is not None:
-        return statistics, None
-    gram = gram_matrix(x)
-    return {"activation_variance": channel_variance(x).mean()}, gram
-
-
-def power_iteration_statistics(x: torch.Tensor) -> dict[str, torch.Tensor] | None:
-    """All of activation_statistics by power iteration, on the CPU; None unless that is right and fast.
-
-    Samples without negative entries have cosines that are not negative, and so has their leading direction v (Perron
-    and Frobenius). A start of equal entries, and every iterate after it, therefore has a cosine of at least 1/√N with
-    v, and its Rayleigh quotient is below the largest eigenvalue by at most √N times the residual.
-    """
-    samples = _rows(x.detach()).flatten(1)
-    is_cpu = form_of(x, "sample_statistics") == "cpu"
-    if not is_cpu or x.dtype not in FULL_PRECISION or len(x) < MIN_ITERATED_SAMPLES or not samples.amin() >= 0:
-        return None
-    norms = torch.linalg.vector_norm(samples, dim=1)
-    inverse = torch.where(norms > 0, 1 / norms.clamp_min(torch.finfo(x.dtype).tiny), 0)
-    count = (norms > 0).sum()
-    direction = (norms > 0).to(x.dtype) / count.sqrt()
-    for iteration in range(MAX_ITERATIONS):
-        image = inverse * (samples @ (samples.T @ (inverse * direction)))
-        eigenvalue = direction @ image
-        if iteration == 0:
-            mean_cosine = (count * eigenvalue - count) / (len(x) * (len(x) - 1))
-        length = torch.linalg.vector_norm(image)
-        residual = torch.linalg.vector_norm(image - eigenvalue * direction)
-        if residual * math.sqrt(len(x)) <= ITERATION_TOLERANCE * eigenvalue and length > 0:
-            return {
-                "activation_norm": norms.mean(),
-                "activation_variance": channel_variance(x).mean(),
-                "cosine_similarity": mean_cosine,
-                "stable_rank": count / eigenvalue,
-            }
-        direction = image / length
-    return None
+    variance = {"activation_variance": channel_variance(x).mean()}
+    return variance | {key: value[0] for key, value in gram_statistics(gram_matrix(x)[None]).items()}
 
 
 def gram_matrix(x: torch.Tensor) -> torch.Tensor:

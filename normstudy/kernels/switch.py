@@ -21,7 +21,6 @@ KERNELS = (
     "map_moments",
     "attention",
     "channel_variance",
-    "sample_statistics",
     "largest_eigenvalues",
 )
 _chosen: dict[str, Form] = {}

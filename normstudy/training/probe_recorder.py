@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from models import Network
-from normstudy.kernels import channel_variance, frobenius_norm, gram_statistics, partial_statistics
+from normstudy.kernels import channel_variance, frobenius_norm, gram_matrix, gram_statistics
 from normstudy.storage import CONV_KEYS, PROBE_KEYS
 from normstudy.training.processes import ALONE, World
 
@@ -71,11 +71,8 @@ class ProbeRecorder:
         whole = self.world.gather(output, site % self.world.size)
         if whole is not None:
             with torch.autocast(output.device.type, enabled=False):
-                statistics, gram = partial_statistics(whole)
-            for key, value in statistics.items():
-                values[key][site] = value
-            if gram is not None:
-                values[GRAM][site] = gram
+                values["activation_variance"][site] = channel_variance(whole).mean()
+                values[GRAM][site] = gram_matrix(whole)
 
     @contextlib.contextmanager
     def observe(self) -> Iterator[Observation]:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import config
 from models import build_model
-from normstudy.kernels.probe_statistics import activation_statistics, power_iteration_statistics
+from normstudy.kernels.probe_statistics import activation_statistics
 from normstudy.storage import ACTIVATION_KEYS, CONV_KEYS, PROBE_KEYS
 from normstudy.training.probe_recorder import ProbeRecorder
 
@@ -156,7 +156,7 @@ class Chain(torch.nn.Sequential):
         return {"conv": ["0", "2"], "activation": ["1", "3", "4"]}
 
 
-def test_sites_of_both_ways_are_recorded_in_their_order(form):
+def test_sites_are_recorded_in_their_order():
     torch.manual_seed(0)
     model = Chain()
     x = torch.randn(128, 3, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -166,8 +166,6 @@ def test_sites_of_both_ways_are_recorded_in_their_order(form):
         outputs[-1].sum().backward()
     dump = recorder.dump()
     activations = [outputs[1], outputs[3], outputs[4]]
-    if form == "cpu":
-        assert [power_iteration_statistics(output) is None for output in activations] == [False, True, False]
     for index, output in enumerate(activations):
         for key, value in activation_statistics(output.detach()).items():
             torch.testing.assert_close(dump[key][0, index], value, rtol=1e-6, atol=0)
