@@ -51,6 +51,7 @@ CASES = (
     Case("map_moments", "plain", vgg("RMSNorm")),
     Case("map_moments", "plain", vgg("InstanceNorm"), "bf16"),
     Case("attention", "device", VIT, "bf16"),
+    Case("channel_variance", "plain", (*vgg("BatchNorm"), "--batch_size=64"), has_probes=True),
     Case("channel_variance", "plain", vgg("BatchNorm"), "bf16", has_probes=True),
 )
 

@@ -5,11 +5,13 @@ zero-dimensional tensors on the device of x and off the graph. On devices other 
 """
 
 import torch
+from torch.nn import functional as F
 
 from normstudy.kernels.moments import statistics_dtype, to_statistics_dtype
 from normstudy.kernels.switch import form_of
 
 FULL_PRECISION = (torch.float32, torch.float64)
+ROWS_AT_ONCE = 4096
 SQUARINGS, PRODUCTS = 8, 16  # together the 4096th power of the matrix of cosines
 
 
@@ -24,13 +26,26 @@ def channel_variance(x: torch.Tensor) -> torch.Tensor:
     """Population variance over samples and positions of each channel: (C,)."""
     x = x.detach()
     form = form_of(x, "channel_variance")
-    if form == "plain" or (form == "cpu" and x.dtype in FULL_PRECISION):
+    if form == "plain":
         return to_statistics_dtype(_rows(x)).var((0, 1), correction=0)
+    if form == "cpu" and x.dtype in FULL_PRECISION:
+        positions = _rows(x).flatten(0, 1)
+        means = _column_sums(positions) / len(positions)
+        return _column_sums(F.mse_loss(positions, means.expand_as(positions), reduction="none"))[0] / len(positions)
     # The kernel of batch normalization reads once, and sums half precision in float32: to three or four digits.
     x = x if x.dim() == 4 else _rows(x).flatten(0, 1)
     zeros = torch.zeros(x.shape[1], device=x.device, dtype=statistics_dtype(x))
     _, _, inverse_deviation = torch.native_batch_norm(x, torch.ones_like(zeros), zeros, None, None, True, 0.0, 1e-30)
     return inverse_deviation.pow(-2)
+
+
+def _column_sums(positions: torch.Tensor) -> torch.Tensor:
+    """The sum of each column of positions (P, C), as a row (1, C): products take a third of the time of a sum.
+
+    They are taken of ROWS_AT_ONCE rows, and then added, which keeps the digits of float32.
+    """
+    products = [part.new_ones(1, len(part)) @ part for part in positions.split(ROWS_AT_ONCE)]
+    return torch.cat(products).sum(0, keepdim=True)
 
 
 def frobenius_norm(x: torch.Tensor) -> torch.Tensor:
