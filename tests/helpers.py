@@ -1,4 +1,4 @@
-"""What several test files share."""
+"""Helpers that several test files use."""
 
 import csv
 import os

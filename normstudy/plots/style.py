@@ -79,7 +79,7 @@ def is_whole_picture(path: Path) -> bool:
 
 
 def printable(name: object) -> str:
-    """A name from disk, of which matplotlib makes no formula, in characters that can be drawn."""
+    """A name from disk in characters that can be drawn, with dollar signs escaped so that it is no formula."""
     return "".join(character if character.isprintable() else "·" for character in str(name)).replace("$", r"\$")
 
 

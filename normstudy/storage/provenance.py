@@ -1,4 +1,4 @@
-"""What a result was made with: versions of packages, the program's commit, and the history of a run."""
+"""Provenance of a result: versions of packages, the program's commit, and the history of a run."""
 
 from __future__ import annotations
 
