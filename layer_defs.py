@@ -38,19 +38,19 @@ RELU_MEAN = 1 / math.sqrt(2 * math.pi)  # mean of ReLU(z), z standard normal
 
 
 def _maps(per_channel: torch.Tensor) -> torch.Tensor:
-    """(C,) shaped to broadcast over (N, C, H, W)."""
+    """Reshape (C,) to broadcast over (N, C, H, W)."""
     return per_channel.view(1, -1, 1, 1)
 
 
 def _check_groups(layer: str, num_channels: int, num_groups: int) -> int:
-    """num_groups; ValueError naming layer, width and groups if they do not divide the width."""
+    """Return num_groups. Raises ValueError, naming layer, width and groups, if they do not divide the width."""
     if num_groups < 1 or num_channels % num_groups:
-        raise ValueError(f"{layer} has {num_channels} channels, which {num_groups} groups do not divide")
+        raise ValueError(f"{layer} has {num_channels} channels, which cannot be divided into {num_groups} groups")
     return num_groups
 
 
 class _Norm(nn.Module):
-    """Base: γ from 1, β from 0 unless `bias=False`."""
+    """Base class: γ starts at 1 and β at 0; with `bias=False` there is no β."""
 
     def __init__(self, num_channels: int, bias: bool = True) -> None:
         super().__init__()
@@ -63,11 +63,11 @@ class _Norm(nn.Module):
         return f"{self.num_channels}"
 
     def beta(self) -> torch.Tensor:
-        """β, zeros if there is none: (C,)."""
+        """Return β (C,), or zeros if there is no β."""
         return torch.zeros_like(self.weight) if self.bias is None else self.bias
 
     def affine(self, x: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
-        """γ · scale · x + β, with γ · scale folded together before it meets x. scale: (N, C) or (1, C)."""
+        """Return γ · scale · x + β, multiplying γ and scale before x. scale is (N, C) or (1, C)."""
         weight = self.weight[None]
         return scale_shift(x, weight if scale is None else weight * scale, self.beta()[None])
 
@@ -75,9 +75,10 @@ class _Norm(nn.Module):
 class _RunningNorm(_Norm):
     """A norm with running batch statistics: new = 0.9 · old + 0.1 · batch.
 
-    `running` are their names, which begin with `running_`, and their start values: running_mean=0.0, running_var=1.0.
+    `running` maps their names, which begin with `running_`, to their start values: running_mean=0.0, running_var=1.0.
     Measurements with batch statistics recognize such a layer by these names. `across` is set if several processes
-    share a batch and its statistics (see synchronize): it turns a mean over this process's samples into that over all.
+    share a batch and its statistics (see synchronize). It turns a mean over this process's samples into the mean over
+    all samples.
     """
 
     across: Callable[[torch.Tensor], torch.Tensor] | None = None
@@ -91,16 +92,16 @@ class _RunningNorm(_Norm):
 
     @torch.no_grad()
     def update(self, **statistics: torch.Tensor) -> None:
-        """Take a batch's statistics {name: (C,)} into the running ones, off the graph."""
+        """Update the running statistics with those of a batch, {name: (C,)}, off the graph."""
         for name, statistic in statistics.items():
             getattr(self, name).lerp_(statistic.detach(), RUNNING_UPDATE)
 
     def over_processes(self, mean: torch.Tensor) -> torch.Tensor:
-        """A mean over this process's samples as the mean over all samples of the batch (with --sync_bn)."""
+        """Turn a mean over this process's samples into that over all samples of the batch (with --sync_bn)."""
         return mean if self.across is None else self.across(mean)
 
     def batch_moments(self, variances: torch.Tensor, means: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The batch's variance and mean, (C,) each, from those of samples and channels (N, C)."""
+        """Return the batch's variance and mean, (C,) each, from those of each sample and channel, (N, C)."""
         variance, mean = pooled_variance(variances, means, dim=0), means.mean(0)
         if self.across is None:
             return variance, mean
@@ -108,11 +109,11 @@ class _RunningNorm(_Norm):
         return self.across(variance + (mean - whole).square()), whole
 
     def eval_affine(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """(scale, shift), (C,) each, if the norm is scale · x + shift in eval mode; else None."""
+        """Return (scale, shift), (C,) each, if the norm is scale · x + shift in eval mode; else None."""
         return None
 
     def fold_into(self, conv: nn.Module) -> nn.Module | None:
-        """One convolution that computes this norm, in eval mode, of `conv`; None if the norm is not affine then."""
+        """Return one convolution that computes `conv` and this norm in eval mode; None if the norm is not affine."""
         affine = self.eval_affine
         if not isinstance(conv, Conv2d) or affine() is None:
             return None
@@ -123,9 +124,9 @@ class _RunningNorm(_Norm):
 class BatchNorm(ElementaryForm, _RunningNorm):
     """γ(x−μ)/√(σ²+ε)+β over N,H,W (Ioffe & Szegedy 2015, algorithm 1).
 
-    The running variance averages population variances, as the layer uses them; torch.nn.BatchNorm2d's averages
-    sample variances, which are n/(n−1) times as large. The JVP of PyTorch's kernel takes the moments for constants when
-    it is differentiated again.
+    The running variance averages the population variances that the layer divides by. That of torch.nn.BatchNorm2d
+    averages sample variances, which are n/(n−1) times as large. The JVP of PyTorch's kernel treats the moments as
+    constants when it is differentiated again.
     """
 
     def __init__(self, num_channels: int) -> None:
@@ -144,13 +145,13 @@ class BatchNorm(ElementaryForm, _RunningNorm):
         mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
         out = torch.batch_norm(x, self.weight, self.bias, mean, variance, True, 1.0, EPS, cudnn)
         count = x.numel() // x.shape[1]
-        # The kernel gives the sample variance, which a single value does not have.
+        # The kernel returns the sample variance, which is undefined for a single value.
         variance = variance * ((count - 1) / count) if count > 1 else torch.zeros_like(variance)
         self.update(running_mean=mean, running_var=variance)
         return out
 
     def normalize(self, x: torch.Tensor) -> torch.Tensor:
-        """The formula, step by step, in training."""
+        """Compute the formula step by step in training mode."""
         if self.across is not None:
             variance, mean = self.batch_moments(*map_moments(x))
         else:
@@ -207,9 +208,9 @@ class MeanCentering(_RunningNorm):
 class GroupNorm(ElementaryForm, _Norm):
     """γ(x−μ)/√(σ²+ε)+β over each group of channels and H,W of each sample (Wu & He 2018).
 
-    One group is LayerNorm over C,H,W (Ba 2016), one group for each channel InstanceNorm (Ulyanov 2017). The JVP of
-    PyTorch's kernel fails in PyTorch 2.6 on maps in channels_last. Raises ValueError if the groups do not divide the
-    channels.
+    With one group, this is LayerNorm over C,H,W (Ba 2016); with one group per channel, InstanceNorm (Ulyanov 2017).
+    In PyTorch 2.6, the JVP of PyTorch's kernel fails on maps in channels_last. Raises ValueError if the groups do not
+    divide the channels.
     """
 
     def __init__(self, num_channels: int, num_groups: int) -> None:
@@ -232,7 +233,7 @@ class GroupNorm(ElementaryForm, _Norm):
 
 @with_differentiable_jvp
 class RMSNorm(_Norm):
-    """γx/√(mean(x²)+ε), the mean over C,H,W of each sample (Zhang & Sennrich 2019)."""
+    """γx/√(mean(x²)+ε) with the mean over C,H,W of each sample (Zhang & Sennrich 2019)."""
 
     def __init__(self, num_channels: int) -> None:
         super().__init__(num_channels, bias=False)
@@ -244,7 +245,7 @@ class RMSNorm(_Norm):
 
 @with_differentiable_jvp
 class FilterResponseNorm(_Norm):
-    """γx/√(mean_{H,W}(x²)+1e-6+|ε_l|)+β, one ε_l for each layer, learned from 1e-5 (Singh & Krishnan 2019)."""
+    """γx/√(mean_{H,W}(x²)+1e-6+|ε_l|)+β with one learned ε_l per layer, starting at 1e-5 (Singh & Krishnan 2019)."""
 
     MINIMUM = 1e-6
 
@@ -260,7 +261,10 @@ class FilterResponseNorm(_Norm):
 
 @with_differentiable_jvp
 class EvoNormSO(_Norm):
-    """EvoNorm-S0: γ · x · sigmoid(vx)/√(σ²_group+ε)+β, v from 1; its own activation (Liu 2020, table 1)."""
+    """EvoNorm-S0: γ · x · sigmoid(vx)/√(σ²_group+ε)+β (Liu 2020, table 1).
+
+    v starts at 1. The norm is its own activation.
+    """
 
     def __init__(self, num_channels: int, num_groups: int) -> None:
         super().__init__(num_channels)
@@ -274,9 +278,10 @@ class EvoNormSO(_Norm):
 
 @with_differentiable_jvp
 class EvoNormBO(_RunningNorm):
-    """EvoNorm-B0: γx/max(√(σ²_{N,H,W}+ε), vx+√(σ²_{H,W}+ε))+β, v from 1; its own activation (Liu 2020, table 1).
+    """EvoNorm-B0: γx/max(√(σ²_{N,H,W}+ε), vx+√(σ²_{H,W}+ε))+β (Liu 2020, table 1).
 
-    In eval mode the running variance stands for the batch's; each sample's own variance stays.
+    v starts at 1. The norm is its own activation. In eval mode the running variance replaces that of the batch; the
+    variance of each sample is still computed from the sample.
     """
 
     def __init__(self, num_channels: int) -> None:
@@ -298,7 +303,7 @@ class EvoNormBO(_RunningNorm):
 
 @with_differentiable_jvp
 class DynamicTanh(_Norm):
-    """γ · tanh(αx)+β, one scalar α for each layer, from 0.5 (Zhu 2025)."""
+    """γ · tanh(αx)+β with one scalar α per layer, starting at 0.5 (Zhu 2025)."""
 
     def __init__(self, num_channels: int) -> None:
         super().__init__(num_channels)
@@ -310,7 +315,7 @@ class DynamicTanh(_Norm):
 
 @with_differentiable_jvp
 class ThresholdedLinearUnit(nn.Module):
-    """TLU: max(y, τ), τ per channel from 0 (Singh & Krishnan 2019)."""
+    """TLU: max(y, τ) with τ per channel, starting at 0 (Singh & Krishnan 2019)."""
 
     def __init__(self, num_channels: int) -> None:
         super().__init__()
@@ -331,7 +336,7 @@ class ScaledReLU(nn.Module):
 
 @with_differentiable_jvp
 class TokenLayerNorm(ElementaryForm, nn.LayerNorm):
-    """LayerNorm over C of each token (N, tokens, C). The JVP of PyTorch's kernel is wrong when differentiated again."""
+    """LayerNorm over C of each token (N, tokens, C). The JVP of PyTorch's kernel is wrong if differentiated again."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.elementary:
@@ -352,7 +357,7 @@ class TokenRMSNorm(ElementaryForm, nn.RMSNorm):
 
 @with_differentiable_jvp
 class TokenNorm(nn.Module):
-    """A norm of (N, C, H, W) on tokens (N, tokens, C): the tokens of a sample are its positions, (N, C, tokens, 1)."""
+    """Apply a norm of (N, C, H, W) to tokens (N, tokens, C), viewed as (N, C, tokens, 1)."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
@@ -364,11 +369,12 @@ class TokenNorm(nn.Module):
 
 @dataclass(frozen=True)
 class NormType:
-    """The norm and the activation that a norm_type puts into a network; config.NORM_TRAITS says the rest.
+    """The norm and the activation that a norm_type puts into a network. Its other traits are in config.NORM_TRAITS.
 
     norm(num_channels, num_groups) and activation(num_channels) build fresh modules.
     is_bounded: whether the size of the output, in training, is independent of the size of x.
-    token_norm(num_channels): for (N, tokens, C), if it is not `norm` on the tokens seen as (N, C, tokens, 1).
+    token_norm(num_channels) builds the norm for (N, tokens, C), if that is not `norm` on the tokens viewed as
+    (N, C, tokens, 1).
     """
 
     norm: Callable[[int, int], nn.Module]
@@ -383,7 +389,7 @@ def _identity(num_channels: int, num_groups: int = 1) -> nn.Module:
 
 
 def _of_channels(norm: Callable[[int], nn.Module]) -> Callable[[int, int], nn.Module]:
-    """A norm that has no groups, as a builder of (num_channels, num_groups)."""
+    """Turn the constructor of a norm without groups into a builder with arguments (num_channels, num_groups)."""
     return lambda num_channels, num_groups: norm(num_channels)
 
 
@@ -409,9 +415,9 @@ NORMS = {
 
 
 def build_norm(norm_type: str, num_channels: int, num_groups: int = 32) -> tuple[nn.Module, nn.Module]:
-    """A fresh (norm, activation) pair of modules for x (N, num_channels, H, W).
+    """Build a fresh (norm, activation) pair of modules for x (N, num_channels, H, W).
 
-    num_groups is for GroupNorm and EvoNormSO. Raises KeyError for an unknown norm_type, ValueError if the groups do
+    num_groups applies to GroupNorm and EvoNormSO. Raises KeyError for an unknown norm_type, ValueError if the groups do
     not divide the channels.
     """
     spec = NORMS[norm_type]
@@ -419,7 +425,10 @@ def build_norm(norm_type: str, num_channels: int, num_groups: int = 32) -> tuple
 
 
 def build_token_norm(norm_type: str, num_channels: int, num_groups: int = 32) -> nn.Module:
-    """A fresh module for tokens (N, tokens, num_channels): the norm slot alone, FilterResponseNorm with its TLU."""
+    """Build a fresh norm for tokens (N, tokens, num_channels).
+
+    It has no activation, except that FilterResponseNorm keeps its TLU.
+    """
     spec = NORMS[norm_type]
     if spec.token_norm is not None:
         return spec.token_norm(num_channels)
@@ -430,9 +439,9 @@ def build_token_norm(norm_type: str, num_channels: int, num_groups: int = 32) ->
 
 
 def synchronize(model: nn.Module, mean_over_processes: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Have every norm with batch statistics use those of the samples of all processes.
+    """Make every norm with batch statistics compute them over the samples of all processes.
 
-    mean_over_processes(tensor) turns, differentiably, a mean over this process's samples into that over all samples.
+    mean_over_processes(tensor) is differentiable and turns a mean over this process's samples into that over all.
     """
     for module in model.modules():
         if isinstance(module, _RunningNorm):
@@ -441,7 +450,7 @@ def synchronize(model: nn.Module, mean_over_processes: Callable[[torch.Tensor], 
 
 @dataclass(frozen=True)
 class WeightTransform:
-    """What a conv_type does to a weight (None: nothing), and whether it has a learned gain."""
+    """The transform that a conv_type applies to a weight (None for none), and whether it has a learned gain."""
 
     transform: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor] | None = None
     has_gain: bool = False
@@ -464,7 +473,7 @@ def build_conv(
     padding: int = 1,
     bias: bool = False,
 ) -> Conv2d:
-    """A convolution whose weight is transformed as conv_type says. Raises KeyError for an unknown conv_type."""
+    """Build a convolution with the weight transform of conv_type. Raises KeyError for an unknown conv_type."""
     spec = CONVS[conv_type]
     shape = (in_channels, out_channels, kernel_size, stride, padding)
     if spec.transform is None:
@@ -473,7 +482,7 @@ def build_conv(
 
 
 def build_linear(conv_type: str, in_features: int, out_features: int) -> nn.Linear:
-    """A linear layer with bias whose weight is transformed as conv_type says. Raises KeyError likewise."""
+    """Build a linear layer, with bias, with the weight transform of conv_type. Raises KeyError as build_conv does."""
     spec = CONVS[conv_type]
     if spec.transform is None:
         return nn.Linear(in_features, out_features)

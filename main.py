@@ -1,8 +1,9 @@
-"""Train one network with one normalization layer, and record what happens inside it.
+"""Train one network with one normalization layer and record statistics of its layers.
 
     python main.py --arch=vgg --norm_type=BatchNorm
 
-Leaves a run directory under results/; the same command continues an unfinished run and reports a finished one.
+The run directory is written under results/. Run the same command again to continue an unfinished run or to report a
+finished one.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from normstudy.cli import loading_modules, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
-    """Train or continue the run that a command line names, or report it if it is finished; return its directory."""
+    """Train or continue the run of a command line, or report it if it is finished; return its directory."""
     config = parse_args(argv)
     with loading_modules():
         from normstudy import plots

@@ -1,8 +1,8 @@
 """VGG and ResNet-56 for small images, and `build_model` for all three networks.
 
-Every network has `features(x)`, the tensor that its classifier pools, `pool(features)`, and `forward(x)`, the logits.
-By the names of `named_modules`, it names its probe sites (`probe_sites`) and its pairs of a convolution and the norm
-that alone reads its output (`conv_norm_pairs`).
+Every network has `features(x)`, the tensor that its classifier pools, `pool(features)`, the vectors that its classifier
+reads, and `forward(x)`, the logits. It lists its probe sites (`probe_sites`) and its pairs of a convolution and the
+norm that is the only reader of its output (`conv_norm_pairs`), by their names in `named_modules`.
 """
 
 import torch
@@ -15,7 +15,7 @@ from transformer_model import VisionTransformer
 
 
 class Layers:
-    """Builds the convolutions and norms of one network: the choices made once, the width given each time."""
+    """Builder of the convolutions and norms of one network, which share these settings."""
 
     def __init__(self, norm_type: str, conv_type: str, p_grouping: float) -> None:
         self.norm_type = norm_type
@@ -23,7 +23,10 @@ class Layers:
         self.p_grouping = p_grouping
 
     def conv(self, in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-        """A 3×3 convolution, padding 1, Kaiming normal (fan_in); its bias, if the norm brings one, starts at 0."""
+        """Build a 3×3 convolution with padding 1, initialized with Kaiming normal (fan_in).
+
+        Its bias, which only some norm types have, starts at 0.
+        """
         conv = build_conv(self.conv_type, in_channels, out_channels, stride=stride, bias=self.has_bias)
         nn.init.kaiming_normal_(conv.weight, mode="fan_in", nonlinearity="relu")
         if conv.bias is not None:
@@ -31,7 +34,10 @@ class Layers:
         return conv
 
     def norm(self, width: int, layer: str) -> tuple[nn.Module, nn.Module]:
-        """(norm, activation) for `width` channels. Raises ValueError naming `layer` if the groups do not divide it."""
+        """Build (norm, activation) for `width` channels.
+
+        Raises ValueError, naming `layer`, if the groups do not divide the width.
+        """
         groups = config.num_groups(self.p_grouping, width, layer) if self.norm_type in config.GROUPED_NORMS else 32
         return build_norm(self.norm_type, width, groups)
 
@@ -57,7 +63,10 @@ class VGGBlock(nn.Module):
 
 @with_differentiable_jvp
 class VGG(nn.Module):
-    """A stack of VGGBlocks, mean over H,W, a linear classifier. Images (N, 3, H, W) to logits (N, num_classes)."""
+    """A stack of VGGBlocks, the mean over H,W, and a linear classifier.
+
+    It maps images (N, 3, H, W) to logits (N, num_classes).
+    """
 
     def __init__(self, layers: Layers, num_classes: int, cfg: str) -> None:
         super().__init__()
@@ -70,7 +79,7 @@ class VGG(nn.Module):
         self.classifier = _classifier(channels, num_classes)
 
     def probe_sites(self) -> dict[str, list[str]]:
-        """{"conv": every convolution, "activation": every activation}, from the input on."""
+        """Return {"conv": every convolution, "activation": every activation}, in order from the input."""
         blocks = [f"blocks.{index}" for index in range(len(self.blocks))]
         return {
             "conv": [f"{block}.conv" for block in blocks],
@@ -78,15 +87,15 @@ class VGG(nn.Module):
         }
 
     def conv_norm_pairs(self) -> list[tuple[str, str]]:
-        """[(convolution, norm)] of every block."""
+        """Return the (convolution, norm) pair of every block."""
         return [(f"blocks.{index}.conv", f"blocks.{index}.norm") for index in range(len(self.blocks))]
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """The last feature map, (N, 512, h, w)."""
+        """Return the last feature map, (N, 512, h, w)."""
         return self.blocks(x)
 
     def pool(self, features: torch.Tensor) -> torch.Tensor:
-        """(N, 512): what the classifier reads."""
+        """Return the mean over H,W, (N, 512), which the classifier reads."""
         return features.mean((2, 3))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -95,7 +104,7 @@ class VGG(nn.Module):
 
 @with_differentiable_jvp
 class SkipInit(nn.Module):
-    """The residual branch times a learned scalar that starts at 0 (De & Smith 2020)."""
+    """Multiply the residual branch by a learned scalar that starts at 0 (De & Smith 2020)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,9 +116,9 @@ class SkipInit(nn.Module):
 
 @with_differentiable_jvp
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions and a shortcut, activation after the sum (He 2016a).
+    """Two 3×3 convolutions and a shortcut, with an activation after the sum (He 2016a).
 
-    Where width or resolution change, the shortcut is a 3×3 convolution with a norm.
+    If the width or resolution changes, the shortcut is a 3×3 convolution with a norm.
     """
 
     def __init__(
@@ -121,18 +130,18 @@ class BasicBlock(nn.Module):
         self.conv2 = layers.conv(width, width)
         self.norm2, self.activation2 = layers.norm(width, name)
         if isinstance(self.activation2, nn.ReLU):
-            self.activation2.inplace = True  # into the sum, which nothing else reads
+            self.activation2.inplace = True  # overwrites the sum, which nothing else reads
         self.skipinit = SkipInit() if has_skipinit else nn.Identity()
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != width:
             self.shortcut = nn.Sequential(layers.conv(in_channels, width, stride), layers.norm(width, name)[0])
 
     def conv_names(self) -> list[str]:
-        """Its convolutions, the shortcut's last."""
+        """Return the names of the convolutions, with the shortcut's last."""
         return ["conv1", "conv2"] + ["shortcut.0"] * isinstance(self.shortcut, nn.Sequential)
 
     def conv_norm_pairs(self) -> list[tuple[str, str]]:
-        """[(convolution, norm)], the shortcut's last."""
+        """Return the (convolution, norm) pairs, with the shortcut's last."""
         pairs = [("conv1", "norm1"), ("conv2", "norm2")]
         return pairs + [("shortcut.0", "shortcut.1")] * isinstance(self.shortcut, nn.Sequential)
 
@@ -144,9 +153,9 @@ class BasicBlock(nn.Module):
 
 @with_differentiable_jvp
 class PreActivationBlock(nn.Module):
-    """Norm and activation before each of two 3×3 convolutions, nothing after the sum (He 2016b).
+    """A norm and an activation before each of two 3×3 convolutions, and nothing after the sum (He 2016b).
 
-    Where width or resolution change, the shortcut is a 3×3 convolution of the first activation.
+    If the width or resolution changes, the shortcut is a 3×3 convolution of the first activation.
     """
 
     def __init__(
@@ -161,11 +170,11 @@ class PreActivationBlock(nn.Module):
         self.shortcut = layers.conv(in_channels, width, stride) if stride != 1 or in_channels != width else None
 
     def conv_names(self) -> list[str]:
-        """Its convolutions, the shortcut last."""
+        """Return the names of the convolutions, with the shortcut last."""
         return ["conv1", "conv2"] + ["shortcut"] * (self.shortcut is not None)
 
     def conv_norm_pairs(self) -> list[tuple[str, str]]:
-        """[(convolution, norm)]: the second convolution is read by the sum."""
+        """Return the (convolution, norm) pair. No norm reads the second convolution; its output goes into the sum."""
         return [("conv1", "norm2")]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -177,7 +186,7 @@ class PreActivationBlock(nn.Module):
 
 @with_differentiable_jvp
 class ResNet(nn.Module):
-    """ResNet-56 for small images: a convolution, 9+9+9 blocks of widths 32/64/128, mean over H,W, a classifier."""
+    """ResNet-56 for small images: a convolution, 9+9+9 blocks of widths 32/64/128, mean over H,W and a classifier."""
 
     def __init__(self, layers: Layers, num_classes: int, has_skipinit: bool, is_preact: bool) -> None:
         super().__init__()
@@ -199,11 +208,11 @@ class ResNet(nn.Module):
         self.classifier = _classifier(channels, num_classes)
 
     def residual_blocks(self) -> list[BasicBlock | PreActivationBlock]:
-        """The 27 blocks, from the input on."""
+        """Return the 27 blocks, in order from the input."""
         return [block for block in self.blocks if isinstance(block, (BasicBlock, PreActivationBlock))]
 
     def probe_sites(self) -> dict[str, list[str]]:
-        """{"conv": every convolution, "activation": every activation}, from the input on."""
+        """Return {"conv": every convolution, "activation": every activation}, in order from the input."""
         named = [(f"blocks.{index}", block) for index, block in enumerate(self.residual_blocks())]
         activations = [f"{name}.{each}" for name, _ in named for each in ("activation1", "activation2")]
         return {
@@ -212,21 +221,21 @@ class ResNet(nn.Module):
         }
 
     def conv_norm_pairs(self) -> list[tuple[str, str]]:
-        """[(convolution, norm)] of the first layer and of every block."""
+        """Return the (convolution, norm) pairs of the first layer and of every block."""
         pairs = [] if self.is_preact else [("conv", "norm")]
         for index, block in enumerate(self.residual_blocks()):
             pairs += [(f"blocks.{index}.{conv}", f"blocks.{index}.{norm}") for conv, norm in block.conv_norm_pairs()]
         return pairs
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """The last feature map, (N, 128, h, w)."""
+        """Return the last feature map, (N, 128, h, w)."""
         x = self.conv(x)
         if self.is_preact:
             return self.final_activation(self.final_norm(self.blocks(x)))
         return self.blocks(self.activation(self.norm(x)))
 
     def pool(self, features: torch.Tensor) -> torch.Tensor:
-        """(N, 128): what the classifier reads."""
+        """Return the mean over H,W, (N, 128), which the classifier reads."""
         return features.mean((2, 3))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -249,11 +258,11 @@ def build_model(
     image_size: int | None = None,
     patch_size: int = 16,
 ) -> Network:
-    """A freshly initialized network: images (N, 3, H, W) to logits (N, num_classes).
+    """Build a freshly initialized network that maps images (N, 3, H, W) to logits (N, num_classes).
 
-    image_size and patch_size are for vit (224 and 16 by default), cfg for vgg, skipinit and preact for resnet-56,
-    p_grouping for GroupNorm. Raises ValueError for an unknown name, for a choice that the network or norm cannot
-    honour, and where groups do not divide a width (naming layer, width and groups).
+    image_size and patch_size apply to vit (224 and 16 by default), cfg to vgg, skipinit and preact to resnet-56, and
+    p_grouping to GroupNorm. Raises ValueError for an unknown name, for a choice that does not apply to the network or
+    norm, and, naming layer, width and groups, if the groups do not divide a width.
     """
     for name, value, choices in (
         ("arch", arch, config.ARCHS),
@@ -262,7 +271,7 @@ def build_model(
         ("cfg", cfg, config.VGG_LAYERS),
     ):
         if value not in choices:
-            raise ValueError(f"{name} {value!r} is none of {', '.join(choices)}")
+            raise ValueError(f"{name} {value!r} is not one of {', '.join(choices)}")
     settings = {"arch": arch, "norm_type": norm_type, "conv_type": conv_type, "p_grouping": p_grouping, "cfg": cfg}
     settings |= {"skipinit": skipinit, "preact": preact, "patch_size": patch_size}
     asked = [name for name, value in settings.items() if value != getattr(config.Config, name)]
@@ -279,6 +288,6 @@ def build_model(
 
 
 def build_from_config(settings: config.Config, num_classes: int) -> Network:
-    """The network that a Config names. Raises as build_model does."""
+    """Build the network of a Config. Raises ValueError as build_model does."""
     names = ("norm_type", "conv_type", "p_grouping", "cfg", "skipinit", "preact", "image_size", "patch_size")
     return build_model(settings.arch, num_classes=num_classes, **{name: getattr(settings, name) for name in names})

@@ -1,9 +1,9 @@
-"""Measure how alike the features of different classes are, at the checkpoints of finished runs.
+"""Measure how similar the features of different classes are, at the checkpoints of finished runs.
 
-    python run_class_similarity.py                     every run under results/ that was not measured yet
+    python run_class_similarity.py                     every run in results/ that is not measured yet
     python run_class_similarity.py results/RUN --checkpoint=all
 
-Leaves class_similarity.json and class_similarity.png in each run directory.
+class_similarity.json and class_similarity.png are written to each run directory.
 """
 
 from collections.abc import Sequence
@@ -12,21 +12,23 @@ from normstudy.cli import Parser, add_flag, count, loading_modules, measurement_
 
 
 def build_parser() -> Parser:
-    """The parser of run_class_similarity.py."""
+    """Build the parser of run_class_similarity.py."""
     parser = measurement_parser(
         "run_class_similarity.py",
         "class_similarity",
-        "Mean cosine between the class means of the features that the classifier pools, and how far samples lie from "
-        "their class mean.",
+        "Measure the mean cosine similarity between the class means of the features that the classifier pools, and\n"
+        "the within-class and between-class variance.",
         10000,
         """examples:
-  python run_class_similarity.py                                every run not measured yet
+  python run_class_similarity.py                                every run in results/ that is not measured yet
   python run_class_similarity.py results/RUN --checkpoint=all   similarity over training
   python run_class_similarity.py --split=test                   on test images""",
     )
-    add_flag(parser, "split", "train", "unaugmented images to measure on", choices=("train", "test"))
-    add_flag(parser, "batch_size", 256, "images at once; changes memory and speed, and no result", count)
-    add_flag(parser, "dtype", "float32", "of the network's arithmetic", choices=("float32", "float64"))
+    add_flag(parser, "split", "train", "Split of the data set to measure on, unaugmented", choices=("train", "test"))
+    add_flag(parser, "batch_size", 256, "Images per batch. Changes memory and speed, not the result", count)
+    add_flag(
+        parser, "dtype", "float32", "Floating-point type of the network's computations", choices=("float32", "float64")
+    )
     return parser
 
 

@@ -1,51 +1,85 @@
 """Measure the Hessian of the training loss at the checkpoints of finished runs.
 
-    python run_hessian.py                     every run under results/ that was not measured yet
+    python run_hessian.py                     every run in results/ that is not measured yet
     python run_hessian.py results/RUN --checkpoint=all
 
-Leaves hessian.json and hessian.png in each run directory.
+hessian.json and hessian.png are written to each run directory.
 """
 
 from collections.abc import Sequence
 
 from normstudy.cli import Parser, add_flag, count, device_name, loading_modules, measurement_parser, number, run_command
 
-MAX_PROBE_FACTOR = 20  # as many trace probes as --trace_probes says may a --trace_error take
+MAX_PROBE_FACTOR = 20  # with --trace_error, the number of trace probes is at most this factor times --trace_probes
 
 
 def build_parser() -> Parser:
-    """The parser of run_hessian.py."""
+    """Build the parser of run_hessian.py."""
     parser = measurement_parser(
         "run_hessian.py",
         "hessian",
-        "Trace, mean, variance and outermost eigenvalues of the Hessian of the training loss, its spectral density, "
-        "and the trace of each layer.",
+        "Measure trace, eigenvalue mean and variance, outermost eigenvalues and spectral density of the Hessian of\n"
+        "the training loss, and the trace of each layer.",
         4096,
         """examples:
-  python run_hessian.py                                   every run not measured yet
+  python run_hessian.py                                   every run in results/ that is not measured yet
   python run_hessian.py results/RUN --checkpoint=all      curvature over training
-  python run_hessian.py --samples=512 --lanczos_steps=20  quicker, for a CPU
-A Lanczos probe takes lanczos_steps Hessian-vector products (HVPs), a trace probe one; an HVP is 2 to 3 gradients.""",
+  python run_hessian.py --samples=512 --lanczos_steps=20  faster, for a CPU
+A Lanczos probe takes lanczos_steps Hessian-vector products (HVPs), a trace probe takes one. An HVP costs as much as 2
+to 3 gradients.""",
     )
-    add_flag(parser, "num_probes", 2, "random vectors that Lanczos starts from", count)
-    add_flag(parser, "lanczos_steps", 30, "of each of them; more resolve the edges of the spectrum", count)
-    add_flag(parser, "trace_probes", 20, "more random vectors, for trace, mean and variance alone", number(int, low=0))
+    add_flag(
+        parser,
+        "num_probes",
+        2,
+        "Number of Lanczos probes (random start vectors), for eigenvalues, density and, with trace probes, the trace",
+        count,
+    )
+    add_flag(
+        parser,
+        "lanczos_steps",
+        30,
+        "Number of Lanczos steps per probe. More steps resolve the ends of the spectrum better",
+        count,
+    )
+    add_flag(
+        parser,
+        "trace_probes",
+        20,
+        "Number of trace probes (further random vectors, one product each), used only for trace, mean and variance",
+        number(int, low=0),
+    )
     add_flag(
         parser,
         "trace_error",
         None,
-        "go on with trace probes until the trace's standard error is at most this part of it (0.1: 10 %), or there are "
-        f"{MAX_PROBE_FACTOR} times as many",
+        "Relative standard error of the trace to reach (0.1 is 10 %). Trace probes are added until it is reached, up "
+        f"to {MAX_PROBE_FACTOR} times --trace_probes (default: none are added)",
         number(float, above=0),
     )
-    at_once = "images at once, fewer where memory asks for it; changes no result in eval mode"
+    at_once = (
+        "Images per batch. With --bn_mode=eval, it is reduced to what fits into memory and does not change the result; "
+        "with --bn_mode=train, batch statistics are computed over these batches"
+    )
     add_flag(parser, "batch_size", 128, at_once, count)
     modes = ("eval", "train")
-    add_flag(parser, "bn_mode", "eval", "norms with running statistics use those, or each batch's", choices=modes)
+    add_flag(
+        parser,
+        "bn_mode",
+        "eval",
+        "Norms with running statistics use these (eval) or those of each batch (train)",
+        choices=modes,
+    )
     matrices = ("hessian", "ggn")
-    add_flag(parser, "curvature", "hessian", "the Hessian, or the generalized Gauss-Newton matrix", choices=matrices)
-    add_flag(parser, "dtype", "float32", "of all arithmetic", choices=("float32", "float64"))
-    where = "where the Lanczos vectors lie (auto: with the network while they fit)"
+    add_flag(
+        parser,
+        "curvature",
+        "hessian",
+        "Matrix to measure: the Hessian or the generalized Gauss-Newton matrix (ggn)",
+        choices=matrices,
+    )
+    add_flag(parser, "dtype", "float32", "Floating-point type of all computations", choices=("float32", "float64"))
+    where = "Device of the Lanczos vectors (auto: the network's device if they fit into its memory, else the CPU)"
     add_flag(parser, "basis_device", "auto", where, device_name)
     return parser
 

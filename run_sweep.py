@@ -1,8 +1,8 @@
-"""Train and measure every combination of the values that flags of main.py are given, several at once.
+"""Train and measure every combination of the given values of main.py's flags, several runs at once.
 
     python run_sweep.py --arch=vgg,resnet-56 --norm_type=BatchNorm,GroupNorm --p_grouping=8,32 --seed=0,1,2
 
-The same command goes on where it was stopped, and says what is done. Needs no torch itself: its children do.
+Run the same command again to continue and to see what is done. Only the child processes load torch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from normstudy.cli import run_command
 from normstudy.sweeps import (
+    MEASUREMENT_FLAGS,
     OneMachine,
     SweepRun,
     build_parser,
@@ -22,7 +23,7 @@ from normstudy.sweeps import (
     runs_by_standing,
 )
 
-OWN: tuple[str, ...] = (  # the flags of the sweep itself; all others are main.py's
+OWN: tuple[str, ...] = (  # the sweep's own flags; all others are main.py's
     "preset",
     "dry_run",
     "cluster",
@@ -30,8 +31,7 @@ OWN: tuple[str, ...] = (  # the flags of the sweep itself; all others are main.p
     "processes",
     "gpus",
     "measure",
-    "hessian_flags",
-    "class_similarity_flags",
+    *MEASUREMENT_FLAGS,
     "fail_fast",
     "retry_failed",
     "wait",
@@ -46,7 +46,7 @@ OWN: tuple[str, ...] = (  # the flags of the sweep itself; all others are main.p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; return its exit code: 0, or 1 where a run failed or was left unfinished."""
+    """Run one command line; return its exit code: 0, or 1 if a run failed or is unfinished."""
     given = vars(build_parser().parse_args(argv))
     options = {name: given.pop(name, None) for name in OWN}
     runs, left_out = expand(given, options["preset"], options["processes"])
@@ -56,11 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     queued = (queued_runs(results_dir) or {}) if options["cluster"] == "slurm" else {}
     standing = runs_by_standing(runs, options["measure"], queued)
     if options["retry_failed"]:
-        standing["begun"] += standing.pop("failed")
+        standing["unfinished"] += standing.pop("failed")
         standing["failed"] = []
     counts = ", ".join(f"{len(found)} {name}" for name, found in standing.items() if found)
     print(f"{len(runs)} runs in {results_dir}: {counts}", flush=True)
-    ahead = standing["to measure"] + standing["begun"] + standing["new"]
+    ahead = standing["to measure"] + standing["unfinished"] + standing["new"]
     if options["dry_run"]:
         return plan(standing, ahead, options["measure"])
     if options["cluster"] == "slurm":
@@ -73,29 +73,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def plan(standing: Mapping[str, Sequence[SweepRun]], ahead: Sequence[SweepRun], measurements: Sequence[str]) -> int:
-    """List the runs with their standing and the time and disk that those ahead take; return exit code 0."""
+    """List the runs with their status, and the time and disk space of the remaining ones; return exit code 0."""
     for name, found in standing.items():
         for run in found:
             print(f"{name:>10}  {run.directory.path.name}")
     cost = estimate_cost(ahead, standing["done"], measurements)
     if cost is None:
-        print("time and disk cannot be estimated: no finished run of each network is there to judge by")
+        print("time and disk space cannot be estimated: a network has no finished run in this sweep yet")
     elif ahead:
         training, measuring, size = cost
         print(
-            f"{len(ahead)} runs take about {duration(training)} of training and {duration(measuring)} of measuring, "
-            f"one after another, and {size / 1e9:.2g} GB, judged by the finished ones"
+            f"{len(ahead)} remaining: about {duration(training)} of training and {duration(measuring)} of measuring, "
+            f"one run after another, and {size / 1e9:.2g} GB on disk (estimated from the finished runs)"
         )
     return 0
 
 
 def duration(seconds: float) -> str:
-    """3.2 hours, or 5 minutes."""
+    """Format a duration: 3.2 hours, or 5 minutes."""
     return f"{seconds / 3600:.3g} hours" if seconds >= 5400 else f"{seconds / 60:.2g} minutes"
 
 
 def conclude(standing: Mapping[str, Sequence[SweepRun]], total: int, results_dir: Path) -> int:
-    """Say how a sweep ended; return its exit code."""
+    """Print how a sweep ended; return its exit code."""
     for run in standing["failed"]:
         reason = failure_path(run).read_text(encoding="utf-8").strip()
         print(f"failed: {run.directory.path.name} ({reason}), see {log_path(run)}")
@@ -105,11 +105,11 @@ def conclude(standing: Mapping[str, Sequence[SweepRun]], total: int, results_dir
     print(", ".join(word for word in words if word))
     if done:
         folder = "" if results_dir == Path("results") else f" --results_dir={results_dir}"
-        print(f"python run_report.py{folder} makes a page of {results_dir / 'results.csv'}")
+        print(f"python run_report.py{folder} writes a report on {results_dir / 'results.csv'}")
     if failed:
-        print("--retry_failed runs again what failed before")
+        print("add --retry_failed to run the failed runs again")
     if rest:
-        print("the same command goes on")
+        print("run the same command again to continue")
     return 1 if failed or rest else 0
 
 

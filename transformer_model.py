@@ -1,6 +1,6 @@
 """The Vision Transformer (Dosovitskiy 2021): pre-norm encoder blocks, a class token, learned positions.
 
-Laid out and initialized as torchvision's VisionTransformer; any normalization layer stands where LayerNorm does.
+Layout and initialization follow torchvision's VisionTransformer. Any normalization layer can replace LayerNorm.
 """
 
 import math
@@ -18,8 +18,8 @@ from normstudy.kernels import ElementaryForm, attention, plain_attention, with_d
 class Attention(ElementaryForm, nn.Module):
     """Multi-head self-attention on tokens (N, tokens, width).
 
-    fused=False computes softmax(QKᵀ/√d)V step by step: its gradient stays finite where tokens that no norm bounds
-    drive the logits past 1e7 (the backward pass of the fused kernels overflows there).
+    fused=False computes softmax(QKᵀ/√d)V step by step. Its gradient stays finite when tokens that no norm bounds
+    drive the logits past 1e7, where the backward pass of the fused kernels overflows.
     """
 
     def __init__(self, conv_type: str, width: int, num_heads: int, fused: bool) -> None:
@@ -44,7 +44,7 @@ class Attention(ElementaryForm, nn.Module):
 
 
 class _Slope(torch.autograd.Function):
-    """gradient · f′(x), with f′(x) and f″(x) at hand; differentiable once more in the gradient and in x."""
+    """gradient · f′(x) from given f′(x) and f″(x); differentiable once more in the gradient and in x."""
 
     @staticmethod
     def forward(
@@ -62,7 +62,7 @@ class _Slope(torch.autograd.Function):
 
 
 class _TwiceGELU(torch.autograd.Function):
-    """GELU that keeps its first two derivatives, Φ(x) + xφ(x) and φ(x)(2 − x²), for the passes behind it."""
+    """GELU that keeps its first two derivatives, Φ(x) + xφ(x) and φ(x)(2 − x²), for the backward passes."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
@@ -79,13 +79,16 @@ class _TwiceGELU(torch.autograd.Function):
 
 @with_differentiable_jvp
 class GELU(nn.GELU):
-    """xΦ(x) (Hendrycks & Gimpel 2016). `keeps_derivatives` computes both derivatives in the forward pass: a graph
-    that is differentiated twice again and again does not compute them anew."""
+    """xΦ(x) (Hendrycks & Gimpel 2016).
+
+    With `keeps_derivatives`, the forward pass computes the first two derivatives, so that a graph that is
+    differentiated twice many times does not recompute them.
+    """
 
     keeps_derivatives = False
 
     def set_derivative_form(self, forward_mode: bool) -> None:
-        """Keep both derivatives for two backward passes."""
+        """Keep the first two derivatives if two backward passes follow."""
         self.keeps_derivatives = not forward_mode
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -94,7 +97,7 @@ class GELU(nn.GELU):
 
 @with_differentiable_jvp
 class MLP(nn.Module):
-    """Two linear layers with GELU between, on tokens (N, tokens, width)."""
+    """Two linear layers with a GELU between them, on tokens (N, tokens, width)."""
 
     def __init__(self, conv_type: str, width: int, hidden_width: int) -> None:
         super().__init__()
@@ -128,11 +131,11 @@ class EncoderBlock(nn.Module):
 
 @with_differentiable_jvp
 class VisionTransformer(nn.Module):
-    """6 encoder blocks of width 384. Images (N, 3, image_size, image_size) to logits (N, num_classes).
+    """A ViT of 6 encoder blocks of width 384, from images (N, 3, image_size, image_size) to logits (N, num_classes).
 
     A weight-based norm (or a conv_type) transforms the weights of the patch embedding and of the blocks' linear
-    layers; the classifier stays plain, as in the convolutional networks. Raises ValueError where patch_size does
-    not divide image_size.
+    layers. The classifier stays plain, as in the convolutional networks. Raises ValueError if patch_size does not
+    divide image_size.
     """
 
     def __init__(
@@ -156,7 +159,7 @@ class VisionTransformer(nn.Module):
         nn.init.zeros_(self.classifier.bias)
 
     def probe_sites(self) -> dict[str, list[str]]:
-        """{"conv": the attention and MLP branches, "activation": the blocks}, from the input on."""
+        """Return {"conv": the attention and MLP branches, "activation": the blocks}, in order from the input."""
         blocks = [f"blocks.{index}" for index in range(len(self.blocks))]
         return {
             "conv": [f"{block}.{branch}" for block in blocks for branch in ("attention", "mlp")],
@@ -164,17 +167,17 @@ class VisionTransformer(nn.Module):
         }
 
     def conv_norm_pairs(self) -> list[tuple[str, str]]:
-        """None: every norm reads the sum of a branch and its shortcut."""
+        """Return no pairs, because every norm reads the sum of a branch and its shortcut."""
         return []
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """Images (N, 3, image_size, image_size) to all tokens after the last norm, (N, 1 + patches, 384)."""
+        """Map images (N, 3, image_size, image_size) to all tokens after the last norm, (N, 1 + patches, 384)."""
         patches = self.patches(x).flatten(2).transpose(1, 2)
         tokens = torch.cat([self.class_token.expand(len(x), -1, -1).to(patches.dtype), patches], dim=1)
         return self.norm(self.blocks(tokens + self.positions))
 
     def pool(self, features: torch.Tensor) -> torch.Tensor:
-        """(N, 384): the class token, which the classifier reads."""
+        """Return the class token (N, 384), which the classifier reads."""
         return features[:, 0]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

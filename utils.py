@@ -1,13 +1,17 @@
-"""Helper functions of run_class_similarity.py: class means, how alike they are, and how far samples lie from them."""
+"""Helper functions of run_class_similarity.py: class means, their cosines, and variances within and between classes.
+
+run_class_similarity.py passes features as the network returns them, for example (N, C, H, W), and again as pooled
+vectors. This module flattens each sample to a vector, so D = C·H·W for a feature map. It imports only torch.
+"""
 
 import torch
 from torch.nn import functional as F
 
 
 def class_means(features: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """(C, D) means of features (N, ...), flattened, over the samples of each class; labels (N,) int64.
+    """Return the mean of the flattened features of each class: (C, D).
 
-    Raises ValueError for a class without samples.
+    features are (N, ...), labels (N,) int64. Raises ValueError for a class without samples.
     """
     moments = ClassMoments(num_classes)
     moments.update(features, labels)
@@ -15,37 +19,37 @@ def class_means(features: torch.Tensor, labels: torch.Tensor, num_classes: int) 
 
 
 def cosine_matrix(means: torch.Tensor) -> torch.Tensor:
-    """(C, C) cosines between the rows of means (C, D); 0 with a row that is all zeros."""
+    """Return the cosines between the rows of means (C, D): (C, C). The cosine with an all-zero row is 0."""
     rows = F.normalize(means.flatten(1), dim=1, eps=torch.finfo(means.dtype).tiny)
     return (rows @ rows.T).clamp(-1, 1)
 
 
 def pair_cosines(matrix: torch.Tensor) -> torch.Tensor:
-    """The entries i < j of a (C, C) matrix, (C(C−1)/2,)."""
+    """Return the entries i < j of a (C, C) matrix: (C(C−1)/2,)."""
     row, column = torch.triu_indices(len(matrix), len(matrix), offset=1, device=matrix.device)
     return matrix[row, column]
 
 
 def mean_pairwise_cosine(means: torch.Tensor) -> float:
-    """The mean over pairs i < j of the cosine between rows i and j of means (C, D).
+    """Return the mean over pairs i < j of the cosine between rows i and j of means (C, D).
 
     Raises ValueError for fewer than two classes.
     """
     if len(means) < 2:
-        raise ValueError("a pair needs two classes")
+        raise ValueError("mean_pairwise_cosine needs at least two classes")
     return pair_cosines(cosine_matrix(means)).mean().item()
 
 
 class ClassMoments:
-    """Means and variances of features by class, over batches: its memory does not grow with their number.
+    """Means and variances of features by class, accumulated over batches.
 
-    Samples are shifted by the first one, so that squares do not cancel. Sums are float64 (float32 if the
-    device has no float64).
+    Memory does not grow with the number of batches. Each sample is shifted by the first one, so that squares do not
+    cancel. Sums are float64, or float32 if the device has no float64.
     """
 
     shift: torch.Tensor  # (D,) the first sample
     sums: torch.Tensor  # (C, D) of shifted samples
-    squares: torch.Tensor  # (C,) sums of their squared norms
+    squares: torch.Tensor  # (C,) sums of the squared norms of shifted samples
     counts: torch.Tensor  # (C,)
 
     def __init__(self, num_classes: int) -> None:
@@ -54,7 +58,7 @@ class ClassMoments:
 
     @torch.no_grad()
     def update(self, features: torch.Tensor, labels: torch.Tensor) -> None:
-        """Add a batch: features (N, ...), labels (N,) int64 from 0 to num_classes − 1."""
+        """Add a batch: features (N, ...), which are flattened, and labels (N,) int64 from 0 to num_classes − 1."""
         rows = features.flatten(1)
         rows = rows if rows.device.type == "mps" else rows.double()
         if self.is_empty:
@@ -70,23 +74,23 @@ class ClassMoments:
         self.counts += of_class.sum(1)
 
     def means(self) -> torch.Tensor:
-        """(C, D) class means. Raises ValueError for a class without samples."""
+        """Return the class means (C, D). Raises ValueError for a class without samples."""
         if self.is_empty:
-            raise ValueError("every class is without samples")
+            raise ValueError("no class has samples")
         missing = (self.counts == 0).nonzero()
         if len(missing):
-            raise ValueError(f"class {int(missing[0])} is without samples")
+            raise ValueError(f"class {int(missing[0])} has no samples")
         return self.sums / self.counts[:, None] + self.shift
 
     def global_mean(self) -> torch.Tensor:
-        """(D,): the mean over all samples, of which there must be one."""
+        """Return the mean over all samples (D,). At least one sample must have been added."""
         return self.sums.sum(0) / self.counts.sum() + self.shift
 
     def variances(self) -> tuple[float, float]:
-        """(within, between): the mean squared distance of samples from their class mean, and that of each sample's
-        class mean from the global mean. They add up to the total variance.
+        """Return (within, between), which add up to the total variance.
 
-        Raises ValueError for a class without samples.
+        within is the mean squared distance of samples from their class mean. between is the mean over samples of the
+        squared distance of their class mean from the global mean. Raises ValueError for a class without samples.
         """
         means = self.means() - self.shift
         samples = self.counts.sum()

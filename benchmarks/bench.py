@@ -1,9 +1,10 @@
-"""Speed of training, probes, input and measurements, on this machine: one table, and benchmarks/results/<machine>.json.
+"""Measure the speed of training, probes, input and measurements on this machine.
 
-    python benchmarks/bench.py                  everything (about 40 minutes on two cores)
+    python benchmarks/bench.py                  all parts (about 40 minutes on two cores)
     python benchmarks/bench.py norms probes     some parts
 
-Contenders take turns in one process; medians of their ratios count. README.md beside this file explains each part.
+Prints one table and writes benchmarks/results/<machine>.json. The contenders take turns in one process, and the result
+is the median of their ratios. README.md in this folder explains each part.
 """
 
 import argparse
@@ -43,9 +44,9 @@ from normstudy.training.probe_recorder import ProbeRecorder
 from normstudy.training.training_step import STEPS_BEFORE_CAPTURE, build_step
 from transformer_model import Attention
 
-WARM_UP = 1 + STEPS_BEFORE_CAPTURE  # by then the heap has grown too, and no page is touched for the first time
-PRECISIONS = config.PRECISIONS[:1] if is_bf16_emulated(DEVICE) else config.PRECISIONS  # those worth measuring
-TARGETS = {  # of a step against Plain's
+WARM_UP = 1 + STEPS_BEFORE_CAPTURE  # by then the heap has also grown, so no page is touched for the first time
+PRECISIONS = config.PRECISIONS[:1] if is_bf16_emulated(DEVICE) else config.PRECISIONS  # not if emulated
+TARGETS = {  # maximum ratio of a step to Plain's
     **dict.fromkeys(config.NORM_TYPES, 1.35),
     **dict.fromkeys(("FilterResponseNorm", "RMSNorm", "DynamicTanh"), 1.6),
     **dict.fromkeys(("EvoNormSO", "EvoNormBO"), 2.2),
@@ -63,7 +64,7 @@ def random_split(samples: int = 512) -> Split:
 
 
 class TrainingStep:
-    """A step of training as main.py takes it, data included, on 512 random images; each call takes the next one."""
+    """A training step as main.py takes it, including the data, on 512 random images. Each call takes the next step."""
 
     def __init__(self, flags: Sequence[str], has_probes: bool = False) -> None:
         self.config = config.parse_args(["--dataset=Synthetic", "--init_lr=0.1", *flags])
@@ -84,7 +85,7 @@ class TrainingStep:
 
 
 def norms(repeats: int) -> Report:
-    """One VGG cfg_10 step at batch 256, probes off, of every norm against Plain's."""
+    """Compare a VGG cfg_10 step of every norm with Plain's, at batch 256 and with probes off."""
     report: Report = {}
     for precision in PRECISIONS:
         functions = {
@@ -97,7 +98,7 @@ def norms(repeats: int) -> Report:
 
 
 def precision(repeats: int) -> Report:
-    """float32 against bf16 steps of each network; bf16 has to be at least 1.6 times as fast for VGG."""
+    """Compare float32 with bf16 steps of each network; bf16 should be at least 1.6 times as fast for VGG."""
     report: Report = {}
     if "bf16" not in PRECISIONS:
         return report
@@ -108,7 +109,7 @@ def precision(repeats: int) -> Report:
 
 
 def probes(repeats: int) -> Report:
-    """Steps with probes at every iteration against steps without, at batch 256."""
+    """Compare steps with probes at every iteration and steps without, at batch 256."""
     report: Report = {}
     for arch, target in (("vgg", 1.2), ("resnet-56", 1.25)):
         for name in PRECISIONS:
@@ -121,7 +122,7 @@ def probes(repeats: int) -> Report:
 
 
 def input_pipeline(repeats: int) -> Report:
-    """Making a batch against the step that takes it."""
+    """Compare the time to make a batch with the step that uses it."""
     report: Report = {}
     for arch, batch_size in (("vgg", 256), ("vit", 32)):
         flags = [*ARCHS[arch], f"--batch_size={batch_size}", f"--precision={PRECISIONS[-1]}"]
@@ -135,7 +136,7 @@ def input_pipeline(repeats: int) -> Report:
 
 
 def products_of(model: nn.Module, images: torch.Tensor) -> Callable[[], None]:
-    """A function that computes each convolution, linear layer and attention product of a network, there and back."""
+    """Return a function that runs each convolution, linear layer and attention product forward and backward."""
     products: list[Callable[[], None]] = []
 
     def keep(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
@@ -187,7 +188,7 @@ def layer_product(layer: nn.Conv2d | nn.Linear, shape: torch.Size) -> Callable[[
 
 
 def utilization(repeats: int) -> Report:
-    """The share of a step in its convolutions and matrix products, against those alone (at least 0.8)."""
+    """Compare a step's convolutions and matrix products alone with the whole step (target: at least 0.8)."""
     report: Report = {}
     for arch, flags, batch_size in (("resnet-56", ARCHS["resnet-56"], 256), ("vit", ARCHS["vit"], 32)):
         step = TrainingStep([*flags, f"--batch_size={batch_size}"])
@@ -200,7 +201,10 @@ def utilization(repeats: int) -> Report:
 
 
 def hessian(repeats: int) -> Report:
-    """Hessian products on 128 images of a fresh network, ours against its peers' (at least 1.3 and 1.5 of ours)."""
+    """Compare our Hessian product with PyHessian's and curvlinops', on 128 images of a fresh network.
+
+    PyHessian's should take at least 1.3 times as long as ours, and that of curvlinops 1.5 times.
+    """
     from benchmarks.hessian import CONTENDERS, product_of
 
     report: Report = {}
@@ -209,7 +213,7 @@ def hessian(repeats: int) -> Report:
         model = build_from_config(settings, 10).eval().to(DEVICE).to(memory_format=torch.channels_last)
         batches = list(evaluation_batches(random_split(128), settings.image_size, 128))
         vector = torch.randn(sum(p.numel() for p in model.parameters()), device=DEVICE)
-        with sdpa_kernel(SDPBackend.MATH):  # the fused ones have no second derivative, which the peers need
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative, which the peers need
             functions = {name: partial(product_of(name, model, batches), vector) for name in CONTENDERS}
             report[arch] = compared(alternated(functions, repeats), "ours, graphs kept")
         report[arch]["pyhessian"]["target"], report[arch]["curvlinops"]["target"] = 1.3, 1.5
@@ -217,7 +221,7 @@ def hessian(repeats: int) -> Report:
 
 
 def memory(repeats: int) -> Report:
-    """Peak memory of training with probes against without, each in processes of their own."""
+    """Compare the peak memory of training with probes and without, each in its own process."""
     report: Report = {}
     for arch in ("vgg", "resnet-56"):
         peaks = {}
@@ -233,7 +237,7 @@ def memory(repeats: int) -> Report:
 
 
 def memory_alone(arch: str, probes: str) -> int:
-    """Peak bytes of a process in three steps of the network, probes "on" or "off"."""
+    """Return the peak bytes of a process over three steps of the network, with probes "on" or "off"."""
     step = TrainingStep(ARCHS[arch], has_probes=probes == "on")
     for _ in range(3):
         step()
@@ -253,7 +257,7 @@ PARTS: dict[str, Callable[[int], Report]] = {
 
 
 def print_part(name: str, part: Report) -> None:
-    """A part of the report as lines of one table."""
+    """Print a part of the report as lines of one table."""
     for case, rows in part.items():
         for contender, row in rows.items():
             seconds, ratio = row.get("median_seconds"), row.get("median_ratio")
@@ -288,7 +292,7 @@ def main() -> None:
         report[name] = {"machine": machine(), "repeats": args.repeats, "stolen": share, "measured": measured}
         print_part(name, measured)
         if share > 0.02:
-            print(f"{name}: other guests of this host took {share:.0%} of the processor meanwhile: measure again")
+            print(f"{name}: other guests of this host took {share:.0%} of the processor; measure again")
         write_json(path, report)
     print(path.relative_to(ROOT))
 

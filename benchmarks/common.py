@@ -1,4 +1,4 @@
-"""What the benchmarks share: turns taken in one process, medians, memory from the kernel, the machine's name."""
+"""Shared functions of the benchmarks: alternating timings, medians, memory figures, and the machine's name."""
 
 import platform
 import re
@@ -15,7 +15,7 @@ from normstudy.storage import package_versions
 
 ROOT = Path(__file__).resolve().parent.parent
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-Functions = Mapping[str, Callable[[], object]]  # {contender: what it does}
+Functions = Mapping[str, Callable[[], object]]  # {contender: its function}
 Table = dict[str, dict[str, Any]]  # {contender: its figures}
 
 
@@ -25,7 +25,7 @@ def synchronize() -> None:
 
 
 def alternated(functions: Functions, repeats: int, warm_up: int = 1) -> dict[str, list[float]]:
-    """{name: seconds of each repeat}, taking turns after unmeasured calls."""
+    """Return {name: seconds of each repeat}. The functions take turns, after `warm_up` unmeasured calls of each."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for repeat in range(warm_up + repeats):
         for name, function in functions.items():
@@ -39,7 +39,7 @@ def alternated(functions: Functions, repeats: int, warm_up: int = 1) -> dict[str
 
 
 def compared(seconds: Mapping[str, list[float]], reference: str) -> Table:
-    """{name: median seconds and median ratio to the reference of the same turn, with the spread of the ratios}."""
+    """Return {name: median seconds, median ratio to the reference of the same turn, and the sorted ratios}."""
     table: Table = {}
     for name, values in seconds.items():
         ratios = [value / other for value, other in zip(values, seconds[reference], strict=True)]
@@ -52,13 +52,13 @@ def compared(seconds: Mapping[str, list[float]], reference: str) -> Table:
 
 
 def status(key: str) -> int:
-    """A figure of this process in bytes, from the kernel: VmRSS, VmHWM."""
+    """Return a memory figure of this process in bytes, as the kernel reports it: VmRSS or VmHWM."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith(key)))
 
 
 def stolen_and_all() -> tuple[int, int]:
-    """Processor time that other guests of the same host took, and all of it, in ticks since the machine started."""
+    """Return the processor time that other guests of the host took and the total, in ticks since the start-up."""
     path = Path("/proc/stat")
     ticks = [int(value) for value in path.read_text().split("\n", 1)[0].split()[1:9]] if path.exists() else [0] * 8
     return ticks[7], sum(ticks)
@@ -70,7 +70,7 @@ def processor() -> str:
 
 
 def machine() -> dict[str, object]:
-    """What the figures were measured on."""
+    """Return the description of the machine that is stored with the figures."""
     gpu: dict[str, object] = {"gpu": torch.cuda.get_device_name()} if DEVICE.type == "cuda" else {}
     return gpu | {
         "processor": processor(),
@@ -81,6 +81,6 @@ def machine() -> dict[str, object]:
 
 
 def machine_name() -> str:
-    """A file name for the machine: its GPU, or its processor and threads."""
+    """Return a file name for the machine, from its GPU or its processor and threads."""
     name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"{processor()} {torch.get_num_threads()} threads"
     return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\([^)]*\)", "", name).lower()).strip("-")

@@ -1,9 +1,9 @@
-"""Whether each faster form of a kernel is worth its lines: training steps with it, and with the form it replaces.
+"""Compare training steps with each faster form of a kernel and with the form that it replaces.
 
     python benchmarks/forms.py [KERNEL …]
 
-Steps take turns in one process; a ratio is the step without the form over the step with it, so 1.1 is a gain of 10 %.
-The network, norm and precision of each line are those in which the form acts most.
+The steps take turns in one process. A ratio is the time of the step without the form over the time with it, so 1.1 is
+a gain of 10 %. Each line uses the network, norm and precision in which the form matters most.
 """
 
 import argparse
@@ -20,13 +20,13 @@ from normstudy.kernels import Form, is_bf16_emulated, keep_freed_memory, use_for
 from normstudy.storage import write_json
 
 REPEATS = 5
-WORTH = 1.1  # the ratio from which a form stays
+WORTH = 1.1  # minimum ratio for a form to stay
 VIT = (*SMALL_VIT, "--batch_size=64")
 
 
 @dataclass(frozen=True)
 class Case:
-    """A kernel, the form that its faster one replaces, and a step in which it matters; probes on or off."""
+    """A kernel, the form that its faster form replaces, and a step in which it matters, with probes on or off."""
 
     kernel: str
     instead: Form
@@ -57,7 +57,7 @@ CASES = (
 
 
 def measure(case: Case) -> dict[str, Any]:
-    """Median seconds of a step with the form, and the ratio of the step without it."""
+    """Return the median seconds of a step with the form, and the figures of the step without it."""
     step = TrainingStep([*case.flags, f"--precision={case.precision}"], case.has_probes)
 
     def step_without() -> None:
@@ -70,7 +70,7 @@ def measure(case: Case) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kernels", nargs="*", help="kernels of normstudy/kernels/switch.py (default: all)")
+    parser.add_argument("kernels", nargs="*", help="Kernels of normstudy/kernels/switch.py to compare (default: all)")
     wanted = parser.parse_args().kernels
     keep_freed_memory()
     results: dict[str, object] = {"machine": machine()}

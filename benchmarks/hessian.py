@@ -1,9 +1,9 @@
-"""Measurements against their peers: PyHessian and curvlinops, on the same network, batches and machine.
+"""Compare our measurements with PyHessian's and curvlinops', on the same network, batches and machine.
 
-    python benchmarks/hessian.py RUN          a VGG/BatchNorm run directory, whose images are at hand
+    python benchmarks/hessian.py RUN          RUN: a VGG/BatchNorm run directory whose images are available
 
-Needs the peers: pip install -r requirements-dev.txt pyhessian. Prints one table, and writes it with the machine and
-the versions to benchmarks/results/hessian.json.
+Needs the peers: pip install -r requirements-dev.txt pyhessian. Prints one table and writes it, with the machine and
+the versions, to benchmarks/results/hessian.json.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def flat(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
 
 
 def product_of(name: str, model: nn.Module, batches: Batches) -> Product:
-    """v ↦ Hv as one of the contenders computes it; the network is in eval mode and channels_last for all."""
+    """Return v ↦ Hv as one of the contenders computes it. For all, the network is in eval mode and channels_last."""
     if name == "ours":
         return hessian_matvec(model, batches)[0]
     if name == "ours, graphs kept":
@@ -81,7 +81,7 @@ def network_and_batches(
 
 
 def time_products(args: argparse.Namespace) -> dict[str, Any]:
-    """Median seconds of a product, their ratio to ours, and relative errors against float64."""
+    """Return the median seconds of a product, their ratio to ours, relative errors against float64, and peak bytes."""
     model, batches, *_ = network_and_batches(args)
     vector = torch.randn(sum(p.numel() for p in model.parameters()), generator=seeded_generator("benchmark"))
     products = {name: product_of(name, model, batches) for name in CONTENDERS}
@@ -104,7 +104,7 @@ def time_products(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def double_backward(model: nn.Module, batches: Batches, vector: torch.Tensor) -> torch.Tensor:
-    """Hv in the plainest way, for an exact answer in float64."""
+    """Compute Hv in the plainest way, for an exact answer in float64."""
     parameters, total = list(model.parameters()), torch.zeros_like(vector)
     for images, labels in batches:
         loss = F.cross_entropy(model(images), labels, reduction="sum")
@@ -114,7 +114,7 @@ def double_backward(model: nn.Module, batches: Batches, vector: torch.Tensor) ->
 
 
 def peak_bytes(args: argparse.Namespace, name: str) -> int:
-    """The peak memory of a process of its own that takes three products, above what it held before."""
+    """Return the peak memory of a separate process that computes three products, above what it held before."""
     command = [sys.executable, __file__, args.run, f"--samples={args.samples}", f"--batch_size={args.batch_size}"]
     done = subprocess.run([*command, f"--memory_of={name}"], capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1])
@@ -133,7 +133,7 @@ def print_peak_memory(args: argparse.Namespace) -> None:
 
 
 def memory_over_products(args: argparse.Namespace, products: int = 200) -> dict[str, float]:
-    """Resident bytes after the first ten and after all products, on 16 images of the same network."""
+    """Return the resident bytes after the first ten and after all products, on 16 images of the same network."""
     model, batches, *_ = network_and_batches(args)
     matvec, dimension = hessian_matvec(model, [(batches[0][0][:16], batches[0][1][:16])])
     vector, sizes = torch.randn(dimension), []
@@ -146,7 +146,7 @@ def memory_over_products(args: argparse.Namespace, products: int = 200) -> dict[
 
 
 def small_trained_network() -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:
-    """(network, batch) of about a thousand parameters, trained so far that its Hessian has outliers and a bulk."""
+    """Return (network, batch) of about a thousand parameters, trained until its Hessian has outliers and a bulk."""
     torch.manual_seed(0)
     dataset = load(parse_args(["--dataset=Synthetic", "--seed=0"]))
     images = dataset.train.images[:300].double().div(127.5).sub(1)
@@ -161,7 +161,7 @@ def small_trained_network() -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor
 
 
 def wasserstein(nodes: np.ndarray, weights: np.ndarray, eigenvalues: np.ndarray) -> float:
-    """The 1-Wasserstein distance between Σ w δ(θ) and the eigenvalues' distribution."""
+    """Return the 1-Wasserstein distance between Σ w δ(θ) and the distribution of the eigenvalues."""
     places = np.concatenate([nodes, eigenvalues])
     masses = np.concatenate([weights / weights.sum(), -np.full(len(eigenvalues), 1 / len(eigenvalues))])
     order = np.argsort(places)
@@ -169,7 +169,7 @@ def wasserstein(nodes: np.ndarray, weights: np.ndarray, eigenvalues: np.ndarray)
 
 
 def whole_measurements(seeds: int) -> dict[str, Any]:
-    """Products and errors of trace, λ_max and density, ours and PyHessian's, where the dense answer is known."""
+    """Compare products and errors of trace, λ_max and density, ours and PyHessian's, with a known dense answer."""
     model, batch = small_trained_network()
     matvec, dimension = hessian_matvec(model, [batch])
     eigenvalues = np.linalg.eigvalsh(torch.stack([matvec(row) for row in torch.eye(dimension).double()]).numpy())
@@ -202,7 +202,7 @@ def whole_measurements(seeds: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def counted_peer_products() -> Iterator[mock.Mock]:
-    """A block in which PyHessian finds the function that PyTorch removed; yields a count of its products."""
+    """Give PyHessian the function that PyTorch removed, in a `with` block; yield a count of its products."""
     module = sys.modules[pyhessian.hessian.__module__]
     product = mock.Mock(wraps=module.hessian_vector_product)
     with mock.patch.object(module, "hessian_vector_product", product), mock.patch.object(torch, "eig", old_eig):
@@ -215,7 +215,7 @@ def old_eig(matrix: torch.Tensor, eigenvectors: bool = False) -> tuple[torch.Ten
 
 
 def class_similarity_cost(args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of the class moments of 10,000 images, network included, over those of the network alone."""
+    """Return the time of the class moments of 10,000 images with the network, over that of the network alone."""
     model, _, dataset, config = network_and_batches(args)
     subset = dataset.train.take(balanced_subset(dataset.train.labels, 10000, len(dataset.classes)))
 

@@ -1,4 +1,4 @@
-"""Loss curves of float32 and bf16 runs of the same seeds, in one picture: benchmarks/results/precision.png.
+"""Draw the loss curves of float32 and bf16 runs of the same seeds to benchmarks/results/precision.png.
 
 python benchmarks/precision.py DIR            DIR/train/<class>/ and DIR/test/<class>/; 15 minutes on two cores
 """
@@ -25,7 +25,7 @@ COLORS = dict(zip(config.PRECISIONS, ("#1f77b4", "#d95f02"), strict=True))
 
 
 def curves(directory: str, precision: str, seed: int, args: argparse.Namespace) -> tuple[list[float], list[float]]:
-    """(train losses, test accuracies) of every epoch of one run, trained now."""
+    """Train one run; return (train losses, test accuracies) of every epoch."""
     flags = [f"--precision={precision}", f"--seed={seed}", f"--epochs={args.epochs}", "--batch_size=128"]
     flags += ["--dataset=ImageFolder", f"--data_dir={args.data_dir}", f"--train_samples={args.samples}"]
     run = RunDirectory(train([*flags, "--test_samples=2000", f"--results_dir={directory}"]))

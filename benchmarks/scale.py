@@ -1,9 +1,9 @@
-"""A results folder of 10,000 runs: how long a sweep takes to plan, and the table to be rebuilt and added to.
+"""Time a results folder of 10,000 runs: planning a sweep, rebuilding the table of runs, and adding a row to it.
 
     python benchmarks/scale.py                  about five minutes, and 1.5 GB in a temporary folder
 
-One small run is trained and measured; the others are copies of its files, under the settings, names and checksums of
-the runs of a grid. Prints the medians of three and writes benchmarks/results/scale.json.
+One small run is trained and measured. The others are copies of its files with the settings, names and checksums of the
+runs of a grid. Prints the medians of three and writes benchmarks/results/scale.json.
 """
 
 import argparse
@@ -35,7 +35,7 @@ VALUES = {
 
 
 def seconds_of(*argv: str) -> float:
-    """Run Python on one of the project's commands, or on `-c CODE`; return its seconds."""
+    """Run Python on one of the project's commands, or on `-c CODE`; return the seconds that it takes."""
     begun = time.perf_counter()
     subprocess.run([sys.executable, *argv], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - begun
@@ -81,7 +81,7 @@ def main() -> None:
                 seconds[name].append(seconds_of(*command))
     medians = {name: statistics.median(each) for name, each in seconds.items()}
     for name, median in medians.items():
-        print(f"{name} of {len(found):,} runs: {median:.1f} s, start of Python included")
+        print(f"{name} ({len(found):,} runs): {median:.1f} s, including the start of Python")
     write_json(
         Path(__file__).parent / "results" / "scale.json",
         {"runs": len(found), "seconds": medians, "machine": machine()},

@@ -1,4 +1,4 @@
-"""Start-up: seconds from main.py's command to the first step, on CIFAR-10's files with random pixels."""
+"""Measure the start-up time of main.py, from the command to the first step, on CIFAR-10 files with random pixels."""
 
 import pickle
 import shutil
@@ -39,7 +39,7 @@ main(["--dataset=CIFAR-10", f"--data_dir={folder}", f"--results_dir={folder}/res
 
 
 def start_up(repeats: int) -> dict[str, Table]:
-    """Seconds from the command to the first step: imports, CIFAR-10 from its cache, network, optimizer."""
+    """Time the command to the first step: imports, CIFAR-10 from its cache, network, optimizer."""
     seconds = []
     with tempfile.TemporaryDirectory() as folder:
         write_random_cifar(Path(folder))
@@ -52,7 +52,7 @@ def start_up(repeats: int) -> dict[str, Table]:
 
 
 def write_random_cifar(folder: Path) -> None:
-    """Write CIFAR-10's files with random pixels; the process that reads them is told their checksums."""
+    """Write CIFAR-10 files with random pixels; PROGRAM gives torchvision their checksums."""
     generator = np.random.default_rng(0)
     target = folder / "cifar-10-batches-py"
     target.mkdir()

@@ -1,1 +1,1 @@
-"""The parts of the study of normalization: one folder for each subject."""
+"""The library of the normalization study, with one folder for each subject."""

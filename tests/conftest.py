@@ -1,4 +1,4 @@
-"""Real runs, with a narrower VGG than any flag asks for, so that many of them fit into a minute."""
+"""Fixtures for real runs, with a narrower VGG than any flag gives, so that many runs fit into a minute."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ import main
 from normstudy.kernels import FORMS, use_form
 from normstudy.storage import run_directory
 
-settings.register_profile("default", deadline=None)  # on a busy machine a flush takes as long as it likes
+settings.register_profile("default", deadline=None)  # on a busy machine, a flush can take any time
 settings.load_profile("default")
 
 
@@ -27,7 +27,7 @@ def narrow(monkeypatch):
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory):
-    """Flags of a small run, on images of its own."""
+    """Return the flags of a small run on images of its own."""
     folder = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)
     for split, count in (("train", 25), ("test", 10)):
@@ -41,7 +41,7 @@ def small(tmp_path_factory):
 
 @pytest.fixture
 def train(small):
-    """A function that trains in this process: 6 epochs unless other flags say so."""
+    """Return a function that trains in this process, for 6 epochs unless the flags say otherwise."""
 
     def run(results_dir, *flags):
         return run_directory.RunDirectory(main.main([*small, "--epochs=6", f"--results_dir={results_dir}", *flags]))
@@ -51,6 +51,6 @@ def train(small):
 
 @pytest.fixture(params=FORMS)
 def form(request):
-    """Used by a module or a test: it runs in every form of the kernels."""
+    """Run the test, or every test of the module, in every form of the kernels."""
     with use_form(request.param):
         yield request.param

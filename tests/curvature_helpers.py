@@ -28,7 +28,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def perturbed(model: Model) -> Model:
-    """The model in float64 with parameters and running statistics that are nowhere special."""
+    """Return the model in float64, with its parameters and running statistics moved away from special values."""
     model.double()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -40,7 +40,7 @@ def perturbed(model: Model) -> Model:
 
 
 def two_layers(norm_type: str, conv_type: str = "Plain") -> nn.Sequential:
-    """Two convolutions with norms and a classifier: some 200 parameters, for 5×5 images of 2 channels."""
+    """Return two convolutions with norms and a classifier: about 200 parameters, for 5×5 images with 2 channels."""
     conv_type, bias = convolution_of(norm_type, conv_type)
     layers: list[nn.Module] = []
     for channels in (2, 3):
@@ -50,7 +50,7 @@ def two_layers(norm_type: str, conv_type: str = "Plain") -> nn.Sequential:
 
 
 def network(name: str, norm_type: str) -> Network:
-    """One of NETWORKS with few layers, which are of every kind, perturbed where it starts at a special point."""
+    """Return one of NETWORKS with few layers but every kind of layer, perturbed where it starts at special values."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         shrink(monkeypatch)
         model = build_model(norm_type=norm_type, num_classes=4, **NETWORKS[name]).double()
@@ -66,26 +66,26 @@ def network(name: str, norm_type: str) -> Network:
 def images_and_labels(
     samples: int = 6, channels: int = 2, size: int = 5, classes: int = 3
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random images for `two_layers`, or with other sizes."""
+    """Return random images and labels, by default with the sizes that `two_layers` expects."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(samples, channels, size, size, dtype=torch.float64, generator=generator)
     return images, torch.arange(samples) % classes
 
 
 def rgb_images_and_labels() -> tuple[torch.Tensor, torch.Tensor]:
-    """Four random images for `network`, so small that the last maps have a single position."""
+    """Return four random images for `network`, so small that the last feature maps have a single position."""
     return images_and_labels(4, 3, 4, 4)
 
 
 def in_two_batches(images: torch.Tensor, labels: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches of different sizes."""
+    """Split the images and labels into batches of different sizes."""
     return [(images[:4], labels[:4]), (images[4:], labels[4:])]
 
 
 def logits_of_flat_parameters(
     model: nn.Module,
 ) -> tuple[Callable[[torch.Tensor, torch.Tensor], torch.Tensor], torch.Tensor]:
-    """(logits as a function of flat parameters and images, the flat parameters)."""
+    """Return the logits as a function of (flat parameters, images), and the model's flat parameters."""
     parameters = dict(model.named_parameters())
     sizes = [parameter.numel() for parameter in parameters.values()]
 
@@ -97,13 +97,13 @@ def logits_of_flat_parameters(
 
 
 def dense_hessian(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The Hessian of the mean loss by PyTorch's own second derivatives."""
+    """Compute the Hessian of the mean loss with torch.autograd.functional.hessian."""
     logits, vector = logits_of_flat_parameters(model)
     return torch.autograd.functional.hessian(lambda v: F.cross_entropy(logits(v, images), labels), vector)
 
 
 def double_backward(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
-    """Hv by two backward passes through the model itself."""
+    """Compute Hv by two backward passes through the model itself."""
     parameters = list(model.parameters())
     parts = [part.view_as(p) for part, p in zip(vector.split([p.numel() for p in parameters]), parameters, strict=True)]
     with sdpa_kernel(SDPBackend.MATH):
@@ -114,19 +114,19 @@ def double_backward(model: nn.Module, images: torch.Tensor, labels: torch.Tensor
 
 
 def symmetric(eigenvalues: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A dense symmetric matrix with these eigenvalues, and its eigenvectors."""
+    """Return a dense symmetric matrix with these eigenvalues, and its eigenvectors."""
     basis, _ = torch.linalg.qr(torch.randn(len(eigenvalues), len(eigenvalues), dtype=torch.float64))
     return (basis * eigenvalues) @ basis.T, basis
 
 
 def dense(matvec: Callable[[torch.Tensor], torch.Tensor], dimension: int) -> torch.Tensor:
-    """The matrix behind a matvec, row by row."""
+    """Return the dense matrix of a matvec."""
     return torch.stack([matvec(row) for row in torch.eye(dimension, dtype=torch.float64)])
 
 
 def assert_multiplies_by(
     matrix: torch.Tensor, matvec: Callable[[torch.Tensor], torch.Tensor], rtol: float, atol: float
 ) -> None:
-    """Compare products of three random vectors, each of which shows a difference in any entry of the matrix."""
+    """Compare the products with three random vectors. A difference in any entry of the matrix changes each product."""
     for vector in torch.randn(3, len(matrix), dtype=torch.float64):
         torch.testing.assert_close(matvec(vector), matrix @ vector, rtol=rtol, atol=atol)

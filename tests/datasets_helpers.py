@@ -24,7 +24,7 @@ def random_split(count, num_classes=2, seed=0, **size):
 
 
 def training_batches(split, batch_size, seed, epoch, image_size=None, first_step=0):
-    """The batches of one epoch as training takes them, from its step `first_step` on."""
+    """Yield the training batches of one epoch from step `first_step` on."""
     order, flips = training_order(split, seed, epoch)
     for start in range(first_step * batch_size, len(split), batch_size):
         batch = slice(start, start + batch_size)
@@ -32,13 +32,13 @@ def training_batches(split, batch_size, seed, epoch, image_size=None, first_step
 
 
 def numbered_split(count, num_classes=1):
-    """Sample i is an image filled with i, so that neither flips nor scaling hide which sample it is."""
+    """Return a split whose image i is filled with i, so that it is recognizable after flips and scaling."""
     images = torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(count, 3, 4, 4).contiguous()
     return Split(images, torch.arange(count) % num_classes)
 
 
 def numbers(images):
-    """Which samples of a numbered split these prepared images are."""
+    """Return the numbers of the samples of a numbered split in these network inputs."""
     return ((images[:, 0, 0, 0] + 1) * 127.5).round().long().tolist()
 
 
@@ -61,13 +61,13 @@ def flip_byte(content, position):
 
 
 def write_image(path, pixels, **options):
-    """Writes pixels (3, H, W) uint8 in the format that the path's extension names."""
+    """Write pixels (3, H, W) uint8 in the format of the path's extension."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path, **options)
 
 
 def make_folder(root, extension="bmp", height=8, width=8, seed=0):
-    """Three training and two test images of each of two classes; gives the Dataset they hold."""
+    """Write three training and two test images of each of two classes; return their Dataset."""
     splits = {}
     for name, count in (("train", 3), ("test", 2)):
         images = random_images(2 * count, height, width, seed=seed + count)
@@ -79,7 +79,7 @@ def make_folder(root, extension="bmp", height=8, width=8, seed=0):
 
 
 def make_folder_of_two_sizes(root):
-    """Flat images, so that resizing must give back their colours."""
+    """Write flat images in two sizes; return their colors, which resizing must not change."""
     colours = random_images(4)[:, :, :1, :1]
     for colour, side, (split, label) in zip(
         colours, (8, 12, 12, 8), itertools.product(("train", "test"), ("ant", "bee")), strict=True

@@ -14,7 +14,11 @@ TIMES = ("seconds", "images_per_second")
 
 
 def content(run):
-    """{name: bytes, or what the clock does not decide} of every file that a run recorded."""
+    """Return {name: content} of every file that a run recorded.
+
+    Tables and settings leave out the entries that depend on the clock or the command line. Pictures and the checkpoint
+    to resume from are left out as well.
+    """
     found = {}
     for path in sorted(run.path.rglob("*")):
         name = run.name_of(path)
@@ -31,7 +35,7 @@ def content(run):
 
 
 class Payload:
-    """Unpickling it makes a folder: what foreign code in a file would do."""
+    """Unpickling this object creates a folder, as code in an untrusted file would."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -41,7 +45,7 @@ class Payload:
 
 
 def complaint(call):
-    """The one line with which `call` says what a user can repair."""
+    """Return the one-line message of the RunError that `call` raises."""
     with pytest.raises(RunError) as caught:
         call()
     lines = str(caught.value).splitlines()

@@ -1,4 +1,4 @@
-"""Flags of small runs and measurements, and what a test does to a run before or beside a measurement."""
+"""Flags of small runs and measurements, and changes that tests make to a run before measuring it."""
 
 import os
 import shutil
@@ -24,18 +24,18 @@ read = files.read_json
 
 
 def copy(source, target):
-    """Copy a folder; checkpoints, which are large, are linked and may only be replaced."""
+    """Copy a folder. Checkpoints are large and therefore hard-linked: they may be replaced but not written to."""
     shutil.copytree(source, target, copy_function=lambda a, b: (os.link if a.endswith(".pt") else shutil.copy2)(a, b))
 
 
 def replace(path, content):
-    """Replace a file that may be a link."""
+    """Replace a file that may be a hard link."""
     path.unlink()
     path.write_bytes(content)
 
 
 def reference(run, samples, epoch=6):
-    """(model, images, labels) as a measurement should see them, made step by step, in float64."""
+    """Return (model, images, labels) as a measurement should see them, built step by step in float64."""
     config = run_settings.stored_config(run)
     dataset = loading.load(config)
     model = build_from_config(config, 10).double().eval()
@@ -46,14 +46,14 @@ def reference(run, samples, epoch=6):
 
 
 def damage_config(run, **changes):
-    """Change settings in config.json; `...` removes one."""
+    """Change settings in config.json; the value `...` removes a setting."""
     settings = read(run.config)
     run.config.unlink()
     files.write_json(run.config, {k: v for k, v in (settings | changes).items() if v is not ...})
 
 
 def forget_checksums(run):
-    """Leave files without their SHA-256, as where checkpoints come from somewhere else."""
+    """Remove the SHA-256 of the files from summary.json, as for checkpoints from another program."""
     summary = read(run.summary)
     del summary["files"], summary["identity"]
     run.summary.unlink()
@@ -61,6 +61,6 @@ def forget_checksums(run):
 
 
 def damage_unchecked_config(run, **changes):
-    """Change settings that no identity hash protects."""
+    """Change settings in config.json, and remove the hashes that would reveal the change."""
     damage_config(run, **changes)
     forget_checksums(run)

@@ -1,4 +1,4 @@
-"""Made-up tables of runs, the report on them, and the rows of its page."""
+"""Helpers: made-up tables of runs, reports on them, and the table rows of a page."""
 
 import html
 import re
@@ -13,8 +13,10 @@ NORMS = ("BatchNorm", "EvoNormBO", "InstanceNorm", "Plain", "GroupNorm")
 
 
 def made_up(n=160, seed=0):
-    """A table of n runs of NORMS in which class similarity goes with accuracy, EvoNormBO is best and InstanceNorm is
-    worst."""
+    """Return a table of n runs of NORMS.
+
+    Class similarity correlates with accuracy, EvoNormBO is best and InstanceNorm is worst.
+    """
     generator = np.random.default_rng(seed)
     norms = ["BatchNorm", "EvoNormBO", "Instance_Normalization", "Plain", "GroupNorm"]
     norm = np.array([norms[index % 5] for index in range(n)])
@@ -40,13 +42,13 @@ def made_up(n=160, seed=0):
 
 
 def of_norms(table):
-    """The same where class similarity is a matter of norms, and not of single runs."""
+    """Return the table with a class similarity that depends only on norm and grouping, not on the run."""
     means = table.groupby(["Norm", "P Grouping"])["Test Accuracy"].transform("mean")
     return table.assign(**{"Class Similarity": means})
 
 
 def report(folder, table, *flags):
-    """The text of the page on a table, written into folder/out."""
+    """Write the report on a table into folder/out; return the text of the page."""
     table.to_csv(folder / "table.csv", index=False)
     own = [f"--table={folder / 'table.csv'}", f"--results_dir={folder / 'out'}", "--resamples=100"]
     assert run_report.main([*own, *flags]) == 0
@@ -54,12 +56,12 @@ def report(folder, table, *flags):
 
 
 def section_of(page, title):
-    """The HTML of a section of the page."""
+    """Return the HTML of a section of the page."""
     return page.partition(f"<h2>{title}</h2>")[2].partition("<h2>")[0]
 
 
 def random_runs(n=60, seed=0, **columns):
-    """A tidy table of n runs in which class similarity goes with accuracy, with other columns in place of its own."""
+    """Return a tidy table of n runs whose class similarity correlates with accuracy; `columns` replace its columns."""
     generator = np.random.default_rng(seed)
     similarity = generator.normal(size=n).round(1)  # with ties
     made = {
@@ -79,13 +81,13 @@ def random_runs(n=60, seed=0, **columns):
 
 
 def runs_of(rows):
-    """A tidy table of runs that are equal in all that the rows (dicts) do not say."""
+    """Return a tidy table with a run for each row (dict); missing keys get the same value in every run."""
     about = {"Model": "VGG", "Dataset": "CIFAR-10", "Batch Size": "256", "Mom & WD": "True", "SkipInit": "False"}
     about |= {"Success": "True", "Test Accuracy": "70", "Train Accuracy": "80"}
     return tables.tidy_table(pd.DataFrame([about | {key: str(value) for key, value in row.items()} for row in rows]))
 
 
 def table_rows(page):
-    """The rows of the tables in a page, as lists of text."""
+    """Return the rows of the tables in a page, as lists of text."""
     found = re.findall(r"<tr>(<td.*?)</tr>", page)
     return [[html.unescape(re.sub("<[^>]+>", "", cell)) for cell in re.findall(r"<td.*?</td>", row)] for row in found]

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def refused(argv, capsys):
-    """The one line on stderr with which a command line is refused."""
+    """Return the line on stderr with which a command line is refused; it must be the only one."""
     with pytest.raises(SystemExit) as stop:
         parse_args(argv)
     assert stop.value.code == 2
@@ -102,8 +102,8 @@ def test_booleans(argv, value):
     [
         (["--arch=vg"], ["vg", "did you mean vgg"]),
         (["--norm_type=foo"], ["foo", "BatchNorm"]),
-        (["--norm_typ=BatchNorm"], ["--norm_typ", "did you mean --norm_type (normalization layer"]),
-        (["--lr=0.1"], ["--lr=0.1", "did you mean --init_lr (factor on the learning rate"]),
+        (["--norm_typ=BatchNorm"], ["--norm_typ", "did you mean --norm_type (Normalization layer"]),
+        (["--lr=0.1"], ["--lr=0.1", "did you mean --init_lr (Factor on the learning rate"]),
         (["extra"], ["extra"]),
         (["--epochs=0"], ["--epochs", "at least 1"]),
         (["--epochs=1" + 400 * "0"], ["--epochs", "at most"]),

@@ -1,4 +1,4 @@
-"""Who may import whom at the top level, where import-linter does not look, and what an import costs."""
+"""Allowed imports of the top-level modules, which import-linter does not check, and what an import loads."""
 
 import ast
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# {module: what it may import of the project}
+# {module: the modules of the project that it may import}
 ALLOWED = {
     "config": {"normstudy.cli"},
     "layer_defs": {"normstudy.kernels"},
@@ -25,7 +25,7 @@ FOLDERS = sorted(path.parent.name for path in ROOT.glob("normstudy/*/__init__.py
 
 
 def imported(path):
-    """The modules that a file imports, wherever the import stands."""
+    """Yield the modules that a file imports, at any place in it."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -51,7 +51,7 @@ def test_a_top_level_module_imports_what_it_may(module):
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_a_folder_names_what_it_offers(folder):
-    """Each name in __all__ is imported there, and nothing else is."""
+    """`__init__.py` imports exactly the names in its __all__."""
     tree = ast.parse((ROOT / "normstudy" / folder / "__init__.py").read_text(encoding="utf-8"))
     names = [alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names]
     [offered] = [ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.Assign)]

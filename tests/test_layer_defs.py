@@ -1,7 +1,7 @@
-"""Every layer against its formula, written out here in float64, and against other people's layers.
+"""Every layer against its formula, written out here in float64, and against the layers of other libraries.
 
-Notation is layer_defs': x is (N, C, H, W). A norm_type without an entry in TEXTBOOK, and a conv_type without one in
-WEIGHTS, fails these tests.
+The notation is that of layer_defs: x is (N, C, H, W). A norm_type without an entry in TEXTBOOK, or a conv_type without
+one in WEIGHTS, fails these tests.
 """
 
 import copy
@@ -27,8 +27,8 @@ pytestmark = pytest.mark.usefixtures("form")  # each test runs in every form of 
 CHANNELS, GROUPS = 6, 2
 SHAPE = (4, CHANNELS, 5, 3)
 EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}
-FLOAT32: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}  # for peers that compute in float32 whatever they are given
-RELU_STD = math.sqrt((math.pi - 1) / (2 * math.pi))  # of ReLU(z), z standard normal
+FLOAT32: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}  # for peers that always compute in float32
+RELU_STD = math.sqrt((math.pi - 1) / (2 * math.pi))  # standard deviation of ReLU(z), z standard normal
 WEIGHT_BASED = ("Plain", "WeightNorm", "ScaledWeightStandardization")
 
 every_conv = pytest.mark.parametrize("conv_type", config.CONV_TYPES)
@@ -36,7 +36,7 @@ both_modes = pytest.mark.parametrize("training", [True, False], ids=["train", "e
 
 
 def images(seed=0, shape=SHAPE):
-    """Channels of different means and spreads, so that no statistic is by accident the same over other dimensions."""
+    """Return images whose channels differ in mean and spread, so that statistics differ between dimensions."""
     generator = torch.Generator().manual_seed(seed)
     spread = torch.rand(1, shape[1], 1, 1, generator=generator, dtype=torch.float64) + 0.5
     offset = torch.randn(1, shape[1], 1, 1, generator=generator, dtype=torch.float64)
@@ -44,13 +44,13 @@ def images(seed=0, shape=SHAPE):
 
 
 def randomized(module, seed=1):
-    """The module in float64, its parameters and running statistics at random values away from the initial ones."""
+    """Return the module in float64, with random parameters and running statistics away from their initial values."""
     generator = torch.Generator().manual_seed(seed)
     module.double()
     for name, tensor in module.state_dict().items():
         values = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
         if name.endswith("eps_l"):
-            values = torch.full_like(values, -0.3)  # negative, so that the absolute value shows
+            values = torch.full_like(values, -0.3)  # negative, so that the absolute value matters
         elif "running_" in name and not name.endswith("running_mean"):
             values = values.square() + 0.2
         tensor.copy_(values)
@@ -58,24 +58,24 @@ def randomized(module, seed=1):
 
 
 def random_pair(norm_type, training=True, channels=CHANNELS):
-    """norm and activation of norm_type in one module, at random values."""
+    """Return the norm and activation of norm_type in one module, at random values."""
     return randomized(nn.Sequential(*build_norm(norm_type, channels, GROUPS))).train(training)
 
 
 def run_backward(module, x):
-    """Forward, and backward from a random weighting of the output. Returns the output."""
+    """Run forward, and backward from a random weighting of the output; return the output."""
     out = module(x)
     (out * torch.rand(out.shape, generator=torch.Generator().manual_seed(5), dtype=out.dtype)).sum().backward()
     return out
 
 
 def tensors_of(module):
-    """{last part of the name: tensor} of parameters and buffers."""
+    """Return {last part of the name: tensor} of parameters and buffers."""
     return {name.rpartition(".")[2]: tensor for name, tensor in module.state_dict().items()}
 
 
-# The formulas. p holds the layer's parameters, and its statistics (C,) by the names of the running ones: in training
-# they are the batch's.
+# The formulas. p holds the layer's parameters, and its statistics (C,) under the names of the running ones. In training
+# they are those of the batch.
 
 
 def maps(per_channel):
@@ -91,7 +91,7 @@ def batch_variance(x):
 
 
 def by_group(x, groups, function):
-    """function(part) for the channels of each group of each sample, put back together."""
+    """Apply function(part) to the channels of each group of each sample and put the results together."""
     size = x.shape[1] // groups
     out = torch.empty_like(x)
     for sample in range(len(x)):
@@ -199,14 +199,14 @@ TEXTBOOK = {
     "RMSNorm": (rms_norm, relu, {"weight": 1.0}),
     "DynamicTanh": (dynamic_tanh, relu, AFFINE | {"alpha": 0.5}),
 }
-# what a running statistic is of, and whence it starts
+# running statistic: (its value for a batch, its start value)
 STATISTICS = {"running_mean": (batch_mean, 0.0), "running_var": (batch_variance, 1.0)}
 RUNNING = [name for name, (_, _, initial) in TEXTBOOK.items() if any(key.startswith("running_") for key in initial)]
 every_norm = pytest.mark.parametrize("norm_type", [name for name in config.NORM_TYPES if name in TEXTBOOK])
 
 
 def textbook_norm(norm_type, x, module):
-    """What the norm slot of norm_type gives for x, with the parameters and the mode of `module`."""
+    """Return the output of the norm slot of norm_type for x, with the parameters and the mode of `module`."""
     p = tensors_of(module)
     if module.training:
         p |= {name: of_batch(x) for name, (of_batch, _) in STATISTICS.items() if name in p}
@@ -329,7 +329,7 @@ def test_scaled_relu_of_a_standard_normal_has_mean_zero_and_variance_one():
     assert_close(torch.stack([out.mean(), out.var()]), torch.tensor([0.0, 1.0]).double(), rtol=0, atol=1e-4)
 
 
-# Norms against other people's layers.
+# Norms against the layers of other libraries.
 
 
 def same_affine(peer, norm):
@@ -396,11 +396,11 @@ def test_filter_response_norm_thresholded_at_zero_is_timm_s_with_relu():
     assert_close(pair(images()), peer(images()), **FLOAT32)
 
 
-# What every norm must survive, whatever it computes.
+# Properties that every norm must have.
 
 
 def as_function(module):
-    """(function of (x, *parameters), the parameters) of a module, for gradcheck."""
+    """Return (function of (x, *parameters), the parameters) of a module, for gradcheck."""
     names = [name for name, _ in module.named_parameters()]
     parameters = [parameter.detach().clone().requires_grad_() for parameter in module.parameters()]
     return lambda x, *values: functional_call(module, dict(zip(names, values, strict=True)), (x,)), parameters
@@ -466,7 +466,7 @@ def test_bfloat16_input_gives_what_float32_gives_with_statistics_in_float32(norm
 @both_modes
 @every_norm
 def test_float32_input_far_from_zero_keeps_its_variance(norm_type, training):
-    """E[x²] − E[x]² in float32 would be lost here."""
+    """The formula E[x²] − E[x]² in float32 would fail here."""
     x = (images() + 1000).float().double()
     pair = nn.Sequential(*build_norm(norm_type, CHANNELS, GROUPS)).train(training)
     expected = copy.deepcopy(pair).double()(x)
@@ -483,7 +483,7 @@ def test_one_sample_of_one_position_stays_finite(norm_type):
 
 @every_norm
 def test_forward_mode_and_torch_func_go_through_every_norm(norm_type):
-    """Of evaluation: in training running statistics are written, which torch.func does not allow."""
+    """Only in eval mode: in training, running statistics are written, which torch.func does not allow."""
     pair, direction = random_pair(norm_type, training=False), images(7)
     found = torch.func.jvp(pair, (images(),), (direction,))[1]
     shift = 1e-6
@@ -503,7 +503,7 @@ def tokens(seed=0):
 
 
 def per_token(x, centred):
-    """Each token over its own channels: standardized, or over its root mean square."""
+    """Standardize each token over its own channels, or divide it by its root mean square."""
     out = torch.empty_like(x)
     for index in [(sample, token) for sample in range(x.shape[0]) for token in range(x.shape[1])]:
         row = x[index] - x[index].mean() if centred else x[index]
@@ -512,7 +512,7 @@ def per_token(x, centred):
 
 
 def textbook_tokens(norm_type, x, module):
-    """The norm slot alone, the tokens of a sample in the place of the positions of an image."""
+    """Compute only the norm slot, with the tokens of a sample in place of the positions of an image."""
     p = tensors_of(module)
     if norm_type in ("LayerNorm", "RMSNorm"):
         return p["weight"] * per_token(x, norm_type == "LayerNorm") + p.get("bias", 0.0)
@@ -694,7 +694,7 @@ def test_conv_of_channels_last_and_bfloat16_input(conv_type):
 @every_conv
 @pytest.mark.parametrize("constant", [False, True], ids=["fan_in_1", "constant_weights"])
 def test_degenerate_weights_stay_finite(conv_type, constant):
-    """A single weight, and weights that are all alike, have no deviation to divide by."""
+    """A single weight, and weights that are all equal, have no deviation to divide by."""
     conv = build_conv(conv_type, 3 if constant else 1, 4, 1, padding=0, bias=True).double()
     if constant:
         nn.init.constant_(conv.weight, 0.0)

@@ -1,4 +1,4 @@
-"""Whole runs of main.py, small: what they leave, that they repeat, continue, and say what is wrong."""
+"""Small complete runs of main.py: their files, repetition, continuation and errors."""
 
 import csv
 import json
@@ -41,7 +41,7 @@ def train(results_dir, *flags):
 
 
 def metrics(run):
-    """The rows of metrics.csv without what the clock decides."""
+    """Return the rows of metrics.csv without the columns that depend on the clock."""
     with open(run.metrics, newline="") as file:
         return [{key: value for key, value in row.items() if key not in TIMES} for row in csv.DictReader(file)]
 
@@ -104,7 +104,7 @@ def test_probe_dicts_hold_every_iteration(finished):
 
 
 def test_the_summary_is_what_the_checkpoint_gives(finished):
-    """Accuracies and losses recomputed from the files, over all samples at once."""
+    """Accuracies and losses are recomputed from the files, over all samples at once."""
     settings = run_settings.stored_config(finished)
     dataset = loading.load(settings)
     model = build_from_config(settings, len(dataset.classes))
@@ -145,7 +145,7 @@ def probes_summary(run):
 
 
 def test_probes_json_keeps_ends_and_means_of_whole_batches(tmp_path, monkeypatch):
-    """50 samples in batches of 16: the fourth of an epoch has 2."""
+    """With 50 samples in batches of 16, the fourth batch of an epoch has only 2."""
     finished = train(tmp_path)
     dump = torch.load(finished.probes(2), weights_only=True)
     kept = probes_summary(finished)
@@ -157,7 +157,7 @@ def test_probes_json_keeps_ends_and_means_of_whole_batches(tmp_path, monkeypatch
         values = dump[key].double()[whole]
         for name, expected in (("first", values[0]), ("last", values[-1]), ("mean", values.mean(1))):
             torch.testing.assert_close(torch.tensor(kept[key][name]).double(), expected, rtol=1e-5, atol=1e-9)
-    monkeypatch.setattr(probe_files, "SUMMARIZED_ITERATIONS", 3)  # of more iterations than fit
+    monkeypatch.setattr(probe_files, "SUMMARIZED_ITERATIONS", 3)  # fewer than the iterations of the run
     probe_files.summarize_probes(finished)
     thinned = probes_summary(finished)
     assert thinned["iteration"] == [0, 2, 6]
@@ -185,7 +185,7 @@ def test_without_probes_there_are_no_dumps(tmp_path):
 
 
 def interrupt_at(monkeypatch, stop_epoch):
-    """Ctrl-C once, at the beginning of an epoch."""
+    """Interrupt training at the start of an epoch, as Ctrl-C does; return a function that ends this."""
     original = loop.Training.run_epoch
 
     def run_epoch(self, epoch):
@@ -199,11 +199,11 @@ def interrupt_at(monkeypatch, stop_epoch):
 
 @pytest.mark.parametrize("by_directory", [False, True])
 def test_a_continued_run_has_the_bits_of_an_uninterrupted_one(tmp_path, monkeypatch, by_directory):
-    """Stopped before epoch 7 of 7, with a dump behind it and unsaved probes of epoch 6."""
+    """The run is stopped before epoch 7 of 7, after a dump and with probes of epoch 6 that are not dumped yet."""
     flags = ["--epochs=7", "--lr_warmup=True"]
     whole = train(tmp_path / "whole", *flags)
     mend = interrupt_at(monkeypatch, 7)
-    with pytest.raises(KeyboardInterrupt, match="continues after 6 of 7 epochs"):
+    with pytest.raises(KeyboardInterrupt, match="to continue after 6 of 7 epochs"):
         train(tmp_path / "parts", *flags)
     mend()
     parts = run_directory.RunDirectory(tmp_path / "parts" / whole.path.name)
@@ -298,7 +298,7 @@ def test_combinations_train(tmp_path, flags):
 
 @pytest.mark.slow
 def test_training_learns(tmp_path):
-    """Well above the chance of a tenth on images never seen."""
+    """The accuracy on unseen images is well above the chance level of one tenth."""
     run = train(
         tmp_path, "--train_samples=1000", "--test_samples=500", "--batch_size=32", "--epochs=4", "--probe_layers=False"
     )
@@ -335,11 +335,11 @@ def test_an_image_folder_trains(tmp_path):
     assert summary(run_directory.RunDirectory(path))["status"] == "done"
 
 
-# What goes wrong
+# Errors
 
 
 def said(*argv, cwd=ROOT):
-    """(exit code, stderr) of main.py as a user runs it."""
+    """Return (exit code, stderr) of main.py, run as a user runs it."""
     answer = subprocess.run([sys.executable, str(ROOT / "main.py"), *argv], cwd=cwd, capture_output=True, text=True)
     return answer.returncode, answer.stderr
 
@@ -436,7 +436,7 @@ def test_ctrl_c_exits_130_and_the_same_command_continues(tmp_path):
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert stderr.count("\n") == 1
-    assert "continues after" in stderr
+    assert "to continue after" in stderr
     run = run_directory.RunDirectory(next(path.parent for path in tmp_path.glob("*/config.json")))
     assert torch.load(run.last, weights_only=True)["epoch"] >= 2
 

@@ -1,7 +1,7 @@
-"""The three networks: sizes, every combination of choices, and other people's networks.
+"""The three networks: sizes, every combination of choices, and comparisons with the networks of other libraries.
 
 Images are tiny: 16×16 (VGG: 32×32, so that its last feature map has more than one position), four patches for ViT.
-Every norm runs at full depth and width; what is only a matter of layers fitting together runs on `small` networks.
+Every norm runs at full depth and width. Tests that only check that layers fit together use `small` networks.
 """
 
 import copy
@@ -43,14 +43,14 @@ preact_or_not = pytest.mark.parametrize("preact", [False, True], ids=["", "preac
 
 
 def build(arch, norm_type="BatchNorm", num_classes=10, seed=0, **settings):
-    """A seeded network, for 16×16 images where it is a ViT."""
+    """Build a seeded network; a ViT is for 16×16 images."""
     torch.manual_seed(seed)
     settings = (TINY_VIT if arch == "vit" else {}) | settings
     return build_model(arch, norm_type=norm_type, num_classes=num_classes, **settings)
 
 
 def skeleton(arch, **settings):
-    """A network without memory behind its tensors: quick to build, for counting."""
+    """Build a network without memory behind its tensors, which is quick and enough for counting."""
     with torch.device("meta"):
         return build(arch, **settings)
 
@@ -65,7 +65,7 @@ def small(monkeypatch):
 
 
 def run_backward(logits):
-    """Backward from a random weighting of the logits: unlike a loss, it never saturates."""
+    """Run backward from a random weighting of the logits; unlike a loss, it never saturates."""
     (logits * torch.randn(logits.shape, generator=torch.Generator().manual_seed(4))).sum().backward()
 
 
@@ -128,9 +128,9 @@ def test_resnet_56_has_56_layers_and_two_projection_shortcuts(preact):
 
 @pytest.fixture(scope="module", params=COMBINATIONS, ids="-".join)
 def trained(request):
-    """(arch, feature shape, model, input, features, logits) after one backward in training mode.
+    """Return (arch, feature shape, model, input, features, logits) after one backward pass in training mode.
 
-    Each norm at full size, with the convolution that is its own or plain; the other convolutions on small networks.
+    Each norm runs at full size with its own or a plain convolution; the other convolutions run on small networks.
     """
     arch, norm_type, conv_type = request.param
     full = conv_type == "Plain"
@@ -138,7 +138,7 @@ def trained(request):
         if not full:
             shrink(monkeypatch)
         model = build(arch, norm_type, conv_type=conv_type)
-    nn.init.normal_(model.classifier.weight, std=0.05)  # ViT's starts from zero, which lets no gradient through
+    nn.init.normal_(model.classifier.weight, std=0.05)  # that of ViT starts at zero, which lets no gradient through
     x = images(side=SIDE[arch])
     features, logits = model.features(x), model(x)
     run_backward(logits)
@@ -194,7 +194,7 @@ def test_vgg_s_feature_map_is_a_sixteenth_of_the_image(cfg):
 
 
 def expected_groups(p_grouping, width):
-    """The rule of --p_grouping, in words of its help: the number of groups, or groups of 1/p channels."""
+    """Return the number of groups by the rule in the help of --p_grouping: p groups, or groups of 1/p channels."""
     return p_grouping if p_grouping > 1 else max(1, round(width * p_grouping))
 
 
@@ -319,11 +319,11 @@ def test_a_preactivation_block_adds_its_branch_to_an_untouched_shortcut(small, i
 
 @pytest.fixture(scope="module")
 def torchvision_vit():
-    """torchvision's ViT with the sizes of ours, or a skip where torchvision is missing or does not fit torch."""
+    """Return torchvision's ViT with our sizes. Skip if torchvision is missing or does not fit torch."""
     try:
         from torchvision.models import VisionTransformer
     except (ImportError, RuntimeError) as error:
-        pytest.skip(f"torchvision does not import: {error}")
+        pytest.skip(f"torchvision cannot be imported: {error}")
     torch.manual_seed(1)
     return VisionTransformer(
         image_size=16,
@@ -338,7 +338,7 @@ def torchvision_vit():
 
 
 def torchvision_names():
-    """{our parameter: torchvision's}."""
+    """Return {our parameter's name: torchvision's}."""
     names = {
         "class_token": "class_token",
         "positions": "encoder.pos_embedding",
@@ -362,7 +362,7 @@ def torchvision_names():
 
 
 def test_vit_has_torchvision_s_parameters_and_initial_values(torchvision_vit):
-    """The same means and spreads, parameter by parameter (constants exactly)."""
+    """Means and spreads are equal, parameter by parameter (exactly for constants)."""
     ours, theirs = build("vit", "LayerNorm").state_dict(), torchvision_vit.state_dict()
     names = torchvision_names()
     assert (ours.keys(), theirs.keys()) == (names.keys(), set(names.values()))
@@ -377,7 +377,7 @@ def test_vit_has_torchvision_s_parameters_and_initial_values(torchvision_vit):
 def test_vit_computes_what_torchvision_s_computes_with_the_same_weights(torchvision_vit):
     ours, theirs = build("vit", "LayerNorm").double(), copy.deepcopy(torchvision_vit).double()
     generator = torch.Generator().manual_seed(3)
-    for parameter in theirs.parameters():  # biases, class token and classifier too, which start from zero
+    for parameter in theirs.parameters():  # including biases, class token and classifier, which start at zero
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
     weights = theirs.state_dict()
     ours.load_state_dict({name: weights[peer] for name, peer in torchvision_names().items()})
@@ -386,7 +386,7 @@ def test_vit_computes_what_torchvision_s_computes_with_the_same_weights(torchvis
 
 
 def attentions(width=24, num_heads=3, conv_type="Plain"):
-    """The fused attention and the step-by-step one with the same weights, biases away from zero."""
+    """Return the fused attention and the step-by-step one with the same weights and nonzero biases."""
     torch.manual_seed(0)
     fused = Attention(conv_type, width, num_heads, fused=True).double()
     for bias in (fused.qkv.bias, fused.out.bias):
@@ -430,7 +430,7 @@ def test_step_by_step_attention_differentiates_twice():
 
 @every_norm
 def test_the_gradient_of_an_encoder_block_in_training_stays_finite_on_huge_tokens(norm_type):
-    """65 tokens of size 1e6: where the norm lets their size through, fused attention's backward overflows."""
+    """For 65 tokens of size 1e6, the backward pass of fused attention overflows if the norm does not bound them."""
     torch.manual_seed(0)
     block = EncoderBlock(norm_type, "Plain", 32)
     tokens = (1e6 * torch.randn(2, 65, config.VIT_WIDTH)).requires_grad_()
@@ -465,7 +465,7 @@ def test_the_seed_decides_the_weights(arch):
 @every_arch
 @every_norm
 def test_copies_and_state_dicts_carry_the_whole_network(small, arch, norm_type):
-    """After a backward: gradients and graphs must not stop deepcopy, running statistics must travel."""
+    """After a backward pass, gradients and graphs must not prevent deepcopy; running statistics must be copied."""
     model, loaded = build(arch, norm_type), build(arch, norm_type, seed=1)
     nn.init.normal_(model.classifier.weight)
     run_backward(model(images()))
@@ -524,7 +524,7 @@ def test_patches_that_do_not_tile_the_image_are_an_error():
         build("vit", patch_size=5)
 
 
-# What each network names of itself.
+# Probe sites and convolution–norm pairs.
 
 NETWORKS = [
     ("vgg", {}),
@@ -539,7 +539,7 @@ each_network = pytest.mark.parametrize(("arch", "options"), NETWORKS, ids=str)
 @each_network
 @pytest.mark.parametrize("norm_type", ["BatchNorm", "EvoNormSO", "FilterResponseNorm", "WeightNorm"])
 def test_probe_sites_are_every_convolution_and_activation_from_the_input_on(arch, options, norm_type):
-    """In the order in which a forward pass reaches them; of a ViT, the branches and blocks."""
+    """They are in the order of the forward pass. Those of a ViT are the branches and blocks."""
     model = build_model(arch, norm_type=norm_type, num_classes=10, **options)
     named = dict(model.named_modules())
     if arch == "vit":
@@ -553,7 +553,7 @@ def test_probe_sites_are_every_convolution_and_activation_from_the_input_on(arch
 
 @each_network
 def test_the_norm_of_a_pair_and_nothing_else_reads_the_convolution(arch, options):
-    """Poison in the norm's output hides the convolution's: with the norm cut off, its output changes nothing."""
+    """With the norm's output replaced by ones, a change of the convolution's output changes nothing."""
     torch.manual_seed(0)
     model = build_model(arch, norm_type="BatchNorm", num_classes=10, **options).eval()
     x = torch.randn(2, 3, 16, 16)

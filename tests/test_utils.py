@@ -34,9 +34,9 @@ def test_class_means_keep_the_type_of_the_features():
 
 def test_a_class_without_samples_is_refused():
     features, labels = features_and_labels()
-    with pytest.raises(ValueError, match="class 5 is without samples"):
+    with pytest.raises(ValueError, match="class 5 has no samples"):
         class_means(features, labels, 6)
-    with pytest.raises(ValueError, match="every class"):
+    with pytest.raises(ValueError, match="no class has samples"):
         ClassMoments(3).means()
 
 

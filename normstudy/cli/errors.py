@@ -1,12 +1,12 @@
-"""Errors that a user can cause: one line with the reason and how to go on, an exit code, and no traceback."""
+"""Errors that a user can cause: one line with the reason and what to do, an exit code, and no traceback."""
 
 import errno
 
 
 class UsageError(Exception):
-    """Flags that are wrong or cannot be honoured together (exit code 2)."""
+    """Flags that are wrong or do not fit together (exit code 2)."""
 
-    kind = "usage"  # of the Outcome of a command that ends with this error
+    kind = "usage"  # the Outcome.kind of a command that ends with this error
 
 
 class RunError(Exception):
@@ -16,20 +16,20 @@ class RunError(Exception):
 
 
 class Busy(RunError):
-    """Another process works on the run."""
+    """Another process is working on the run."""
 
     kind = "busy"
 
 
 def describe_os_error(error: OSError) -> str:
-    """One line with the reason of an OSError, its file, and how to go on."""
+    """Return one line with the reason of an OSError, its file, and what to do."""
     where = f" ({error.filename})" if error.filename else ""
     hint = ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        hint = "; nothing written before is lost: free some space, and the same command goes on"
+        hint = "; no earlier result is lost: free some space and run the same command again to continue"
     return f"{error.strerror or error}{where}{hint}"
 
 
 def first_line(error: BaseException) -> str:
-    """Up to 120 characters of the first line of an error's message."""
+    """Return the first line of an error's message, cut to 120 characters."""
     return (str(error).splitlines() or [""])[0][:120]

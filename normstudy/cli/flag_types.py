@@ -1,4 +1,4 @@
-"""The values that flags may have: functions of a flag's text, which raise ValueError for a wrong one."""
+"""The types of flags: functions that parse a flag's text and raise ValueError if it is wrong."""
 
 import argparse
 import difflib
@@ -12,23 +12,26 @@ Number = TypeVar("Number", int, float)
 
 
 def _name_key(name: str) -> str:
-    """`Instance Normalization`, `Instance_Normalization` and `instancenorm` share one key."""
+    """Return the key that the spellings of a name share: instancenorm, Instance_Normalization, …"""
     key = re.sub(r"[\s_-]", "", name.lower()).replace("normalization", "norm").replace("evonormb0", "evonormbo")
     return key.replace("evonorms0", "evonormso")
 
 
 def canonical_name(name: str, choices: Sequence[str]) -> str:
-    """The spelling of `name` in `choices`, whatever its case or older long form. Raises ValueError."""
+    """Return the entry of `choices` that `name` spells in any case or in its older long form.
+
+    Raises ValueError if there is none.
+    """
     by_key = {_name_key(choice): choice for choice in choices}
     if _name_key(name) in by_key:
         return by_key[_name_key(name)]
     close = difflib.get_close_matches(_name_key(name), by_key, n=1)
     hint = f"; did you mean {by_key[close[0]]}?" if close else ""
-    raise ValueError(f"{name!r} is none of {', '.join(choices)}{hint}")
+    raise ValueError(f"{name!r} is not one of {', '.join(choices)}{hint}")
 
 
 def boolean(text: str) -> bool:
-    """True or False, in any case."""
+    """Parse True or False, in any case."""
     if text.lower() not in ("true", "false"):
         raise ValueError(f"{text!r} is neither True nor False")
     return text.lower() == "true"
@@ -41,7 +44,7 @@ def number(
     above: float | None = None,
     below: float | None = None,
 ) -> Callable[[str], Number]:
-    """A function that parses an int or a finite float within bounds (low, high inclusive; above, below exclusive)."""
+    """Return a parser of ints or finite floats within bounds (low, high inclusive; above, below exclusive)."""
     word = "a whole number" if kind is int else "a number"
     comparisons = (
         ("at least", low, operator.ge),
@@ -69,26 +72,26 @@ count = number(int, low=1, high=10**9)
 
 
 def device_name(text: str) -> str:
-    """auto, cpu, cuda, cuda:N or mps; whether the machine has it is checked when torch is loaded."""
+    """Parse auto, cpu, cuda, cuda:N or mps. Whether the machine has the device is checked when torch is loaded."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", text):
-        raise ValueError(f"{text!r} is none of auto, cpu, cuda, cuda:N, mps")
+        raise ValueError(f"{text!r} is not one of auto, cpu, cuda, cuda:N, mps")
     return text
 
 
 def checkpoint_name(text: str) -> str:
-    """last, all, or epoch_0005, which may also be spelled epoch_5 or 5."""
+    """Parse last, all, or the name of a checkpoint: epoch_0005, which may also be spelled epoch_5 or 5."""
     if text in ("last", "all"):
         return text
     epoch = re.fullmatch(r"(?:epoch_)?(\d{1,6})(?:\.pt)?", text)
     if epoch is None:
-        raise ValueError(f"{text!r} is none of last, all, epoch_0005")
+        raise ValueError(f"{text!r} is not one of last, all, epoch_0005")
     return f"epoch_{int(epoch[1]):04d}"
 
 
 def argparse_type(parse: Callable[[str], object], choices: Sequence[str] | None = None) -> Callable[[str], object]:
-    """A function that argparse takes as a type: `parse`, or canonical_name if there are choices.
+    """Return a type for argparse: `parse`, or canonical_name if there are choices.
 
-    Its errors are ArgumentTypeErrors, whose text argparse shows.
+    It raises ArgumentTypeError, whose text argparse shows.
     """
 
     def convert(text: str) -> object:

@@ -1,6 +1,6 @@
-"""How a command ended, in a file for the process that started it.
+"""A file that tells the process that started a command how the command ended.
 
-The exit code says whether a command failed; the file says why, so that nobody has to search its log.
+The exit code says whether the command failed. The file says why, so that the log need not be searched.
 """
 
 import contextlib
@@ -14,17 +14,17 @@ OUTCOME_VARIABLE = "NORMSTUDY_OUTCOME"  # the environment variable that holds th
 
 @dataclass(frozen=True)
 class Outcome:
-    """The kind of an end, "usage", "failed", "busy" or "stopped", and the reason in one line."""
+    """How a command ended: its kind, "usage", "failed", "busy" or "stopped", and the reason in one line."""
 
     kind: str
     reason: str
 
 
 def report_outcome(kind: str, reason: str) -> None:
-    """Write how this command ends to the file that the environment names; the last report replaces earlier ones.
+    """Write how this command ends to the file that OUTCOME_VARIABLE names; a later report replaces earlier ones.
 
-    Without such a name nothing is written, and of torchrun's processes only the first writes. A file that cannot be
-    written is no error: the exit code tells as well that something failed.
+    Nothing is written if the variable is not set. Of torchrun's processes, only the first one writes. If the file
+    cannot be written, no error is raised, because the exit code also tells of the failure.
     """
     path = os.environ.get(OUTCOME_VARIABLE)
     if path is None or os.environ.get("RANK", "0") != "0":
@@ -37,7 +37,7 @@ def report_outcome(kind: str, reason: str) -> None:
 
 
 def read_outcome(path: Path) -> Outcome | None:
-    """The Outcome that a command reported to a file, or None if it reported none."""
+    """Return the Outcome that a command reported to a file, or None if it reported none."""
     try:
         return Outcome(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Parsers that report a wrong flag in one line."""
+"""Parsers of the commands, which report a wrong flag in one line."""
 
 import argparse
 import difflib
@@ -13,18 +13,18 @@ from normstudy.cli.outcome import report_outcome
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that says what is wrong in one line."""
+    """An ArgumentParser that reports a wrong flag in one line."""
 
     def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
-        """The Namespace of a command line; a wrong flag ends the process."""
+        """Return the Namespace of a command line; a wrong flag ends the process."""
         words = sys.argv[1:] if args is None else list(args)
         for word in words:
-            if word.startswith("--") and word.endswith("=--"):  # which argparse takes for no value at all
-                self.error(f"argument {word[:-3]}: '--' is no value")
+            if word.startswith("--") and word.endswith("=--"):  # argparse would treat it as no value at all
+                self.error(f"argument {word[:-3]}: '--' is not a value")
         return super().parse_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """End the process with one line instead of argparse's usage block, and the same exit code 2."""
+        """End the process with one line instead of argparse's usage block, and with exit code 2 as argparse does."""
         unknown = re.search(r"unrecognized arguments: (--?[\w-]+)", message)
         if unknown:
             close = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1)
@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def measurement_parser(script: str, measurement: str, description: str, samples: int, examples: str) -> Parser:
-    """The parser of a command that measures runs; its own flags are added with add_flag.
+    """Build the parser of a command that measures runs, without the flags of its own, which add_flag adds.
 
     measurement: the name of the measurement's JSON file. samples: the default number of images.
     """
@@ -50,20 +50,34 @@ def measurement_parser(script: str, measurement: str, description: str, samples:
         description=description,
         epilog=examples,
     )
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders (default: every one not measured yet)")
-    add_flag(parser, "results_dir", "results", "folder whose runs are measured where no RUN is given")
+    parser.add_argument(
+        "runs", nargs="*", metavar="RUN", help="Run directories to measure (default: every run not measured yet)"
+    )
+    add_flag(parser, "results_dir", "results", "Folder whose runs are measured if no RUN is given")
     add_flag(
         parser,
         "checkpoint",
         "last",
-        "last, all (of every fifth epoch and the last), or one such as epoch_0005",
+        "Checkpoints to measure: last, all (every one that the run kept), or one epoch, such as epoch_0005",
         checkpoint_name,
     )
-    add_flag(parser, "samples", samples, "images to measure on, equally many of each class", count)
-    add_flag(parser, "seed", 0, "of the choice of images and of all else that is random", number(int, low=0))
-    add_flag(parser, "data_dir", None, "where the run's images lie now (default: where they lay in training)")
-    add_flag(parser, "device", "auto", "auto, cpu, cuda, cuda:N or mps", device_name)
-    add_flag(parser, "overwrite", False, f"measure again what has its {measurement}.json", boolean)
+    add_flag(
+        parser,
+        "samples",
+        samples,
+        "Number of images to measure on, equally many of each class. A smaller data set is used completely",
+        count,
+    )
+    add_flag(parser, "seed", 0, "Seed for the choice of images and for all random numbers", number(int, low=0))
+    add_flag(parser, "data_dir", None, "Folder of the run's images (default: the one used in training)")
+    add_flag(
+        parser,
+        "device",
+        "auto",
+        "Device to measure on: auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps",
+        device_name,
+    )
+    add_flag(parser, "overwrite", False, f"Measure again if {measurement}.json exists, and replace it", boolean)
     return parser
 
 
@@ -75,7 +89,7 @@ def add_flag(
     parse: Callable[[str], object] = str,
     choices: Sequence[str] | None = None,
 ) -> None:
-    """Add --name=value, with its default in the help; a boolean may stand bare."""
+    """Add a flag --name=value, with its default in the help. A boolean may be given without a value."""
     choice_text = f": {', '.join(choices)}" if choices else ""
     default_text = "" if default in (None, "") else f" (default: {default})"
     parser.add_argument(

@@ -11,11 +11,16 @@ if TYPE_CHECKING:
 
 
 def progress_bar(total: int, description: str, initial: int = 0, unit: str = "img") -> tqdm:
-    """A tqdm bar with rate and ETA on stderr; silent if stderr is no terminal, or if another process shows it."""
+    """Return a tqdm bar with rate and ETA on stderr.
+
+    It is hidden if stderr is not a terminal, and in all of torchrun's processes but the first.
+    """
     from tqdm import tqdm
 
     is_shown = sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
-    has_size = is_shown and os.get_terminal_size(sys.stderr.fileno()).columns > 0  # which script(1) and others lack
+    has_size = (
+        is_shown and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    )  # not on the terminals of script(1) and others
     return tqdm(
         total=total,
         desc=description,

@@ -1,4 +1,4 @@
-"""Signals that stop a command, and how they wait for a moment at which stopping loses nothing."""
+"""Signals that stop a command, and safe points: the moments at which stopping loses nothing."""
 
 import contextlib
 import signal
@@ -13,18 +13,18 @@ SignalHandler = Callable[[int, FrameType | None], object] | signal.Handlers
 
 
 class Preempted(KeyboardInterrupt):
-    """SIGTERM, SIGUSR1 or SIGUSR2: a scheduler wants the machine back (exit code REQUEUE)."""
+    """SIGTERM, SIGUSR1 or SIGUSR2, by which a scheduler asks for the machine back (exit code REQUEUE)."""
 
 
 def raise_stop(number: int, frame: FrameType | None) -> NoReturn:
-    """Raise Preempted for a preemption and KeyboardInterrupt for Ctrl-C: a signal handler."""
+    """Raise Preempted for a preemption and KeyboardInterrupt for Ctrl-C, as a signal handler."""
     raise Preempted if number in PREEMPTIONS else KeyboardInterrupt
 
 
 def set_stop_handlers(handler: SignalHandler) -> dict[int, Any]:
-    """Let `handler` handle STOP_SIGNALS, and return {signal: previous handler}.
+    """Install `handler` for STOP_SIGNALS; return {signal: previous handler}.
 
-    Outside the main thread, where no signal arrives, nothing changes and the dict is empty.
+    Outside the main thread, which receives no signals, nothing changes and the dict is empty.
     """
     if threading.current_thread() is not threading.main_thread():
         return {}
@@ -33,7 +33,7 @@ def set_stop_handlers(handler: SignalHandler) -> dict[int, Any]:
 
 @contextlib.contextmanager
 def stop_handlers(handler: SignalHandler) -> Iterator[None]:
-    """A block in which `handler` handles STOP_SIGNALS; see set_stop_handlers."""
+    """A context in which `handler` handles STOP_SIGNALS; see set_stop_handlers."""
     previous = set_stop_handlers(handler)
     try:
         yield
@@ -43,26 +43,29 @@ def stop_handlers(handler: SignalHandler) -> Iterator[None]:
 
 
 class SafePoints:
-    """Signals that have arrived and wait for a moment at which stopping loses nothing."""
+    """Signals that have arrived and wait for the next safe point."""
 
     def __init__(self) -> None:
         self.signals: list[int] = []
 
     def signal(self) -> int:
-        """The number of the first signal that has arrived, or 0."""
+        """Return the number of the first signal that has arrived, or 0."""
         return self.signals[0] if self.signals else 0
 
     def check(self, number: int | None = None) -> None:
         """Raise KeyboardInterrupt or Preempted if a signal has arrived.
 
-        `number` replaces the signal of this process, for several processes that stop together; 0 stands for none.
+        `number` replaces the signal of this process, so that several processes can stop together; 0 means no signal.
         """
         number = self.signal() if number is None else number
         if number:
             raise_stop(number, None)
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """Note a signal: the handler. A second Ctrl-C does not wait; schedulers, which may repeat themselves, do."""
+        """Handle a signal: record it for the next safe point. A second Ctrl-C does not wait for it.
+
+        A repeated signal of a scheduler does wait, because schedulers may send a signal several times.
+        """
         if self.signals and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signals.append(number)
@@ -70,9 +73,9 @@ class SafePoints:
 
 @contextlib.contextmanager
 def stops_at_safe_points() -> Iterator[SafePoints]:
-    """A block in which signals wait for its SafePoints; its end is the last of them.
+    """A context in which signals wait for the next safe point, of which its end is the last.
 
-    A KeyboardInterrupt raised while PyTorch calls back into Python can be swallowed there, or crash the process.
+    A KeyboardInterrupt that is raised while PyTorch calls back into Python can be swallowed or crash the process.
     """
     points = SafePoints()
     with stop_handlers(points.note):

@@ -1,4 +1,7 @@
-"""Lanczos with full reorthogonalization, and the Gauss quadrature that follows from it."""
+"""Lanczos with full reorthogonalization, and the Gauss quadrature that follows from it.
+
+Reference: G. H. Golub and J. H. Welsch, "Calculation of Gauss Quadrature Rules", Mathematics of Computation 23 (1969).
+"""
 
 import math
 from collections.abc import Callable
@@ -11,10 +14,14 @@ Matvec = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Krylov:
-    """The result of m steps of Lanczos on a matrix of dimension n.
+    """The result of m Lanczos steps on a symmetric matrix of dimension n.
 
-    diagonal (m,) and off_diagonal (m−1,) of the tridiagonal matrix, the norm of the remainder, the basis (m, n), and
-    the first product, matvec(start).
+    Attributes:
+        diagonal: Diagonal of the tridiagonal matrix, (m,), float64 on the CPU.
+        off_diagonal: Off-diagonal of the tridiagonal matrix, (m−1,), float64 on the CPU.
+        remainder: Norm of the remainder after the last step; 0 if the Krylov space is exhausted.
+        basis: Orthonormal basis of the Krylov space, (m, n), one vector per row.
+        first_product: The first product, matvec(start), (n,).
     """
 
     diagonal: torch.Tensor
@@ -24,10 +31,12 @@ class Krylov:
     first_product: torch.Tensor
 
     def quadrature(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(nodes, weights, residuals), (m,) each, ascending, float64 on the CPU.
+        """Compute the Gauss quadrature of the spectral measure of the start vector (Golub & Welsch 1969).
 
-        The Gauss quadrature of the spectral measure of the start (Golub & Welsch 1969). An eigenvalue lies within the
-        residual of each node, rounding in the dtype of the basis included.
+        Returns:
+            (nodes, weights, residuals), (m,) each, in ascending order of the nodes, float64 on the CPU. The distance
+            from a node to the nearest eigenvalue is at most its residual, which includes rounding in the dtype of the
+            basis.
         """
         matrix = torch.diag(self.diagonal) + torch.diag(self.off_diagonal, 1) + torch.diag(self.off_diagonal, -1)
         nodes, vectors = torch.linalg.eigh(matrix)
@@ -38,15 +47,23 @@ class Krylov:
 def krylov(
     matvec: Matvec, start: torch.Tensor, num_steps: int, basis_device: torch.device | str | None = None
 ) -> Krylov:
-    """At most num_steps of Lanczos from `start` (n,), each product orthogonalized twice against the whole basis.
+    """Run Lanczos from `start`, orthogonalizing each product twice against the whole basis.
 
-    It stops early if the Krylov space is finished. The basis (num_steps, n) is kept on basis_device (by default that
-    of start). Raises ValueError for a start that is zero or not finite, or no steps, ArithmeticError for a product
-    that is not finite.
+    The iteration stops early if the Krylov space is exhausted.
+
+    Args:
+        matvec: Function v ↦ Av on vectors (n,), for a symmetric matrix A.
+        start: Start vector (n,), not necessarily normalized. The basis has its dtype.
+        num_steps: Maximum number of steps. No more than n are taken.
+        basis_device: Device that stores the basis (num_steps, n). Defaults to the device of `start`.
+
+    Raises:
+        ValueError: If `start` is zero or not finite, or if `num_steps` is less than 1.
+        ArithmeticError: If a product is not finite.
     """
     length = torch.linalg.vector_norm(start).item()
     if not (length > 0 and math.isfinite(length)) or num_steps < 1:
-        raise ValueError("Lanczos needs a finite start that is not zero, and at least one step")
+        raise ValueError("Lanczos needs a finite, nonzero start vector and at least one step")
     num_steps = min(num_steps, len(start))
     basis = torch.empty(num_steps, len(start), dtype=start.dtype, device=basis_device or start.device)
     epsilon = torch.finfo(start.dtype).eps
@@ -69,7 +86,7 @@ def krylov(
             diagonal_entry += coefficients[step].item()
         beta = torch.linalg.vector_norm(rest).item()
         if not math.isfinite(diagonal_entry + beta):
-            raise ArithmeticError(f"the matrix-vector product of step {step + 1} is not finite")
+            raise ArithmeticError(f"the matrix-vector product of Lanczos step {step + 1} is not finite")
         diagonal.append(diagonal_entry)
         scale = max(scale, abs(diagonal_entry), beta)
         if beta <= finished * scale:
@@ -88,10 +105,22 @@ def krylov(
 
 
 def lanczos(matvec: Matvec, start: torch.Tensor, num_steps: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(nodes, weights), (m,) each with m ≤ num_steps, float64: Gauss quadrature of the spectral measure of `start`.
+    """Compute the Gauss quadrature of the spectral measure of `start` (Golub & Welsch 1969).
 
-    Σ weights · f(nodes) = uᵀ f(A) u for u = start/‖start‖ and every polynomial f of degree up to 2m−1; the weights
-    sum to 1. The nodes are Ritz values of the symmetric matrix A behind matvec. Raises as `krylov` does.
+    Σ weights · f(nodes) = uᵀ f(A) u for u = start/‖start‖ and every polynomial f of degree up to 2m−1.
+
+    Args:
+        matvec: Function v ↦ Av on vectors (n,), for a symmetric matrix A.
+        start: Start vector (n,), not necessarily normalized.
+        num_steps: Maximum number of Lanczos steps. Fewer are taken if the Krylov space is exhausted.
+
+    Returns:
+        (nodes, weights), (m,) each with m ≤ num_steps, float64 on the CPU. The nodes are the Ritz values of A in
+        ascending order. The weights sum to 1.
+
+    Raises:
+        ValueError: If `start` is zero or not finite, or if `num_steps` is less than 1.
+        ArithmeticError: If a product is not finite.
     """
     nodes, weights, _ = krylov(matvec, start, num_steps).quadrature()
     return nodes, weights

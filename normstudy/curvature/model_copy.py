@@ -1,16 +1,17 @@
 """A copy of a model in the form that its derivatives need. The model itself is never changed.
 
-What the copy may assume about a model is declared by optional methods of its classes:
+The classes of a model declare through optional methods what the copy may assume about them:
 
-- a network: `conv_norm_pairs() -> [(convolution, norm)]`, names of pairs in which the norm alone reads the output of
-  the convolution;
-- a norm: `fold_into(convolution) -> nn.Module | None`, one module that computes the norm, in eval mode, of the
-  convolution; None if that is impossible;
-- a layer with more than one form: `set_derivative_form(forward_mode: bool)`, which has it compute in the form whose
-  derivatives are right: forward_mode=True for a forward-mode derivative (JVP) that is differentiated again,
-  forward_mode=False for two backward passes;
-- a class whose JVP can be differentiated again, in that form: `has_differentiable_jvp() -> bool`. A class says this of
-  its own code: a subclass that says nothing is taken for one that cannot.
+- Network: `conv_norm_pairs() -> [(convolution, norm)]` names the pairs in which only the norm reads the output of the
+  convolution.
+- Norm: `fold_into(convolution) -> nn.Module | None` returns one module that computes the convolution followed by the
+  norm in eval mode, or None if that is impossible.
+- Layer with more than one form: `set_derivative_form(forward_mode: bool)` selects the form whose derivatives are
+  correct: for a forward-mode derivative (JVP) that is differentiated again if forward_mode=True, and for two backward
+  passes if forward_mode=False.
+- Any class: `has_differentiable_jvp() -> bool` returns whether the JVP can be differentiated again in that form. The
+  declaration covers only the code of the class itself. A subclass that does not repeat it counts as not
+  differentiable.
 """
 
 from collections.abc import Callable
@@ -18,20 +19,28 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-# Modules of PyTorch whose JVP is known to be right when it is differentiated again. Some are not: that of layer norm
-# and of batch norm in training is wrong without a warning, and softmax refuses. See the tests.
+# PyTorch modules whose JVP is known to be correct when it is differentiated again. Others are not: layer norm, and
+# batch norm in training mode, silently give wrong results, and softmax raises an error. See the tests.
 DIFFERENTIABLE_JVP = (nn.Conv2d, nn.Linear, nn.ReLU, nn.Tanh, nn.GELU, nn.Identity, nn.Flatten, nn.Sequential)
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def derivative_copy(model: Model, bn_mode: str = "eval", *, forward_mode: bool = True) -> Model:
-    """The same function of the same parameters as `model`, in the form that its derivatives need.
+    """Return the same function of the same parameters as `model`, in the form that its derivatives need.
 
-    The copy shares every parameter tensor and has modules of its own. They are in eval mode, where running statistics
-    stand for the batch's, and norms fold into the convolutions before them. With bn_mode="train", layers that keep
-    running statistics use those of the batch, and update copies. forward_mode: see above.
-    Raises ValueError for another bn_mode.
+    The copy shares every parameter tensor with `model` but has modules of its own. They are in eval mode, and norms
+    are folded into the convolutions before them where possible.
+
+    Args:
+        model: The model. It is not changed.
+        bn_mode: "eval" uses running statistics. With "train", layers that keep running statistics use those of the
+            batch instead, and update copies of their buffers.
+        forward_mode: True if forward-mode derivatives of the copy will be differentiated again, False if the copy
+            will be differentiated by two backward passes.
+
+    Raises:
+        ValueError: If `bn_mode` is neither "eval" nor "train".
     """
     if bn_mode not in ("eval", "train"):
         raise ValueError(f"bn_mode {bn_mode!r} is neither eval nor train")
@@ -62,12 +71,12 @@ def derivative_copy(model: Model, bn_mode: str = "eval", *, forward_mode: bool =
 
 
 def keeps_running_statistics(module: nn.Module) -> bool:
-    """Whether a layer itself holds buffers named running_…: its statistics are those of a batch in training."""
+    """Return whether a layer itself has buffers named running_…; in training mode it then uses batch statistics."""
     return any(name.startswith("running_") for name, _ in module.named_buffers(recurse=False))
 
 
 def jvp_is_differentiable(model: nn.Module) -> bool:
-    """Whether the JVP of every module of a derivative copy can be differentiated again."""
+    """Return whether the JVP of every module of a derivative copy can be differentiated again."""
     return all(type(module) in DIFFERENTIABLE_JVP or _declares_jvp(module) for module in model.modules())
 
 
@@ -81,7 +90,7 @@ def _optional_method(module: nn.Module, name: str) -> Callable[..., Any] | None:
 
 
 def _fold(model: nn.Module, conv_name: str, norm_name: str) -> None:
-    """Replace a convolution and its norm by one module, if the norm allows it."""
+    """Replace a convolution and its norm with one module if the norm allows it."""
     norm = model.get_submodule(norm_name)
     fold_into = _optional_method(norm, "fold_into")
     folded = None if norm.training or fold_into is None else fold_into(model.get_submodule(conv_name))

@@ -8,7 +8,7 @@ import torch
 
 @contextlib.contextmanager
 def full_float32() -> Iterator[None]:
-    """A block in which float32 products use neither TF32 nor bf16; the settings are restored afterwards."""
+    """Compute float32 products without TF32 or bf16 inside a `with` block; restore PyTorch's settings afterwards."""
     cudnn, matmul = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     torch.backends.cudnn.allow_tf32 = False
     torch.set_float32_matmul_precision("highest")

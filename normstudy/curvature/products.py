@@ -1,4 +1,10 @@
-"""Products of the Hessian or Gauss-Newton matrix of a model's loss with a vector."""
+"""Products of the Hessian or Gauss-Newton matrix of a model's loss with a vector.
+
+References:
+    B. A. Pearlmutter, "Fast Exact Multiplication by the Hessian", Neural Computation 6 (1994).
+    N. N. Schraudolph, "Fast Curvature Matrix-Vector Products for Second-Order Gradient Descent", Neural Computation 14
+    (2002).
+"""
 
 import contextlib
 import itertools
@@ -24,33 +30,48 @@ def hessian_matvec(
     bn_mode: str = "eval",
     keep_graphs: bool = False,
 ) -> tuple[Matvec, int]:
-    """(matvec, dimension): v ↦ Hv on flat vectors (dimension,), H of the mean loss over all samples of the batches.
-
-    The vectors follow the trainable ones of model.parameters(). The result has the dtype and device of v; the
-    arithmetic is the model's, float32 without TF32. The model is read at every product and never changed: mode,
-    buffers, gradients and hooks stay. batches: an iterable of (images, labels); a generator is kept as a list.
-    curvature="ggn": the generalized Gauss-Newton matrix Jᵀ H_out J (Schraudolph 2002) in place of the Hessian.
-    bn_mode="train": norms with running statistics use those of each batch instead.
-    keep_graphs=True: the first product keeps the graph of each batch's gradient for the next ones, which take three
-    quarters of the arithmetic; bytes_per_sample gives the memory. The model must then stay as it is (RuntimeError),
-    and the batches come in the same order. For Hessians only.
-    Raises ValueError for other names, for graphs of a Gauss-Newton matrix, for no batches, for images that are not
-    floating-point numbers, and for a vector of another length.
+    """Return a function v ↦ Hv, where H is the Hessian of the mean loss over all samples of the batches.
 
     A product is one forward pass with tangents and one backward pass through both (Pearlmutter 1994): H v is the
-    gradient of the directional derivative ⟨∇L, v⟩, which forward mode gives. The convolutions of a product cost
-    8/3 of those of a gradient; with a kept graph of the gradient, ⟨∇L, v⟩ is differentiated backwards, which costs
-    6/3. A model with a class that does not declare a differentiable JVP (see model_copy) is differentiated backwards
-    twice.
+    gradient of the directional derivative ⟨∇L, v⟩, which forward mode computes. A model with a class that does not
+    declare a differentiable JVP (see `model_copy`) is differentiated by two backward passes instead.
+
+    The convolutions of a product cost 8/3 of those of a gradient. With a kept graph of the gradient, ⟨∇L, v⟩ is
+    differentiated backwards, which costs 6/3.
+
+    The model is read at every product and never changed: its mode, buffers, gradients and hooks stay as they are.
+
+    Args:
+        model: Module that maps images to logits (N, classes).
+        batches: Iterable of (images, labels) that can be iterated repeatedly; a generator is stored as a list. Images
+            are floating-point tensors, scaled as in training. Labels (N,) are integers.
+        loss: "cross_entropy".
+        curvature: "hessian", or "ggn" for the generalized Gauss-Newton matrix Jᵀ H_out J (Schraudolph 2002).
+        bn_mode: "eval" uses running statistics. With "train", norms that keep them use the statistics of each batch
+            instead.
+        keep_graphs: Whether the first product keeps the graph of each batch's gradient. Later products then take
+            three quarters of the arithmetic; `bytes_per_sample` gives the memory. The model must not change in the
+            meantime, and the batches must come in the same order. Applies only to the Hessian.
+
+    Returns:
+        (matvec, dimension). `matvec` maps a vector (dimension,) to a vector of the same shape, dtype and device. Its
+        entries follow the trainable parameters in the order of model.parameters(). The arithmetic uses the model's
+        dtype; float32 is computed without TF32.
+
+    Raises:
+        ValueError: If `loss`, `curvature` or `bn_mode` is unknown, if `keep_graphs` is combined with "ggn", if the
+            model has no trainable parameters, or if `batches` is a single pair. `matvec` raises it if there are no
+            batches, if images are not floating point or labels are, or if the vector has another shape.
+        RuntimeError: `matvec` raises it if the model was changed after its graphs were kept.
     """
     if curvature not in CURVATURES:
-        raise ValueError(f"curvature {curvature!r} is none of {', '.join(CURVATURES)}")
+        raise ValueError(f"curvature {curvature!r} is not one of {', '.join(CURVATURES)}")
     if curvature == "ggn" and keep_graphs:
-        raise ValueError("keep_graphs is for Hessians only")
+        raise ValueError("keep_graphs applies only to curvature=hessian, not to ggn")
     objective = Objective(model, batches, loss, bn_mode)
     backward = Objective(model, (), loss, bn_mode, forward_mode=False)
     with warnings.catch_warnings(), forward_ad.dual_level():
-        warnings.simplefilter("ignore", FutureWarning)  # from what PyTorch loads at the first dual tensor
+        warnings.simplefilter("ignore", FutureWarning)  # raised by what PyTorch imports for the first dual tensor
         forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
     kept: list[tuple[torch.Tensor | None, ...]] = []
 
@@ -65,14 +86,14 @@ def hessian_matvec(
                 slopes = torch.zeros_like(logits) if slopes is None else slopes
                 probabilities = torch.softmax(logits, 1)
                 if curvature == "hessian":
-                    # ⟨∇L, v⟩ of the sum over samples: ⟨softmax(z) − y, ż⟩.
+                    # ⟨∇L, v⟩ for the loss summed over samples: ⟨softmax(z) − y, ż⟩.
                     output = ((probabilities - F.one_hot(labels, logits.shape[1])) * slopes).sum()
                     weights = None
                 else:
-                    # H_out ż of each sample: p ⊙ ż − p ⟨p, ż⟩.
+                    # H_out ż for each sample: p ⊙ ż − p ⟨p, ż⟩.
                     weighted = (probabilities * slopes).detach()
                     output, weights = logits, weighted - probabilities.detach() * weighted.sum(1, keepdim=True)
-            # Outside the level: inside, the backward pass would carry tangents of its own.
+            # Outside the dual level, because inside it the backward pass would carry tangents of its own.
             return gradients_or_zeros(output, objective.parameters, weights)
 
         def backward_product(gradients: tuple[torch.Tensor | None, ...], keep_graph: bool) -> list[torch.Tensor]:
@@ -97,7 +118,13 @@ def hessian_matvec(
 def loss_and_gradient(
     model: nn.Module, batches: Batches, loss: str = "cross_entropy", *, bn_mode: str = "eval"
 ) -> tuple[float, torch.Tensor]:
-    """(mean loss over all samples, its flat gradient (dimension,)) of what hessian_matvec differentiates twice."""
+    """Compute the mean loss over all samples and its gradient.
+
+    This is the function that `hessian_matvec` differentiates twice; the arguments and errors are the same.
+
+    Returns:
+        (loss, gradient), with the flat gradient (dimension,) in the order of model.parameters().
+    """
     objective = Objective(model, batches, loss, bn_mode)
 
     def both(images: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
@@ -116,10 +143,17 @@ def bytes_per_sample(
     bn_mode: str = "eval",
     keep_graphs: bool = False,
 ) -> float:
-    """Bytes that a product keeps for its backward pass, for each sample of a batch (images, labels) of four or more.
+    """Measure the memory that a product of `hessian_matvec` keeps for its backward pass, in bytes per sample.
 
-    With keep_graphs=True they are what stays after the product. Gradients and temporary tensors of the widest layers
-    come on top.
+    With keep_graphs=True, this memory stays allocated after the product. Gradients and temporary tensors of the widest
+    layers are not included.
+
+    Args:
+        model: As in `hessian_matvec`.
+        batch: One batch (images, labels) of at least four samples.
+        curvature: As in `hessian_matvec`.
+        bn_mode: As in `hessian_matvec`.
+        keep_graphs: As in `hessian_matvec`.
     """
     images, labels = batch
     kept = []
@@ -127,7 +161,7 @@ def bytes_per_sample(
         storages: dict[int, int] = {}
 
         def keep(tensor: torch.Tensor, storages: dict[int, int] = storages) -> torch.Tensor:
-            with contextlib.suppress(RuntimeError):  # a tangent known to be zero has no memory
+            with contextlib.suppress(RuntimeError):  # a tangent known to be zero has no storage
                 storage = tensor.untyped_storage()
                 storages[storage.data_ptr()] = storage.nbytes()
             return tensor.detach()

@@ -1,4 +1,11 @@
-"""Estimates of a symmetric matrix's spectrum, with errors."""
+"""Estimates of the spectrum of a symmetric matrix, with errors.
+
+References:
+    M. F. Hutchinson, "A Stochastic Estimator of the Trace of the Influence Matrix for Laplacian Smoothing Splines",
+    Communications in Statistics - Simulation and Computation 19 (1990).
+    S. Ubaru, J. Chen and Y. Saad, "Fast Estimation of tr(f(A)) via Stochastic Lanczos Quadrature", SIAM Journal on
+    Matrix Analysis and Applications 38 (2017).
+"""
 
 import math
 from collections.abc import Callable, Mapping
@@ -12,13 +19,23 @@ from .krylov_space import Matvec, krylov
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Estimates of a symmetric matrix's spectrum, with standard errors over probes (NaN for a single one).
+    """Estimates of the spectrum of a symmetric matrix of dimension n with eigenvalues λ.
 
-    trace = Σλ, eigen_mean = Σλ/n, eigen_variance = Σλ²/n − (Σλ/n)². max_eigen and min_eigen are the outermost Ritz
-    values of all probes; an eigenvalue lies within their residual. nodes, weights (probes, steps) float64: the
-    quadrature of each probe that took all steps; a Krylov space that finished early is filled up with weight 0.
-    block_traces: {name: (trace, standard error)} of diagonal blocks, which add up to the trace. products: the number
-    of matrix-vector products; samples: the number of probes.
+    Standard errors are taken over probes and are NaN for a single probe. The distance from `max_eigen` or `min_eigen`
+    to the nearest eigenvalue is at most its residual.
+
+    Attributes:
+        trace: Σλ.
+        eigen_mean: Σλ/n.
+        eigen_variance: Σλ²/n − (Σλ/n)².
+        max_eigen: The largest Ritz value of all Lanczos probes.
+        min_eigen: The smallest Ritz value of all Lanczos probes.
+        nodes: Quadrature nodes of each Lanczos probe, (num_probes, steps), float64.
+        weights: Quadrature weights, of the same shape. If the Krylov space of a probe was exhausted early, its row is
+            padded with nodes of weight 0.
+        block_traces: {name: (trace, standard error)} of diagonal blocks. The traces add up to `trace`.
+        products: Number of matrix-vector products.
+        samples: Number of probes, both Lanczos and trace probes.
     """
 
     trace: float
@@ -39,21 +56,22 @@ class Spectrum:
 
 
 def rademacher(dimension: int, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    """A vector (dimension,) of independent signs, drawn on the generator's device."""
+    """Draw a vector (dimension,) of independent random signs ±1 on the generator's device."""
     signs = torch.randint(0, 2, (dimension,), generator=generator, device=generator.device, dtype=torch.int8)
     return signs.to(dtype).mul_(2).sub_(1)
 
 
 def _mean_and_error(samples: torch.Tensor) -> tuple[float, float]:
-    """The mean over probes and its standard error (NaN for a single probe); samples (probes,) float64."""
+    """Return the mean of samples (probes,) and its standard error, which is NaN for a single probe."""
     error = samples.std(correction=1) / math.sqrt(len(samples)) if len(samples) > 1 else math.nan
     return samples.mean().item(), float(error)
 
 
 def _probes_for(trace_error: float, traces: torch.Tensor) -> int:
-    """How many probes bring the standard error of the trace to this part of it, judged by the traces (probes,) so far.
+    """Estimate the number of probes at which the standard error of the trace is at most `trace_error` times the trace.
 
-    Their own number if they are enough, and at most twice as many, for the rest is a guess.
+    The estimate uses the traces (probes,) so far. It is their own number if they are enough, and otherwise at most
+    twice that number, because it is uncertain.
     """
     mean, error = _mean_and_error(traces)
     if error <= trace_error * abs(mean):
@@ -78,28 +96,46 @@ def spectrum(
     device: torch.device | str = "cpu",
     basis_device: torch.device | str | None = None,
 ) -> Spectrum:
-    """The Spectrum of a symmetric matrix (dimension, dimension) from Rademacher probes.
+    """Estimate the spectrum of a symmetric matrix from Rademacher probes.
 
-    num_probes take num_steps of Lanczos each (Ubaru, Chen & Saad 2017); trace_probes more take one product each,
-    which is all that the trace (Hutchinson 1990) and the second moment need. With trace_error, probes are added until
-    the trace's standard error is at most this part of it, or there are most_probes in all; expect(products) is then
-    told how many products these may take. blocks: {name: size} in the order of the vector, sizes adding up to the
-    dimension. dtype and device: of the vectors that matvec is given.
-    Raises ValueError for no probes, for an error that is not positive or has no most_probes, and for blocks that do
-    not fit, else as `krylov` does.
+    The matrix is used only through its products. Lanczos probes take `num_steps` products each (Ubaru, Chen & Saad
+    2017). Trace probes take one product each, which is enough for the trace (Hutchinson 1990) and the second moment.
+
+    Args:
+        matvec: Function v ↦ Av on vectors (dimension,), for a symmetric matrix A.
+        dimension: Number of rows of A.
+        num_probes: Number of Lanczos probes, at least 1.
+        num_steps: Maximum number of Lanczos steps per probe. More steps resolve the ends of the spectrum better.
+        generator: Source of the random signs.
+        trace_probes: Number of trace probes in addition to the Lanczos probes.
+        trace_error: If given, trace probes are added until the standard error of the trace is at most this fraction of
+            the trace, or until there are `most_probes` probes.
+        most_probes: Maximum number of probes in all. Required with `trace_error`, for a trace near zero.
+        expect: With `trace_error`, called as expect(products) with each new estimate of the total number of products.
+        blocks: {name: size} of consecutive diagonal blocks whose traces are estimated. The sizes add up to
+            `dimension`. Defaults to one block, "all".
+        dtype: Dtype of the vectors passed to `matvec`.
+        device: Device of the vectors passed to `matvec`.
+        basis_device: Device that stores the Lanczos vectors (num_steps, dimension). Defaults to `device`.
+
+    Raises:
+        TypeError: If `generator` is not a torch.Generator.
+        ValueError: If `num_probes` or `num_steps` is less than 1, if `trace_probes` is negative, if `trace_error` is
+            not positive or comes without `most_probes`, or if the sizes of `blocks` do not add up to `dimension`.
+        ArithmeticError: If a product is not finite.
     """
     if not isinstance(generator, torch.Generator):
-        raise TypeError("the generator is one of PyTorch's: torch.Generator().manual_seed(0)")
+        raise TypeError("generator must be a torch.Generator, such as torch.Generator().manual_seed(0)")
     if num_probes < 1 or trace_probes < 0:
-        raise ValueError("at least one probe must take the steps of Lanczos")
+        raise ValueError("num_probes must be at least 1, and trace_probes must not be negative")
     if trace_error is not None and not (trace_error > 0 and most_probes):
-        raise ValueError("trace_error is positive, and needs most_probes, where to stop if the trace is near zero")
+        raise ValueError("trace_error must be positive and needs most_probes, a limit if the trace is near zero")
     blocks = {"all": dimension} if blocks is None else blocks
     if sum(blocks.values()) != dimension:
-        raise ValueError(f"the blocks have {sum(blocks.values())} entries, the matrix {dimension}")
+        raise ValueError(f"the sizes of blocks add up to {sum(blocks.values())}; they must add up to {dimension}")
     quadratures, products = [], 0
-    block_samples: list[torch.Tensor] = []  # of each probe v: vᵀHv, split by blocks
-    square_samples: list[torch.Tensor] = []  # of each probe: ‖Hv‖²
+    block_samples: list[torch.Tensor] = []  # vᵀHv of each probe v, split by blocks
+    square_samples: list[torch.Tensor] = []  # ‖Hv‖² of each probe v
     wanted = num_probes + trace_probes
     while len(square_samples) < wanted:
         index = len(square_samples)
@@ -131,10 +167,10 @@ def _summarize(
     block_traces: dict[str, tuple[float, float]],
     products: int,
 ) -> Spectrum:
-    """The Spectrum from the probes' values vᵀHv and ‖Hv‖² (probes,), and their quadratures."""
+    """Combine the values vᵀHv and ‖Hv‖² (probes,) of all probes, and the quadratures of the Lanczos probes."""
     trace, trace_error = _mean_and_error(traces)
     mean, mean_error = trace / dimension, trace_error / dimension
-    # The square of an estimated mean is too large by its variance.
+    # On average, the square of an estimated mean is too large by the variance of the estimate.
     excess = 0.0 if math.isnan(mean_error) else mean_error**2
     variance = (squares.mean() / dimension).item() - mean**2 + excess
     _, variance_error = _mean_and_error(squares / dimension - 2 * mean * traces / dimension)
@@ -161,5 +197,5 @@ def _summarize(
 
 
 def _fill(values: torch.Tensor, size: int, value: float) -> torch.Tensor:
-    """values (m,), filled up to (size,)."""
+    """Pad values (m,) with `value` to (size,)."""
     return F.pad(values, (0, size - len(values)), value=value)

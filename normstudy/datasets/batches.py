@@ -1,4 +1,4 @@
-"""Batches of images, made on the device: order, flips, scaling, resizing."""
+"""Batches of images, prepared on the device: order, flips, scaling, resizing."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ def to_network_input(
 ) -> torch.Tensor:
     """Scale uint8 images (N, 3, H, W) to float32 in [−1, 1] (mean 0.5, std 0.5), channels_last.
 
-    flips (N,) bool marks images to mirror. image_size is the side in pixels that they are resized to (bilinear).
+    flips (N,) bool marks images to mirror. image_size, if given, is the side in pixels to resize to (bilinear).
     """
     if flips is not None:
         images = torch.where(flips[:, None, None, None], images.flip(3), images)
@@ -29,9 +29,9 @@ def to_network_input(
 
 
 def training_order(split: Split, seed: int, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The order of the samples in an epoch, and whether each is mirrored then: (len(split),) int64 and bool.
+    """Return the order of the samples in an epoch, and whether each is mirrored: (len(split),) int64 and bool.
 
-    They depend on (seed, epoch) alone; they lie on the split's device.
+    Both depend only on (seed, epoch), and are on the split's device.
     """
     generator = seeded_generator("epoch", seed, epoch)
     order = torch.randperm(len(split), generator=generator)
@@ -40,14 +40,14 @@ def training_order(split: Split, seed: int, epoch: int) -> tuple[torch.Tensor, t
 
 
 def training_batch(split: Split, indices: torch.Tensor, flips: torch.Tensor, image_size: int | None = None) -> Batch:
-    """The batch of the samples at `indices`; flips marks those to mirror. (N,) each."""
+    """Return the batch of the samples at `indices` (N,); `flips` (N,) marks those to mirror."""
     return to_network_input(split.images[indices], flips, image_size), split.labels[indices]
 
 
 def evaluation_batches(
     split: Split, image_size: int | None = None, batch_size: int = EVALUATION_BATCH, first: int = 0, every: int = 1
 ) -> Iterator[Batch]:
-    """The unaugmented batches of a split in order: batch `first` and each `every`-th one after it."""
+    """Yield the unaugmented batches of a split in order: batch `first` and every `every`-th batch after it."""
     for start in range(first * batch_size, len(split), every * batch_size):
         yield (
             to_network_input(split.images[start : start + batch_size], image_size=image_size),

@@ -16,8 +16,8 @@ CIFAR_FOLDERS = {"CIFAR-10": "cifar-10-batches-py", "CIFAR-100": "cifar-100-pyth
 def load_cifar(name: str, data_dir: Path, download: bool) -> Dataset:
     """Load CIFAR-10 or CIFAR-100 through torchvision, which checks every file's md5 before it is read.
 
-    The images are cached beside the archive's folder, for torchvision alone takes seconds to import; the cache is used
-    only while its checksum holds and every file of the folder is as it was. Raises RunError.
+    The images are cached next to the archive's folder, because importing torchvision takes seconds. The cache is used
+    only if its checksum is right and no file of the folder has changed. Raises RunError if the images cannot be read.
     """
     cache = data_dir / f"{name}-{CACHE_NAME}"
     folder = data_dir / CIFAR_FOLDERS[name]
@@ -36,18 +36,18 @@ def _folder_digest(folder: Path) -> str:
 
 
 def _read_cifar(name: str, data_dir: Path, download: bool) -> dict[str, Any]:
-    """The images, labels and class names as torchvision reads them; see write_cache."""
+    """Return the images, labels and class names as torchvision reads them; see write_cache."""
     try:
         from torchvision import datasets
     except (ImportError, RuntimeError) as error:
-        raise RunError(f"torchvision does not work beside this torch ({error}); install the pair that fits") from None
+        raise RunError(f"torchvision does not work with this torch ({error}); install matching versions") from None
     reader = {"CIFAR-10": datasets.CIFAR10, "CIFAR-100": datasets.CIFAR100}[name]
     try:
         parts = {split: reader(str(data_dir), train=split == "train", download=download) for split in ("train", "test")}
     except (OSError, RuntimeError) as error:
-        found = f"{name} is not in {data_dir} or is damaged there: add --download=True, or"
+        found = f"{name} is missing from {data_dir} or damaged: add --download=True, or"
         if download:
-            found = f"{name} could not be fetched into {data_dir} ({str(error).splitlines()[0]}):"
+            found = f"{name} could not be downloaded to {data_dir} ({str(error).splitlines()[0]}):"
         raise RunError(
             f"{found} unpack its archive so that {data_dir / reader.base_folder} exists (--data_dir names the folder)"
         ) from None

@@ -1,4 +1,4 @@
-"""Caches of decoded images: a dict of tensors beside the files it was read from, with a digest of both."""
+"""Caches of decoded images: a dict of tensors next to the image files, with a digest of both."""
 
 import hashlib
 import os
@@ -14,13 +14,13 @@ from normstudy.datasets.splits import Dataset, Split, tensor_digest
 from normstudy.storage import remove_leftovers, write_torch
 
 CACHE_NAME = "decoded-images.pt"
-LEFTOVER_SECONDS = 3600  # after which nobody still writes a cache
+LEFTOVER_SECONDS = 3600  # older temporary files are from killed processes
 
 
 def files_digest(files: Iterable[tuple[str, os.DirEntry[str]]]) -> str:
-    """A hash of the name, size, modification time and inode of each file (the inode tells folders that swapped names).
+    """Return a hash of the name, size, modification time and inode of each file.
 
-    files: (name, entry), in an order that does not change.
+    files: (name, entry) in a fixed order. The inode reveals folders that swapped names.
     """
     lines = []
     for name, entry in files:
@@ -30,7 +30,7 @@ def files_digest(files: Iterable[tuple[str, os.DirEntry[str]]]) -> str:
 
 
 def write_cache(stored: dict[str, Any], cache: Path, source: str) -> None:
-    """Write decoded images with a checksum and the digest of their source; a failure is only a warning.
+    """Write decoded images with a checksum and the digest of their source; warn if this fails.
 
     stored: {train_images, train_labels, test_images, test_labels, resized_to}, and classes if the source names them.
     """
@@ -38,11 +38,11 @@ def write_cache(stored: dict[str, Any], cache: Path, source: str) -> None:
     try:
         write_torch(cache, stored | {"listing": source, "digest": _content_digest(stored)})
     except OSError as error:
-        warnings.warn(f"the decoded images could not be kept in {cache}: {error.strerror}", stacklevel=3)
+        warnings.warn(f"the decoded images could not be cached in {cache}: {error.strerror}", stacklevel=3)
 
 
 def read_cache(cache: Path, source: str, image_size: int | None) -> dict[str, Any] | None:
-    """The dict of write_cache, or None if it is missing, damaged, of another source or of another image size."""
+    """Return the dict of write_cache, or None if it is missing, damaged, or of another source or image size."""
     if not cache.exists():
         return None
     try:
@@ -51,9 +51,9 @@ def read_cache(cache: Path, source: str, image_size: int | None) -> dict[str, An
             return None
         if stored["digest"] == _content_digest(stored):
             return stored
-    except Exception:  # torch.load has no common base for what a damaged file raises; decoding again replaces it
+    except Exception:  # torch.load raises unrelated types for a damaged file; decoding again replaces it
         pass
-    print(f"{cache} is damaged: the images are read anew", file=sys.stderr)
+    print(f"{cache} is damaged: reading the images again", file=sys.stderr)
     return None
 
 
@@ -65,6 +65,6 @@ def _content_digest(stored: dict[str, Any]) -> str:
 
 
 def to_dataset(stored: dict[str, Any], classes: tuple[str, ...]) -> Dataset:
-    """The Dataset of decoded images; see write_cache."""
+    """Return the Dataset of decoded images; see write_cache."""
     train, test = (Split(stored[f"{split}_images"], stored[f"{split}_labels"]) for split in ("train", "test"))
     return Dataset(train, test, classes)

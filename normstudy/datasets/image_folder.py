@@ -18,11 +18,11 @@ T = TypeVar("T")
 
 
 def load_image_folder(data_dir: Path, image_size: int | None = None) -> Dataset:
-    """Load `data_dir`/train/<class>/ and /test/<class>/ in any format that PIL reads, decoded once and cached.
+    """Load `data_dir`/train/<class>/ and `data_dir`/test/<class>/ in any format that PIL reads.
 
-    Images of one common size keep it; otherwise all are resized to image_size. The cache beside the images is used
-    only while its checksum holds and every file's path, size and time are those it was made from. Raises RunError for
-    missing folders, unreadable files (by name), and sizes that differ.
+    If all images have the same size, they keep it; otherwise all are resized to image_size. The decoded images are
+    cached next to the folders. The cache is used only if its checksum is right and no file's path, size or time has
+    changed. Raises RunError for missing folders, unreadable files (by name), and differing sizes without image_size.
     """
     classes, files = _list_images(data_dir)
     named = (
@@ -38,7 +38,7 @@ def load_image_folder(data_dir: Path, image_size: int | None = None) -> Dataset:
 
 
 def _list_images(data_dir: Path) -> tuple[tuple[str, ...], LabelledFiles]:
-    """The class names and the files of an image folder, sorted by name."""
+    """Return the class names and the files of an image folder, sorted by name."""
     known = Image.registered_extensions()
     names: dict[str, list[str]] = {}
     files: LabelledFiles = {}
@@ -47,7 +47,7 @@ def _list_images(data_dir: Path) -> tuple[tuple[str, ...], LabelledFiles]:
         if not folder.is_dir():
             is_too_deep = data_dir.name in ("train", "test") and (data_dir.parent / split).is_dir()
             hint = f"; try --data_dir={data_dir.parent}" if is_too_deep else ""
-            raise RunError(f"{folder} is not a folder: --data_dir needs train/<class>/ and test/<class>/ in it{hint}")
+            raise RunError(f"{folder} is not a folder: --data_dir must contain train/<class>/ and test/<class>/{hint}")
         folders = [entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
         names[split] = sorted(folders)
         files[split] = [
@@ -57,7 +57,7 @@ def _list_images(data_dir: Path) -> tuple[tuple[str, ...], LabelledFiles]:
             if os.path.splitext(entry.name)[1].lower() in known and not entry.name.startswith(".")
         ]
         if not files[split]:
-            raise RunError(f"{folder} holds no images in folders named after their class")
+            raise RunError(f"{folder} contains no images in folders named after their class")
     if names["train"] != names["test"]:
         unpaired = sorted(set(names["train"]) ^ set(names["test"]))
         raise RunError(f"class {unpaired[0]} of {data_dir} is in only one of train and test")
@@ -65,9 +65,9 @@ def _list_images(data_dir: Path) -> tuple[tuple[str, ...], LabelledFiles]:
 
 
 def _decode(files: LabelledFiles, image_size: int | None) -> dict[str, Any]:
-    """The decoded images and their labels (see write_cache), in one thread, which the GIL favours.
+    """Return the decoded images and their labels; see write_cache.
 
-    resized_to is None if the files have one common size, which is then kept.
+    resized_to is None if all files have the same size, which is then kept. One thread decodes, because of the GIL.
     """
     total = sum(len(entries) for entries in files.values())
     unreadable: dict[str, str] = {}
@@ -108,7 +108,7 @@ def _decode(files: LabelledFiles, image_size: int | None) -> dict[str, Any]:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """An image in 8-bit RGB; 16 bits are scaled, alpha is dropped. Raises ValueError for floating-point pixels."""
+    """Convert an image to 8-bit RGB: scale 16 bits, drop alpha. Raises ValueError for floating-point pixels."""
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range")
     if image.mode.startswith("I"):
@@ -119,18 +119,18 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _open_image(entry: os.DirEntry[str], use: Callable[[Image.Image], T], unreadable: dict[str, str]) -> T | None:
-    """use(the opened image). If PIL cannot open it, None, and `unreadable` gets the file's path and the reason."""
+    """Return use(image). If PIL cannot read the file, return None and add its path and the reason to `unreadable`."""
     try:
         with Image.open(entry.path) as image:
             return use(image)
-    except Exception as error:  # PIL raises many types for what files can hold; each is reported by name
+    except Exception as error:  # PIL raises many types for unreadable files; each file is reported by name
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
         unreadable[entry.path] = f"{entry.path} ({reason})"
         return None
 
 
 def _first_few(names: Iterable[str], limit: int = 5) -> str:
-    """The first names in text, and how many more there are."""
+    """Return the first names as text, and how many more there are."""
     in_order = sorted(names)
     more = f" and {len(in_order) - limit} more" if len(in_order) > limit else ""
     return ", ".join(in_order[:limit]) + more

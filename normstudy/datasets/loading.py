@@ -15,7 +15,7 @@ from normstudy.datasets.synthetic import make_synthetic
 def load(config: Config) -> Dataset:
     """Load the data set that a Config names, on the CPU, with its subsets and its validation split.
 
-    Raises RunError if it cannot be read, UsageError if it is smaller than the flags ask.
+    Raises RunError if it cannot be read, and UsageError if it is too small for the flags.
     """
     if config.dataset == "Synthetic":
         dataset = make_synthetic(config.seed)
@@ -40,7 +40,7 @@ def load(config: Config) -> Dataset:
 
 
 def _subset(flag: str, split: Split, count: int, classes: tuple[str, ...]) -> torch.Tensor:
-    """The indices of a balanced subset (see balanced_subset). Raises UsageError, naming the flag."""
+    """Return the indices of a balanced subset (see balanced_subset). Raises UsageError that names the flag."""
     try:
         return balanced_subset(split.labels, count, len(classes))
     except ValueError as error:

@@ -12,7 +12,7 @@ SUBSET_SEED = 0  # subsets and the validation split are the same for every train
 
 @dataclass(frozen=True)
 class Split:
-    """images (N, 3, H, W) uint8 and labels (N,) int64, on one device."""
+    """Images (N, 3, H, W) uint8 and labels (N,) int64, on one device."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -24,7 +24,7 @@ class Split:
         return Split(self.images.to(device), self.labels.to(device))
 
     def take(self, indices: torch.Tensor | slice) -> "Split":
-        """The samples at these indices, or under a mask (N,) bool."""
+        """Return the samples at these indices, or those that a mask (N,) bool selects."""
         return Split(self.images[indices], self.labels[indices])
 
 
@@ -42,7 +42,7 @@ class Dataset:
         return replace(self, train=self.train.to(device), test=self.test.to(device), validation=validation)
 
     def fingerprint(self) -> str:
-        """The first 16 hex digits of the SHA-256 of every image and label."""
+        """Return the first 16 hex digits of the SHA-256 of the class names and of every image and label."""
         digest = hashlib.sha256(repr(self.classes).encode())
         for split in (self.train, self.test, self.validation):
             if split is not None:
@@ -50,7 +50,7 @@ class Dataset:
         return digest.hexdigest()[:16]
 
     def describe(self) -> dict[str, Any]:
-        """The description of the images in a run's config.json."""
+        """Return the description of the images for a run's config.json."""
         return {
             "fingerprint": self.fingerprint(),
             "classes": list(self.classes),
@@ -62,15 +62,15 @@ class Dataset:
 
 
 def seeded_generator(*key: str | int) -> torch.Generator:
-    """A CPU generator seeded by the hash of `key`, so that neighbouring seeds and epochs share nothing."""
+    """Return a CPU generator seeded by the hash of `key`, so that adjacent seeds and epochs have nothing in common."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def balanced_subset(labels: torch.Tensor, count: int, num_classes: int, seed: int = SUBSET_SEED) -> torch.Tensor:
-    """Sorted indices (count,) of samples, equally many of each class (the first classes get the remainder).
+    """Return sorted indices (count,) of a subset with equally many samples of each class.
 
-    labels (N,) int64. Raises ValueError if a class has too few samples.
+    The first classes get the remainder. labels: (N,) int64. Raises ValueError if a class has too few samples.
     """
     order = torch.randperm(len(labels), generator=seeded_generator("subset", seed))
     chosen = []
@@ -78,13 +78,13 @@ def balanced_subset(labels: torch.Tensor, count: int, num_classes: int, seed: in
         wanted = count // num_classes + (label < count % num_classes)
         members = order[labels[order] == label]
         if len(members) < wanted:
-            raise ValueError(f"class {label} has {len(members)} images, a balanced subset needs {wanted}")
+            raise ValueError(f"class {label} has {len(members)} images, but a balanced subset needs {wanted}")
         chosen.append(members[:wanted])
     return torch.cat(chosen).sort().values
 
 
 def tensor_digest(*tensors: torch.Tensor) -> str:
-    """The SHA-256 of the shapes and bytes of CPU tensors, in hex."""
+    """Return the SHA-256 of the shapes and bytes of CPU tensors, in hex."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(repr(tuple(tensor.shape)).encode())

@@ -11,9 +11,10 @@ SYNTHETIC_TRAIN, SYNTHETIC_TEST = 5000, 1000
 
 
 def make_synthetic(seed: int) -> Dataset:
-    """Make ten classes of smooth random patterns, shifted, recoloured and noisy: learnable from a few hundred images.
+    """Make 5,000 training and 1,000 test images of 32×32 pixels in ten classes, within a second.
 
-    5,000 training and 1,000 test images of 32×32, within a second.
+    Each class is a smooth random pattern; each image shows it shifted, with changed colors, and with noise. The classes
+    can be learned from a few hundred images.
     """
     generator = seeded_generator("synthetic", seed)
     coarse = torch.randn(SYNTHETIC_CLASSES, 3, 6, 6, generator=generator)

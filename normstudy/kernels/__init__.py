@@ -1,4 +1,4 @@
-"""Device-dependent code: the arithmetic of layers and probes in several forms, one switch between them, and devices."""
+"""Device-dependent code: the arithmetic of layers and probes in several forms, the switch between them, and devices."""
 
 from normstudy.kernels.attention_forms import attention, plain_attention
 from normstudy.kernels.convolutions import (

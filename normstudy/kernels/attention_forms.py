@@ -1,4 +1,4 @@
-"""softmax(QKᵀ/√d)V on (N, heads, tokens, d)."""
+"""Attention, softmax(QKᵀ/√d)V, on (N, heads, tokens, d)."""
 
 import math
 
@@ -9,7 +9,7 @@ from normstudy.kernels.switch import form_of
 
 
 def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Scaled dot-product attention (Vaswani 2017, equation 1) in the dtype of the query."""
+    """Compute scaled dot-product attention (Vaswani 2017, equation 1) in the dtype of the query."""
     form = form_of(query, "attention")
     if form == "plain":
         return plain_attention(query, key, value)
@@ -23,18 +23,19 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> to
 def plain_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, elementary: bool = False
 ) -> torch.Tensor:
-    """The same step by step. Its gradient stays finite for logits past 1e7, where that of the fused kernels overflows.
+    """Compute attention step by step.
 
-    elementary: with a softmax whose forward-mode derivative can be differentiated again.
+    Its gradient stays finite for logits past 1e7, where that of the fused kernels overflows. elementary: use a softmax
+    whose forward-mode derivative can be differentiated again.
     """
     logits = (query * (1 / math.sqrt(query.shape[-1]))) @ key.transpose(-2, -1)
     return (elementary_softmax(logits) if elementary else torch.softmax(logits, dim=-1)) @ value
 
 
 def elementary_softmax(x: torch.Tensor) -> torch.Tensor:
-    """softmax over the last dimension, in elementary steps.
+    """Compute softmax over the last dimension in elementary steps.
 
-    The forward-mode derivative of torch.softmax overwrites what a further derivative would need (torch 2.6 to 2.15).
+    The forward-mode derivative of torch.softmax overwrites values that a further derivative needs (torch 2.6 to 2.15).
     """
     powers = torch.exp(x - x.amax(-1, keepdim=True))
     return powers / powers.sum(-1, keepdim=True)

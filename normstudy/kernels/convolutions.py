@@ -1,6 +1,6 @@
 """Convolutions and linear layers, plain and with transformed weights.
 
-weight is (out, in, height, width), or (out, in) of a linear layer; gain (out,).
+weight is (out, in, height, width), or (out, in) for a linear layer; gain is (out,).
 """
 
 import math
@@ -26,7 +26,7 @@ def convolve(
     stride: tuple[int, ...] = (1, 1),
     padding: tuple[int, ...] = (0, 0),
 ) -> torch.Tensor:
-    """The convolution of x (N, in, H, W) with weight (out, in, h, w): (N, out, H', W')."""
+    """Convolve x (N, in, H, W) with weight (out, in, h, w): (N, out, H', W')."""
     if form_of(x, "convolution") == "cpu":
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         if dtype == torch.bfloat16 and is_small(x, weight, stride, padding):
@@ -36,12 +36,12 @@ def convolve(
 
 
 def _rows(weight: torch.Tensor) -> torch.Tensor:
-    """One row for each output channel, (out, fan_in), in the order that channels_last has in memory."""
+    """Return one row per output channel, (out, fan_in), in the memory order of channels_last."""
     return weight.permute(0, 2, 3, 1).flatten(1) if weight.dim() == 4 else weight
 
 
 def _like(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """_rows undone."""
+    """Reshape rows back to the shape of weight; the inverse of `_rows`."""
     if weight.dim() != 4:
         return rows
     out_channels, in_channels, height, width = weight.shape
@@ -49,15 +49,15 @@ def _like(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def normalized_weight(weight: torch.Tensor, gain: torch.Tensor | None) -> torch.Tensor:
-    """g · w/‖w‖ per output channel (Salimans & Kingma 2016)."""
+    """Return g · w/‖w‖ per output channel (Salimans & Kingma 2016)."""
     rows = F.normalize(_rows(weight), dim=1)
     return _like(rows if gain is None else rows * gain[:, None], weight)
 
 
 def standardized_weight(weight: torch.Tensor, gain: torch.Tensor | None) -> torch.Tensor:
-    """√(2π/(π−1)) · g · (w−μ_w)/(σ_w · √fan_in) per output channel (Brock 2021).
+    """Return √(2π/(π−1)) · g · (w−μ_w)/(σ_w · √fan_in) per output channel (Brock 2021).
 
-    A channel of a single weight becomes 0.
+    A channel with a single weight becomes 0.
     """
     rows = _rows(weight)
     centred = rows - rows.mean(1, keepdim=True)
@@ -66,7 +66,7 @@ def standardized_weight(weight: torch.Tensor, gain: torch.Tensor | None) -> torc
 
 
 def centred_weight(weight: torch.Tensor, gain: torch.Tensor | None = None) -> torch.Tensor:
-    """w − mean(w) per output channel."""
+    """Return w − mean(w) per output channel."""
     rows = _rows(weight)
     return _like(rows - rows.mean(1, keepdim=True), weight)
 
@@ -82,13 +82,13 @@ class Conv2d(nn.Conv2d):
         return convolve(x, weight, bias, self.stride, self.padding)
 
     def effective_weight(self) -> torch.Tensor:
-        """The weight that it computes with."""
+        """Return the weight that the layer computes with."""
         return self.weight
 
 
 @with_differentiable_jvp
 class TransformedConv2d(Conv2d):
-    """A convolution that computes with `transform(weight, gain)`; gain (out,) from 1 if the transform has one."""
+    """A convolution with weight `transform(weight, gain)`. The gain (out,), if has_gain, starts at 1."""
 
     def __init__(self, *args: Any, transform: Transform, has_gain: bool, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -107,8 +107,8 @@ class TransformedConv2d(Conv2d):
 class FoldedConv2d(nn.Module):
     """A convolution and the norm after it as one convolution, for a norm that is affine in eval mode.
 
-    The same function of the same parameters, without the norm's passes over the feature map. affine() gives the norm's
-    (scale, shift), (out,) each.
+    It is the same function of the same parameters, without the norm's passes over the feature map. affine() returns the
+    norm's (scale, shift), (out,) each.
     """
 
     def __init__(self, conv: Conv2d, norm: nn.Module, affine: Callable[[], tuple[torch.Tensor, torch.Tensor]]) -> None:
@@ -126,7 +126,7 @@ class FoldedConv2d(nn.Module):
 
 @with_differentiable_jvp
 class TransformedLinear(nn.Linear):
-    """A linear layer that computes with `transform(weight, gain)`, as TransformedConv2d does."""
+    """A linear layer with weight `transform(weight, gain)`, as in TransformedConv2d."""
 
     def __init__(self, *args: Any, transform: Transform, has_gain: bool, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""What the class of a layer declares for those that differentiate it (see normstudy/curvature/model_copy.py)."""
+"""Declarations of a layer class for code that differentiates it (see normstudy/curvature/model_copy.py)."""
 
 from typing import TypeVar
 
@@ -8,24 +8,24 @@ Layer = TypeVar("Layer", bound=type[nn.Module])
 
 
 def with_differentiable_jvp(layer: Layer) -> Layer:
-    """Class decorator: the forward-mode derivative (JVP) of this class's own code can be differentiated again.
+    """Declare that the forward-mode derivative (JVP) of this class's own code can be differentiated again.
 
-    It adds the method has_differentiable_jvp to the class. A subclass has to declare it again.
+    This class decorator adds the method has_differentiable_jvp. A subclass has to be decorated as well.
     """
     layer.has_differentiable_jvp = _yes  # type: ignore[attr-defined]
     return layer
 
 
 class ElementaryForm:
-    """Mixin of a layer whose kernel has no JVP that can be differentiated again: it then computes by its formula.
+    """Mixin for a layer whose kernel has no JVP that can be differentiated again.
 
-    `elementary` says whether to do so now.
+    While `elementary` is True, the layer computes by its formula instead of the kernel.
     """
 
     elementary = False
 
     def set_derivative_form(self, forward_mode: bool) -> None:
-        """Compute by the formula for a forward-mode derivative."""
+        """Use the formula for a forward-mode derivative."""
         self.elementary = forward_mode
 
 

@@ -1,4 +1,4 @@
-"""The machine: its devices, their free memory, and how the C library hands out memory."""
+"""The devices of this machine, their free memory, and memory allocation by the C library."""
 
 import contextlib
 import ctypes
@@ -14,21 +14,24 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that a --device flag names; auto: cuda, mps or cpu. Raises UsageError if this machine lacks it."""
+    """Return the device that a --device flag names; auto means cuda, else mps, else cpu.
+
+    Raises UsageError if the name is unknown or this machine does not have the device.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UsageError(f"--device={name} is none of auto, cpu, cuda, cuda:N, mps") from None
+        raise UsageError(f"--device={name} is not one of auto, cpu, cuda, cuda:N, mps") from None
     there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[device.type]
     if (device.index or 0) >= there:
-        raise UsageError(f"--device={name} is not on this machine (--device=cpu always is)")
+        raise UsageError(f"--device={name} is not available on this machine; use --device=cpu")
     return device
 
 
 def is_bf16_emulated(device: torch.device) -> bool:
-    """Whether a device is a CPU without bf16 instructions, on which oneDNN falls back to slow loops.
+    """Return whether a device is a CPU without bf16 instructions, on which oneDNN falls back to slow loops.
 
     A VGG step then takes 15 times as long as in float32 (two cores of an EPYC with AVX2, PyTorch 2.14).
     """
@@ -39,16 +42,16 @@ def is_bf16_emulated(device: torch.device) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that a device or the machine is out of memory."""
+    """Return whether an exception says that a device or the machine is out of memory."""
     is_allocation = isinstance(error, RuntimeError) and "allocate memory" in str(error)
     return is_allocation or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep freed memory for the next tensor; without glibc, nothing changes.
+    """Make the C library keep freed memory for the next tensor. Without glibc, nothing changes.
 
-    By default, glibc returns the memory of every large tensor to the system and asks for it again. The system then
-    clears each page anew, which takes three quarters of the time of an elementwise operation on the CPU.
+    By default, glibc returns the memory of every large tensor to the system and requests it again. The system then
+    clears each page again, which takes three quarters of the time of an elementwise operation on the CPU.
     """
     with contextlib.suppress(AttributeError, OSError):
         library = ctypes.CDLL(None)
@@ -57,13 +60,13 @@ def keep_freed_memory() -> None:
 
 
 def _release_freed_memory() -> None:
-    """Return the memory that is kept and unused to the system."""
+    """Give the unused memory that glibc keeps back to the system."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes that are free on a device; infinity if that cannot be known."""
+    """Return the number of free bytes on a device, or infinity if it is unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     _release_freed_memory()

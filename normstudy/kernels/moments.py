@@ -1,6 +1,6 @@
-"""Moments of feature maps and x · scale + shift: the arithmetic of norms. x is (N, C, H, W), best in channels_last.
+"""The arithmetic of norms: moments of feature maps, and x · scale + shift.
 
-Both differentiate twice, in forward and in reverse mode.
+x is (N, C, H, W), preferably in channels_last. All functions can be differentiated twice, in forward and reverse mode.
 """
 
 from typing import Any
@@ -12,17 +12,17 @@ from normstudy.kernels.switch import form_of
 
 
 def statistics_dtype(x: torch.Tensor) -> torch.dtype:
-    """The dtype that statistics of x are computed in: float32 for half-precision input."""
+    """Return the dtype in which statistics of x are computed: float32 for half-precision input."""
     return torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
 
 
 def to_statistics_dtype(x: torch.Tensor) -> torch.Tensor:
-    """x in the dtype of its statistics."""
+    """Convert x to the dtype of its statistics."""
     return x.to(statistics_dtype(x))
 
 
 def map_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The population variance and the mean over H,W of each sample and channel of x (N, C, H, W): (N, C) each.
+    """Return the population variance and mean over H,W of each sample and channel of x (N, C, H, W): (N, C) each.
 
     They are float32 for half-precision x.
     """
@@ -32,17 +32,17 @@ def map_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def scale_shift(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """x · scale + shift, in the dtype of x; scale and shift are (N, C) or (1, C), in any dtype."""
+    """Return x · scale + shift in the dtype of x; scale and shift are (N, C) or (1, C), in any dtype."""
     return torch.addcmul(_broadcast(shift, x), x, _broadcast(scale, x))
 
 
 def pooled_variance(variances: torch.Tensor, means: torch.Tensor, dim: int) -> torch.Tensor:
-    """The variance of equally large parts taken together (law of total variance), over `dim` of the parts."""
+    """Return the variance of equally large parts taken together (law of total variance); `dim` indexes the parts."""
     return (variances + (means - means.mean(dim, keepdim=True)).square()).mean(dim)
 
 
 def group_moments(x: torch.Tensor, num_groups: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The variance and the mean of each group of channels and sample, repeated for its channels: (N, C) each."""
+    """Return the variance and mean of each group of channels of each sample, repeated per channel: (N, C) each."""
     if num_groups == x.shape[1]:
         return map_moments(x)
     variances, means = (moment.view(len(x), num_groups, -1) for moment in map_moments(x))
@@ -52,7 +52,7 @@ def group_moments(x: torch.Tensor, num_groups: int) -> tuple[torch.Tensor, torch
 
 
 def _broadcast(coefficients: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """(N, C) or (1, C) shaped to broadcast over x (N, C, H, W), in its dtype."""
+    """Reshape (N, C) or (1, C) to broadcast over x (N, C, H, W), in the dtype of x."""
     return coefficients[..., None, None].to(x.dtype)
 
 

@@ -1,7 +1,7 @@
 """Statistics of activations and gradients: the arithmetic of the probes.
 
 Inputs x are a batch of N samples: maps (N, C, H, W), tokens (N, T, C) or vectors (N, C). Statistics are
-zero-dimensional tensors on the device of x and off the graph. On devices other than the CPU, nothing here waits.
+zero-dimensional tensors on the device of x and off the graph. Nothing here waits for a device other than the CPU.
 """
 
 import torch
@@ -16,14 +16,14 @@ SQUARINGS, PRODUCTS = 8, 16  # together the 4096th power of the matrix of cosine
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
-    """(N, C, H, W) as (N, H·W, C), tokens (N, T, C) as they are, vectors as (N, 1, C): a view where memory allows."""
+    """Reshape maps to (N, H·W, C) and vectors to (N, 1, C), as views if possible; leave tokens (N, T, C) unchanged."""
     if x.dim() == 4:
         return x.permute(0, 2, 3, 1).flatten(1, 2)
     return x if x.dim() == 3 else x.unsqueeze(1)
 
 
 def channel_variance(x: torch.Tensor) -> torch.Tensor:
-    """Population variance over samples and positions of each channel: (C,)."""
+    """Return the population variance of each channel over samples and positions: (C,)."""
     x = x.detach()
     form = form_of(x, "channel_variance")
     if form == "plain":
@@ -32,7 +32,7 @@ def channel_variance(x: torch.Tensor) -> torch.Tensor:
         positions = _rows(x).flatten(0, 1)
         means = _column_sums(positions) / len(positions)
         return _column_sums(F.mse_loss(positions, means.expand_as(positions), reduction="none"))[0] / len(positions)
-    # The kernel of batch normalization reads once, and sums half precision in float32: to three or four digits.
+    # The batch-normalization kernel reads x once and sums half precision in float32, to three or four digits.
     x = x if x.dim() == 4 else _rows(x).flatten(0, 1)
     zeros = torch.zeros(x.shape[1], device=x.device, dtype=statistics_dtype(x))
     _, _, inverse_deviation = torch.native_batch_norm(x, torch.ones_like(zeros), zeros, None, None, True, 0.0, 1e-30)
@@ -40,44 +40,45 @@ def channel_variance(x: torch.Tensor) -> torch.Tensor:
 
 
 def _column_sums(positions: torch.Tensor) -> torch.Tensor:
-    """The sum of each column of positions (P, C), as a row (1, C): products take a third of the time of a sum.
+    """Return the sum of each column of positions (P, C), as a row (1, C).
 
-    They are taken of ROWS_AT_ONCE rows, and then added, which keeps the digits of float32.
+    Matrix products take a third of the time of a sum. Each product covers ROWS_AT_ONCE rows and the results are added,
+    which keeps the digits of float32.
     """
     products = [part.new_ones(1, len(part)) @ part for part in positions.split(ROWS_AT_ONCE)]
     return torch.cat(products).sum(0, keepdim=True)
 
 
 def frobenius_norm(x: torch.Tensor) -> torch.Tensor:
-    """The root of the sum of squares of all entries of x.
+    """Return the root of the sum of squares of all entries of x.
 
-    Sample by sample: in float32, a sum over all entries at once is off by 7e-4 for 17 million of them.
+    Each sample is summed first: in float32, a sum over all entries at once is off by 7e-4 for 17 million entries.
     """
     norms = torch.linalg.vector_norm(_rows(x.detach()).flatten(1), dim=1, dtype=statistics_dtype(x))
     return torch.linalg.vector_norm(norms)
 
 
 def activation_statistics(x: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The four statistics of an activation that docs/files.md (Probes) defines.
+    """Return the four statistics of an activation that docs/files.md (Layer statistics) defines.
 
     activation_norm: mean over samples of the L2 norm. activation_variance: mean over channels of the population
     variance over samples and positions. cosine_similarity: mean over ordered pairs i≠j of cos(x_i, x_j) of flattened
     samples; NaN for a single sample. stable_rank: ‖U‖_F²/‖U‖₂² of the matrix U of unit-length samples. An all-zero
-    sample has cosine 0 with every other and adds nothing to U; if all are zero, the stable rank is 0. In half
-    precision, products are rounded to it, which leaves about three digits.
+    sample has cosine 0 with every other and adds nothing to U; if all are zero, the stable rank is 0. For
+    half-precision input, products are rounded to half precision, which leaves about three digits.
     """
     variance = {"activation_variance": channel_variance(x).mean()}
     return variance | {key: value[0] for key, value in gram_statistics(gram_matrix(x)[None]).items()}
 
 
 def gram_matrix(x: torch.Tensor) -> torch.Tensor:
-    """The products of every two samples of x, flattened: (N, N)."""
+    """Return the inner products of every two samples of x, flattened: (N, N)."""
     samples = _rows(x.detach()).flatten(1)
     return (samples @ samples.T).to(statistics_dtype(x))
 
 
 def gram_statistics(grams: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What activation_statistics takes from Gram matrices, (S, N, N) for S sites: (S,) each."""
+    """Return the statistics that follow from Gram matrices, (S, N, N) for S sites: (S,) each."""
     tiny = torch.finfo(grams.dtype).tiny
     norms = grams.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
     inverse = torch.where(norms > 0, 1 / norms.clamp_min(tiny), 0)
@@ -98,11 +99,11 @@ def _traces(matrices: torch.Tensor) -> torch.Tensor:
 
 
 def largest_eigenvalues(matrices: torch.Tensor) -> torch.Tensor:
-    """The largest eigenvalue of each positive semidefinite matrix of cosines (S, N, N), to a part in a thousand: (S,).
+    """Return the largest eigenvalue of each positive semidefinite matrix of cosines (S, N, N): (S,).
 
-    Eight squarings give its 256th power P; 16 products with P leave the leading direction, whose Rayleigh quotient
-    is below the eigenvalue by less than 1e-3 of it even if the second one is as close as it can be. Unlike a
-    decomposition, that does not wait for the device.
+    Eight squarings give the 256th power P of the matrix, and 16 products with P leave the leading direction. Its
+    Rayleigh quotient is too small by a relative error below 1e-3, even if the second eigenvalue is as close as it can
+    be. Unlike a decomposition, this does not wait for the device.
     """
     if form_of(matrices, "largest_eigenvalues") == "plain":
         return torch.linalg.eigvalsh(matrices)[:, -1]
@@ -111,7 +112,7 @@ def largest_eigenvalues(matrices: torch.Tensor) -> torch.Tensor:
     for _ in range(SQUARINGS):
         power = power @ power
         power = power / _traces(power).clamp_min(tiny)[:, None, None]
-    # The largest column is nearest the leading direction and cannot be orthogonal to it.
+    # The largest column is the closest to the leading direction and cannot be orthogonal to it.
     largest = power.diagonal(dim1=1, dim2=2).argmax(1)
     direction = power.gather(2, largest[:, None, None].expand(-1, power.shape[1], 1))
     for _ in range(PRODUCTS):
@@ -121,6 +122,6 @@ def largest_eigenvalues(matrices: torch.Tensor) -> torch.Tensor:
 
 
 def _unit(vectors: torch.Tensor) -> torch.Tensor:
-    """Vectors (S, N, 1) at length 1; zeros stay."""
+    """Scale vectors (S, N, 1) to length 1; zero vectors stay zero."""
     length = vectors.square().sum(1, keepdim=True).sqrt()
     return vectors / length.clamp_min(torch.finfo(vectors.dtype).tiny)

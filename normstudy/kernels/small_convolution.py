@@ -1,6 +1,6 @@
 """A 3×3 convolution of a small map as one matrix product: the CPU's form in bfloat16.
 
-oneDNN runs the many-channel layers on small maps far below the speed of its matrix products. In float32 the gain
+oneDNN runs layers with many channels on small maps far below the speed of its matrix products. In float32 the gain
 depends on the processor, so this form is never used there (benchmarks/README.md).
 """
 
@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-# A 2×2 map is a dense layer, where the batch is large enough to pay for writing out the layer's matrix.
+# The convolution of a 2×2 map becomes a dense layer if the batch is large enough to pay for building its matrix.
 DENSE_SIDE = 2
 DENSE_BATCH = 128
-SMALL_MAP = 16  # positions of the output up to which the product is faster
-SMALL_CHANNELS = 64  # channels from which it is
+SMALL_MAP = 16  # maximum number of output positions for which the product is faster
+SMALL_CHANNELS = 64  # minimum number of input and of output channels for which it is faster
 
 
 def is_small(x: torch.Tensor, weight: torch.Tensor, stride: tuple[int, ...], padding: tuple[int, ...]) -> bool:
-    """Whether small_convolution computes this convolution, and is faster."""
+    """Return whether small_convolution can compute this convolution and is faster."""
     if weight.shape[2:] != (3, 3) or padding != (1, 1) or stride[0] != stride[1]:
         return False
     positions = math.prod((side - 1) // stride[0] + 1 for side in x.shape[2:])
@@ -26,14 +26,14 @@ def is_small(x: torch.Tensor, weight: torch.Tensor, stride: tuple[int, ...], pad
 
 
 def small_convolution(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: int) -> torch.Tensor:
-    """A 3×3 convolution with padding 1 of x (N, in, H, W) with weight (out, in, 3, 3), as one matrix product.
+    """Convolve x (N, in, H, W) with weight (out, in, 3, 3) and padding 1 in one matrix product.
 
-    The output is laid out as channels_last.
+    The output is in channels_last.
     """
     samples, out_channels, (height, width) = len(x), len(weight), x.shape[2:]
     rows, columns = (height - 1) // stride + 1, (width - 1) // stride + 1
     if max(height, width) <= DENSE_SIDE and samples >= DENSE_BATCH:
-        # No window leaves a map of two by two: every output is joined to every input, by one of the nine taps.
+        # Every window covers the whole map, so one of the nine taps connects every output to every input.
         taps = [row.unbind() for row in weight.permute(2, 3, 0, 1).unbind()]
         blocks = [
             torch.cat([taps[h - stride * i + 1][w - stride * j + 1] for h in range(height) for w in range(width)], 1)
@@ -49,10 +49,10 @@ def small_convolution(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor 
 
 
 class _Windows(torch.autograd.Function):
-    """(N, H, W, C) to (N, H', W', 3, 3, C): what each 3×3 window sees, zeros beyond the border.
+    """Gather every 3×3 window, (N, H, W, C) to (N, H', W', 3, 3, C), with zeros beyond the border.
 
-    Linear, so that its derivatives are itself and its adjoint. tensor.unfold has a derivative too, several times as
-    slow.
+    It is linear, so its derivatives are itself and its adjoint. tensor.unfold also has a derivative, which takes
+    several times as long.
     """
 
     generate_vmap_rule = True
@@ -78,7 +78,7 @@ class _Windows(torch.autograd.Function):
 
 
 class _WindowSums(torch.autograd.Function):
-    """The adjoint of _Windows: (N, H', W', 3, 3, C) to (N, H, W, C) of given height and width."""
+    """The adjoint of _Windows, from (N, H', W', 3, 3, C) to (N, H, W, C) of given height and width."""
 
     generate_vmap_rule = True
 
@@ -109,7 +109,10 @@ class _WindowSums(torch.autograd.Function):
 
 
 def _inside(tap: int, side: int, count: int, stride: int) -> tuple[slice, slice]:
-    """(slice of positions, slice of windows): where tap 0, 1 or 2 of `count` windows falls on a map of `side`."""
+    """Return (slice of positions, slice of windows) for tap 0, 1 or 2 of `count` windows on a map of length `side`.
+
+    They leave out the windows whose tap falls outside the map.
+    """
     first = 1 if tap == 0 else 0
     last = min(count, (side - tap) // stride + 1)
     start = first * stride + tap - 1

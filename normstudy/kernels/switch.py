@@ -1,9 +1,8 @@
-"""The one switch between the forms of a kernel: the plain formula, the CPU's form, and the form for other devices.
+"""The switch between the forms of a kernel: the plain formula, the CPU's form, and the form for other devices.
 
-The plain form is the formula as a textbook writes it. A faster form stands beside it, is tested against it, and is
-worth its lines only while benchmarks/forms.py shows a gain of a tenth of a training step, or if the plain form would
-wait for the device (largest_eigenvalues). `use_form` lets tests run each form on any machine, and the benchmark compare
-them.
+The plain form is the textbook formula. A faster form is tested against it. It is kept only while benchmarks/forms.py
+shows a gain of a tenth of a training step, or if the plain form would wait for the device (largest_eigenvalues).
+`use_form` lets tests run each form on any machine and lets the benchmark compare them.
 """
 
 import contextlib
@@ -27,16 +26,21 @@ _chosen: dict[str, Form] = {}
 
 
 def form_of(x: torch.Tensor, kernel: str) -> Form:
-    """The form in which a kernel of KERNELS computes for x: that of x's device, unless use_form says otherwise."""
+    """Return the form of a kernel of KERNELS for x: the form for x's device, unless use_form selects another."""
     return _chosen.get(kernel) or ("cpu" if x.device.type == "cpu" else "device")
 
 
 @contextlib.contextmanager
 def use_form(form: Form, *kernels: str) -> Iterator[None]:
-    """A block in which these kernels (all of KERNELS by default) compute in one form. Raises ValueError for others."""
+    """Make these kernels (default: all of KERNELS) compute in one form inside a `with` block.
+
+    Raises ValueError for an unknown form or kernel.
+    """
     unknown = [name for name in kernels if name not in KERNELS]
     if form not in FORMS or unknown:
-        raise ValueError(f"{unknown[0] if unknown else form!r} is none of {', '.join(KERNELS if unknown else FORMS)}")
+        raise ValueError(
+            f"{unknown[0] if unknown else form!r} is not one of {', '.join(KERNELS if unknown else FORMS)}"
+        )
     before = dict(_chosen)
     _chosen.update(dict.fromkeys(kernels or KERNELS, form))
     try:

@@ -1,4 +1,4 @@
-"""Measurements of finished runs: which runs and checkpoints, on which images, and what each measurement computes."""
+"""Measurements of finished runs: the choice of runs, checkpoints and images, and the measurements themselves."""
 
 from normstudy.measures.class_similarity import CLASS_SIMILARITY
 from normstudy.measures.hessian import hessian_measurement

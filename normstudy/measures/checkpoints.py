@@ -1,4 +1,4 @@
-"""A finished run's network at one epoch."""
+"""The network of a finished run at one epoch."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from normstudy.storage import RunDirectory, read_torch
 
 
 class Checkpoint:
-    """A finished run's network at one epoch, and the images it was trained and tested on."""
+    """The network of a finished run at one epoch, and the images that it was trained and tested on."""
 
     def __init__(
         self,
@@ -37,33 +37,36 @@ class Checkpoint:
         self.model = model.to(device, dtype).to(memory_format=torch.channels_last)
 
     def subset(self, split: Split, samples: int, seed: int) -> tuple[Split, str]:
-        """A class-balanced subset of a Split and the SHA-256 of its indices; all of it where it has no more.
+        """Return a class-balanced subset of a Split and the SHA-256 of its indices.
 
-        Raises RunError where the classes cannot give equally many.
+        If the Split has at most `samples` images, all of them are taken. Raises RunError if a class has too few images.
         """
         indices = torch.arange(len(split))
         if samples < len(split):
             try:
                 indices = balanced_subset(split.labels.cpu(), samples, len(self.dataset.classes), seed)
             except ValueError as error:
-                raise RunError(f"--samples={samples} of {len(split)} images: {error}; lower --samples") from None
+                raise RunError(f"--samples={samples} of {len(split)} is too many: {error}; lower --samples") from None
         chosen = split.take(indices.to(split.labels.device))
         return chosen, hashlib.sha256(indices.numpy().astype("<i8").tobytes()).hexdigest()
 
     def batches(self, split: Split, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """(images, labels) of a Split in order, prepared as for this network; a signal ends the walk between two."""
+        """Yield the batches (images, labels) of a Split in order, prepared for this network.
+
+        A signal takes effect between two batches.
+        """
         for batch in evaluation_batches(split, self.config.image_size, batch_size):
             self.pause()
             yield batch
 
 
 def epoch_of(path: Path) -> int:
-    """The epoch of a checkpoint, from its name."""
+    """Return the epoch in the name of a checkpoint."""
     return int(path.stem.removeprefix("epoch_"))
 
 
 def _load_model(config: Config, path: Path, sha256: str | None, num_classes: int) -> Network:
-    """The network of a checkpoint. Raises RunError where they do not fit, and for values that are not finite."""
+    """Load the network of a checkpoint. Raises RunError if it does not fit the Config or has non-finite values."""
     state = read_torch(path, sha256)
     try:
         model = build_from_config(config, num_classes)
@@ -73,5 +76,5 @@ def _load_model(config: Config, path: Path, sha256: str | None, num_classes: int
         raise RunError(f"{path} does not fit the network of {path.parents[1] / 'config.json'} ({reason})") from None
     for name, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
-            raise RunError(f"{path} holds values in {name} that are not finite")
+            raise RunError(f"{path} has non-finite values in {name}")
     return model

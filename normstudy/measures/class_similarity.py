@@ -1,4 +1,4 @@
-"""How alike the features of different classes are: the content of class_similarity.json for one checkpoint."""
+"""Similarity of the features of different classes: the content of class_similarity.json for one checkpoint."""
 
 import argparse
 import time
@@ -17,22 +17,25 @@ from utils import ClassMoments, cosine_matrix, mean_pairwise_cosine
 
 @torch.no_grad()
 def measure_class_similarity(checkpoint: Checkpoint, args: argparse.Namespace) -> dict[str, Any]:
-    """The content of class_similarity.json for one checkpoint."""
+    """Compute the content of class_similarity.json for one checkpoint.
+
+    Raises RunError if a class has no images, if there are fewer than two classes, or if the features are not finite.
+    """
     start = time.perf_counter()
     subset, indices_hash = checkpoint.subset(getattr(checkpoint.dataset, args.split), args.samples, args.seed)
     flattened, pooled = _feature_moments(checkpoint, subset, args)
     try:
         means = flattened.means()
     except ValueError as error:
-        words = f"{checkpoint.run.path}: {error} among the {len(subset)} {args.split} images: raise --samples"
+        words = f"{checkpoint.run.path}: {error} among the {len(subset)} {args.split} images; raise --samples"
         raise RunError(words) from None
     if len(means) < 2:
-        raise RunError(f"{checkpoint.run.path}: class similarity needs two classes")
+        raise RunError(f"{checkpoint.run.path}: class similarity needs at least two classes")
     if not means.isfinite().all():
         raise RunError(f"{checkpoint.run.path}: the features are not finite")
     centred = means - flattened.global_mean()
     within, between = flattened.variances()
-    has_ratio = between and len(subset) > len(means)  # with one image a class, nothing varies within it
+    has_ratio = between and len(subset) > len(means)  # with one image per class, there is no variance within classes
     content = {
         "class_similarity": mean_pairwise_cosine(means),
         "class_similarity_pooled": mean_pairwise_cosine(pooled.means()),
@@ -56,7 +59,7 @@ def measure_class_similarity(checkpoint: Checkpoint, args: argparse.Namespace) -
 def _feature_moments(
     checkpoint: Checkpoint, subset: Split, args: argparse.Namespace
 ) -> tuple[ClassMoments, ClassMoments]:
-    """The moments of the features, flattened and as the classifier pools them."""
+    """Return the moments of the flattened features and of the features as the classifier pools them."""
     model, num_classes = checkpoint.model, len(checkpoint.dataset.classes)
     flattened, pooled = ClassMoments(num_classes), ClassMoments(num_classes)
     with progress_bar(len(subset), "features") as bar, full_float32():
@@ -69,7 +72,6 @@ def _feature_moments(
 
 
 def _report(checkpoint: Checkpoint, args: argparse.Namespace, content: dict[str, Any]) -> None:
-    """Say the result in a line."""
     ratio = content["within_over_between"]
     print(
         f"{checkpoint.run.path.name} epoch {checkpoint.epoch}: class similarity {content['class_similarity']:.4f}, "

@@ -22,7 +22,7 @@ from normstudy.plots import draw_hessian, draw_hessian_over_training, format_wit
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-ESTIMATES = (  # attributes of a Spectrum, and their keys
+ESTIMATES = (  # attributes of a Spectrum, and their keys in hessian.json
     "trace",
     "trace_standard_error",
     "eigen_mean",
@@ -34,17 +34,23 @@ ESTIMATES = (  # attributes of a Spectrum, and their keys
     "min_eigen",
     "min_eigen_residual",
 )
-UNSETTLED = 0.1  # residual over size of an eigenvalue from which it is said
+UNSETTLED = 0.1  # an eigenvalue is reported as not converged if its residual exceeds this fraction of its size
 
 
 def hessian_measurement(max_probe_factor: int) -> Measurement:
-    """The Measurement of run_hessian.py. --trace_error may take max_probe_factor times --trace_probes."""
+    """Return the Measurement of run_hessian.py.
+
+    --trace_error may raise the number of trace probes to max_probe_factor times --trace_probes.
+    """
     measure = functools.partial(measure_hessian, max_probe_factor=max_probe_factor)
     return Measurement("hessian", measure, draw_hessian, draw_hessian_over_training)
 
 
 def measure_hessian(checkpoint: Checkpoint, args: argparse.Namespace, max_probe_factor: int) -> dict[str, Any]:
-    """The content of hessian.json for one checkpoint. Raises RunError for what memory or the loss forbids."""
+    """Compute the content of hessian.json for one checkpoint.
+
+    Raises RunError if memory does not suffice or the loss is not finite.
+    """
     start = time.perf_counter()
     subset, indices_hash = checkpoint.subset(checkpoint.dataset.train, args.samples, args.seed)
     sizes = layer_sizes(checkpoint.model)
@@ -52,7 +58,7 @@ def measure_hessian(checkpoint: Checkpoint, args: argparse.Namespace, max_probe_
     gradient = measure_gradient(task)
     has_batch_statistics = any("running_" in name for name, _ in checkpoint.model.named_buffers())
     if args.bn_mode == "train" and not has_batch_statistics:
-        print("this network takes no batch statistics: --bn_mode=train changes nothing", file=sys.stderr, flush=True)
+        print("this network uses no batch statistics, so --bn_mode=train changes nothing", file=sys.stderr, flush=True)
     announce(task, gradient.seconds)
     found = measure_spectrum(task, max_probe_factor)
     content = describe(task, gradient, found) | {
@@ -67,7 +73,7 @@ def measure_hessian(checkpoint: Checkpoint, args: argparse.Namespace, max_probe_
 
 @dataclass(frozen=True)
 class Task:
-    """One measurement: the network, the images, the flags, and the memory that they take."""
+    """One measurement: the network, the images, the flags, the size of each layer, and the plan for memory."""
 
     checkpoint: Checkpoint
     subset: Split
@@ -81,12 +87,12 @@ class Task:
 
     @property
     def products(self) -> int:
-        """Products of all probes, without those that --trace_error adds."""
+        """The number of products of all probes, without those that --trace_error adds."""
         return self.args.num_probes * self.plan.lanczos_steps + self.args.trace_probes
 
 
 class CountedBatches:
-    """The batches of a task, again and again; each walk through them moves a bar by one product."""
+    """The batches of a task. Each iteration over all of them moves a progress bar by one product."""
 
     def __init__(self, task: Task, bar: "tqdm") -> None:
         self.task, self.bar = task, bar
@@ -97,13 +103,13 @@ class CountedBatches:
             self.bar.update(len(labels) / len(self.task.subset))
 
     def expect(self, products: int) -> None:
-        """Let the bar show so many products in all."""
+        """Set the total number of products that the bar shows."""
         self.bar.total = products
         self.bar.refresh()
 
 
 class Gradient(NamedTuple):
-    """The loss, the L2 norm of its gradient, and the seconds that they took."""
+    """The loss, the L2 norm of its gradient, and the seconds that it took to compute them."""
 
     loss: float
     norm: float
@@ -111,7 +117,7 @@ class Gradient(NamedTuple):
 
 
 def measure_gradient(task: Task) -> Gradient:
-    """The Gradient over all images. Raises RunError for a loss that is not finite."""
+    """Compute the Gradient over all images. Raises RunError if the loss is not finite."""
     start = time.perf_counter()
     with progress_bar(1, "gradient", unit=" pass") as bar:
         loss, gradient = loss_and_gradient(task.checkpoint.model, CountedBatches(task, bar), bn_mode=task.args.bn_mode)
@@ -122,23 +128,23 @@ def measure_gradient(task: Task) -> Gradient:
 
 
 def announce(task: Task, gradient_seconds: float) -> None:
-    """Say how many products are to come, about how long they take, and the memory."""
+    """Print the number of products, about how long they will take, and the memory they need."""
     checkpoint, plan = task.checkpoint, task.plan
-    gradients = 2 if plan.graph_bytes else 3  # that take as long as a product
+    gradients = 2 if plan.graph_bytes else 3  # a product takes as long as this many gradients
     least = "" if task.args.trace_error is None else "at least "
     print(
-        f"{checkpoint.run.path.name} epoch {checkpoint.epoch}: {least}{task.products} products of "
+        f"{checkpoint.run.path.name} epoch {checkpoint.epoch}: {least}{task.products} matrix-vector products for "
         f"{task.dimension:,} parameters on {len(task.subset)} images ({_of_each_class(task)}), about "
         f"{_duration(gradients * gradient_seconds * task.products)} on {checkpoint.device}; "
-        f"a batch of {plan.batch_size} holds {plan.batch_bytes / 1e9:.2g} GB, "
-        + (f"the graphs of all, kept for speed, {plan.graph_bytes / 1e9:.2g} GB, " if plan.graph_bytes else "")
-        + f"the Lanczos vectors {plan.basis_bytes / 1e9:.2g} GB ({plan.basis_device})",
+        f"memory: {plan.batch_bytes / 1e9:.2g} GB for a batch of {plan.batch_size}, "
+        + (f"{plan.graph_bytes / 1e9:.2g} GB for gradient graphs, kept for speed, " if plan.graph_bytes else "")
+        + f"{plan.basis_bytes / 1e9:.2g} GB for the Lanczos vectors (on {plan.basis_device})",
         flush=True,
     )
 
 
 def measure_spectrum(task: Task, max_probe_factor: int) -> Spectrum:
-    """The Spectrum of the matrix, split by layers."""
+    """Estimate the Spectrum of the matrix, with the trace of each layer."""
     args = task.args
     with progress_bar(task.products, "Hessian", unit=" HVP") as bar:
         batches = CountedBatches(task, bar)
@@ -167,7 +173,7 @@ def measure_spectrum(task: Task, max_probe_factor: int) -> Spectrum:
 
 
 def describe(task: Task, gradient: Gradient, found: Spectrum) -> dict[str, Any]:
-    """The part of hessian.json that holds what was measured."""
+    """Return the part of hessian.json that holds the results."""
     return {name: getattr(found, name) for name in ESTIMATES} | {
         "loss": gradient.loss,
         "gradient_norm": gradient.norm,
@@ -185,32 +191,32 @@ def describe(task: Task, gradient: Gradient, found: Spectrum) -> dict[str, Any]:
 
 
 def report(args: argparse.Namespace, content: dict[str, Any]) -> None:
-    """Say the result, and which part of it is uncertain."""
+    """Print the results, and say which eigenvalues have not converged and whether the trace misses --trace_error."""
     trace, error, samples = content["trace"], content["trace_standard_error"], content["trace_samples"]
     edges = {
         name: (content[key], content[f"{key}_residual"])
         for name, key in (("largest", "max_eigen"), ("smallest", "min_eigen"))
     }
-    spread = f"± {error:.2g} (s.e. of {samples} probes)" if samples > 1 else "(one probe, which has no standard error)"
+    spread = f"± {error:.2g} (s.e. over {samples} probes)" if samples > 1 else "(one probe, so no standard error)"
     print(
         f"trace {trace:.4g} {spread}, "
         f"largest eigenvalue {format_with_residual(*edges['largest'])}, "
         f"smallest {format_with_residual(*edges['smallest'])}, "
-        f"loss {content['loss']:.4g}, {content['products']} products in {_duration(content['seconds'])}",
+        f"loss {content['loss']:.4g}, {content['products']} matrix-vector products in {_duration(content['seconds'])}",
         flush=True,
     )
     if args.curvature != "hessian":
-        del edges["smallest"]  # which is zero, where there are more parameters than outputs
+        del edges["smallest"]  # it is zero if there are more parameters than outputs
     unsettled = [name for name, (value, residual) in edges.items() if residual > UNSETTLED * abs(value)]
     if unsettled:
-        print(f"not settled: the {' and the '.join(unsettled)}; more --lanczos_steps settle them", flush=True)
+        print(f"not converged: the {' and the '.join(unsettled)} eigenvalue; raise --lanczos_steps", flush=True)
     if args.trace_error is not None and not error <= args.trace_error * abs(trace):
         part = error / abs(trace) if trace else math.inf
         print(f"the standard error is still {part:.0%} of the trace after {samples} probes", file=sys.stderr)
 
 
 def _of_each_class(task: Task) -> str:
-    """13 of each class; 12 or 13 of each class."""
+    """Return a text such as `13 of each class` or `12 or 13 of each class`."""
     counts = torch.bincount(task.subset.labels.cpu(), minlength=len(task.checkpoint.dataset.classes))
     few, many = int(counts.min()), int(counts.max())
     if few == many:
@@ -219,7 +225,7 @@ def _of_each_class(task: Task) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """120 → 2.0 min."""
+    """Format a duration: 120 → 2.0 min."""
     for unit, size in (("h", 3600), ("min", 60)):
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""How the measurement of a Hessian fits into memory."""
+"""A plan that fits the measurement of a Hessian into memory."""
 
 import argparse
 import math
@@ -12,26 +12,26 @@ from normstudy.datasets import Split
 from normstudy.kernels import free_memory, pick_device
 from normstudy.measures.checkpoints import Checkpoint
 
-BATCH_SHARE = 0.25  # of the free memory, for gradients and temporary tensors come on top
+BATCH_SHARE = 0.25  # fraction of the free memory; gradients and temporary tensors need more
 GRAPHS_SHARE = 0.4
 BASIS_SHARE = 0.8
-FEWEST_SAMPLES = 4  # of which the memory of a sample can be told
+FEWEST_SAMPLES = 4  # the memory per sample cannot be measured with fewer
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """The images at once, the Lanczos vectors and their device, and the bytes that each takes."""
+    """The batch size, the number of Lanczos vectors and their device, and the bytes that each needs."""
 
     batch_size: int
-    batch_bytes: float  # that a product keeps for its backward pass
+    batch_bytes: float  # memory that a product keeps for its backward pass
     lanczos_steps: int  # one vector each
     basis_device: str
     basis_bytes: int
-    graph_bytes: float  # of the graphs of all batches' gradients; 0 if none are kept
+    graph_bytes: float  # memory of the gradient graphs of all batches; 0 if none are kept
 
 
 def plan_memory(checkpoint: Checkpoint, subset: Split, args: argparse.Namespace, dimension: int) -> MemoryPlan:
-    """The MemoryPlan for a matrix of so many rows. Raises as fit_batch and place_basis do."""
+    """Return the MemoryPlan for a matrix with `dimension` rows. Raises the errors of fit_batch and place_basis."""
     batch_size, batch_bytes = fit_batch(checkpoint, subset, args)
     vector_bytes = dimension * next(checkpoint.model.parameters()).element_size()
     steps = min(args.lanczos_steps, dimension)
@@ -43,9 +43,10 @@ def plan_memory(checkpoint: Checkpoint, subset: Split, args: argparse.Namespace,
 
 
 def fit_batch(checkpoint: Checkpoint, subset: Split, args: argparse.Namespace) -> tuple[int, float]:
-    """(images at once, bytes that a product keeps): --batch_size, or as many as BATCH_SHARE of the free memory takes.
+    """Return the batch size and the bytes that a product keeps for its backward pass.
 
-    Raises RunError where batch statistics forbid smaller batches.
+    The batch size is --batch_size, or less if such a batch needs more than BATCH_SHARE of the free memory. Raises
+    RunError if it must be smaller and --bn_mode=train forbids that.
     """
     batch_size = min(args.batch_size, len(subset))
     per_sample = _bytes_per_sample(checkpoint, subset, args, keep_graphs=False)
@@ -53,16 +54,16 @@ def fit_batch(checkpoint: Checkpoint, subset: Split, args: argparse.Namespace) -
     fitting = max(1, int(min(batch_size, BATCH_SHARE * free / max(per_sample, 1))))
     if fitting < batch_size and args.bn_mode == "train":
         raise RunError(
-            f"a batch of {batch_size} takes {per_sample * batch_size / 1e9:.1f} GB, and {checkpoint.device} has "
-            f"{free / 1e9:.1f} GB free: lower --batch_size to {fitting} or less"
+            f"a batch of {batch_size} takes {per_sample * batch_size / 1e9:.1f} GB, but {checkpoint.device} has "
+            f"{free / 1e9:.1f} GB free; lower --batch_size to {fitting} or less"
         )
     return fitting, per_sample * fitting
 
 
 def place_basis(args: argparse.Namespace, device: torch.device, basis_bytes: int) -> str:
-    """The name of the device for so many bytes of Lanczos vectors.
+    """Return the name of the device that stores the Lanczos vectors.
 
-    Raises RunError where they do not fit, UsageError where this machine lacks the device.
+    Raises RunError if they do not fit, and UsageError if this machine lacks the device.
     """
     names = [args.basis_device] if args.basis_device != "auto" else dict.fromkeys([str(device), "cpu"])
     for name in names:
@@ -70,8 +71,8 @@ def place_basis(args: argparse.Namespace, device: torch.device, basis_bytes: int
         if basis_bytes < BASIS_SHARE * free:
             return name
     raise RunError(
-        f"{args.lanczos_steps} Lanczos vectors take {basis_bytes / 1e9:.1f} GB, and {name} has {free / 1e9:.1f} GB "
-        f"free: lower --lanczos_steps to {int(args.lanczos_steps * BASIS_SHARE * free / basis_bytes)} or less"
+        f"{args.lanczos_steps} Lanczos vectors take {basis_bytes / 1e9:.1f} GB, but {name} has {free / 1e9:.1f} GB "
+        f"free; lower --lanczos_steps to {int(args.lanczos_steps * BASIS_SHARE * free / basis_bytes)} or less"
     )
 
 
@@ -83,20 +84,20 @@ def fit_graphs(
     vector_bytes: int,
     spared: int,
 ) -> float:
-    """Bytes that the graphs of all batches' gradients hold, if GRAPHS_SHARE of the memory beside `spared` takes them.
+    """Return the bytes that the gradient graphs of all batches need, or 0 if they are not to be kept.
 
-    0 if it does not, or if none can be kept.
+    They are kept if they fit into GRAPHS_SHARE of the free memory that remains after `spared` bytes are set aside.
     """
     if args.curvature != "hessian" or len(subset) < FEWEST_SAMPLES:
         return 0
     images = len(subset) * _bytes_per_sample(checkpoint, subset, args, keep_graphs=True)
-    # Each graph has gradients of its own, and weights folded with what follows them.
+    # Each graph has its own gradients, and its own weights with the following norms folded in.
     weights = 2 * vector_bytes * math.ceil(len(subset) / batch_size)
     return images + weights if images + weights < GRAPHS_SHARE * (free_memory(checkpoint.device) - spared) else 0
 
 
 def _bytes_per_sample(checkpoint: Checkpoint, subset: Split, args: argparse.Namespace, keep_graphs: bool) -> float:
-    """bytes_per_sample for the first images of a subset; 0 for one that is too small to need a plan."""
+    """Return bytes_per_sample for the first images of a subset; 0 if the subset is too small to need a plan."""
     if len(subset) < FEWEST_SAMPLES:
         return 0
     batch = next(checkpoint.batches(subset.take(slice(0, FEWEST_SAMPLES)), FEWEST_SAMPLES))

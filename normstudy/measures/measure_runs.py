@@ -1,4 +1,4 @@
-"""The walk of a measuring command over runs: measure their checkpoints, or say in a line why a run is left out."""
+"""The loop of a measuring command: measure the checkpoints of each run, or print why a run is left out."""
 
 import argparse
 import errno
@@ -25,18 +25,18 @@ NOT_SETTINGS = ("runs", "results_dir", "data_dir", "device", "overwrite", "check
 class Measurement:
     """One kind of measurement.
 
-    name: of its files. measure(checkpoint, args): the content of the JSON file. draw(json_path) and
-    draw_over_training(run): draw its pictures, from the files alone.
+    `name` is the name of its files. measure(checkpoint, args) returns the content of the JSON file. draw(json_path)
+    and draw_over_training(run) draw the pictures from the JSON files only.
     """
 
     name: str
     measure: Callable[[Checkpoint, argparse.Namespace], dict[str, Any]]
     draw: Callable[[Path], object]
-    draw_over_training: Callable[[RunDirectory], object]
+    draw_over_training: Callable[[RunDirectory], object] | None = None
 
 
 def measure_runs(args: argparse.Namespace, measurement: Measurement) -> int:
-    """Measure the runs that the parsed flags name; return the exit code: 1 if some were left out, else 0."""
+    """Measure the runs that the parsed flags select. Return the exit code: 1 if a run was left out, else 0."""
     keep_freed_memory()
     device = pick_device(args.device)
     images = RunImages(args.data_dir, device)
@@ -59,18 +59,18 @@ def measure_runs(args: argparse.Namespace, measurement: Measurement) -> int:
                 print(line, file=sys.stderr, flush=True)
                 report_outcome(error.kind if isinstance(error, RunError | UsageError) else RunError.kind, line)
     except KeyboardInterrupt as stop:
-        raise type(stop)(f"{done} measured; the same command measures the rest") from None
+        raise type(stop)(f"checkpoints measured: {done}; run the same command again to measure the rest") from None
     finally:
         try:
             update_table(measured)
         except OSError as error:
-            print(f"results.csv lacks what was measured: {describe_os_error(error)}", file=sys.stderr)
-    print(f"{done} measured" + (f", {left_out} left out" if left_out else ""))
+            print(f"the measurements could not be added to results.csv: {describe_os_error(error)}", file=sys.stderr)
+    print(f"checkpoints measured: {done}" + (f", runs left out: {left_out}" if left_out else ""))
     return 1 if left_out else 0
 
 
 def _why_left_out(run: RunDirectory, error: Exception, device: torch.device) -> str | None:
-    """Why a run cannot be measured, or None for an error that no user can cause."""
+    """Return why a run cannot be measured, or None for an error that no user can cause."""
     if isinstance(error, RunError | UsageError):
         return str(error)
     if isinstance(error, ArithmeticError):
@@ -78,10 +78,10 @@ def _why_left_out(run: RunDirectory, error: Exception, device: torch.device) -> 
     if isinstance(error, OSError):
         hint = ""
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            hint = "; what is measured is written into the run's folder, so copy that to where you may write"
+            hint = "; results are written to the run's folder, so copy it to a place where you have write permission"
         return f"{run.path}: {describe_os_error(error)}{hint}"
     if is_out_of_memory(error):
-        return f"{run.path}: {device} has too little memory, lower --batch_size"
+        return f"{run.path}: {device} has too little memory; lower --batch_size"
     return None
 
 
@@ -92,7 +92,7 @@ def _measure_run(
     images: RunImages,
     pause: Callable[[], object],
 ) -> Iterator[None]:
-    """Measure the checkpoints of one run, and yield after each. Raises RunError if something hinders it."""
+    """Measure the checkpoints of one run, and yield after each. Raises RunError if the run cannot be measured."""
     config = finished_config(run)
     settings = {name: value for name, value in vars(args).items() if name not in NOT_SETTINGS}
     last = run.checkpoints()[-1:]
@@ -114,36 +114,37 @@ def _measure_run(
                 }
                 write_json(target, measurement.measure(checkpoint, args) | provenance)
                 measurement.draw(target)
-                print(f"{target} and {target.with_suffix('.png').name} are there", flush=True)
+                print(f"wrote {target} and {target.with_suffix('.png').name}", flush=True)
                 yield
             elif not is_whole_picture(target.with_suffix(".png")):
                 try:
                     measurement.draw(target)
                 except (KeyError, TypeError, ValueError, IndexError) as error:
-                    raise RunError(f"{target} is damaged ({error!r}): --overwrite=True measures again") from None
-        if args.checkpoint == "all" and len(run.measurements(measurement.name)) > 1:
+                    raise RunError(f"{target} is damaged ({error!r}); --overwrite=True replaces it") from None
+        draw_over_training = measurement.draw_over_training
+        if draw_over_training and args.checkpoint == "all" and len(run.measurements(measurement.name)) > 1:
             try:
-                measurement.draw_over_training(run)
+                draw_over_training(run)
             except (KeyError, TypeError) as error:
                 raise RunError(
-                    f"{run.path}: one of {measurement.name}_epoch_….json is damaged ({error!r}): "
-                    "--overwrite=True remakes it"
+                    f"{run.path}: one of {measurement.name}_epoch_….json is damaged ({error!r}); "
+                    "--overwrite=True replaces it"
                 ) from None
 
 
 def _is_measured(target: Path, settings: Mapping[str, object], sha256: str | None) -> bool:
-    """Whether a measurement with these settings exists.
+    """Return whether a measurement with these settings exists.
 
-    Raises RunError for one with other settings, or of another checkpoint than that with this SHA-256.
+    Raises RunError if it has other settings, or if its checkpoint does not have this SHA-256.
     """
     content = read_measurement(target)
     if content is None:
         return False
     if None not in (sha256, content.get("checkpoint_sha256")) and content["checkpoint_sha256"] != sha256:
-        raise RunError(f"{target} is of another checkpoint: --overwrite=True measures again")
+        raise RunError(f"{target} belongs to another checkpoint; --overwrite=True replaces it")
     stored = content.get("settings")
     if not isinstance(stored, dict):
-        raise RunError(f"{target} is damaged: --overwrite=True measures again")
+        raise RunError(f"{target} is damaged; --overwrite=True replaces it")
     harmless = {"basis_device"} if settings.get("bn_mode") == "train" else {"basis_device", "batch_size"}
     different = [
         f"{name}={stored.get(name)}, here {settings[name]}"
@@ -152,8 +153,8 @@ def _is_measured(target: Path, settings: Mapping[str, object], sha256: str | Non
     ]
     if different:
         raise RunError(
-            f"{target} was made with {'; '.join(different)}: --overwrite=True measures again in its place (a copy of "
-            "the folder keeps both)"
+            f"{target} has other settings ({'; '.join(different)}); --overwrite=True replaces it; to keep both, "
+            "measure a copy of the folder"
         )
-    print(f"{target} is there already")
+    print(f"{target} already exists")
     return True

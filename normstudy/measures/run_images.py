@@ -12,7 +12,7 @@ from normstudy.storage import RunDirectory, read_json
 
 
 class RunImages:
-    """Loads the images of runs, and keeps the last data set for the next run that shares it."""
+    """A loader of the images of runs, which keeps the last data set for the next run that shares it."""
 
     def __init__(self, data_dir: str | None, device: torch.device) -> None:
         self.data_dir = data_dir
@@ -20,7 +20,10 @@ class RunImages:
         self._kept: tuple[Config, Dataset, str] | None = None  # the last Config, its data set and fingerprint
 
     def load_for(self, run: RunDirectory, config: Config) -> Dataset:
-        """The data set of a run, on the device. Raises RunError if the images are not those it was trained on."""
+        """Return the data set of a run, on the device.
+
+        Raises RunError if its images are missing or are not those that the run was trained on.
+        """
         if self.data_dir is not None:
             config = replace(config, data_dir=self.data_dir)
         if self._kept is None or _choice_of_images(self._kept[0]) != _choice_of_images(config):
@@ -32,24 +35,24 @@ class RunImages:
             theirs = _describe(stored.get("classes", ()), stored.get("train_samples", 0), stored.get("fingerprint"))
             ours = _describe(dataset.classes, len(dataset.train), fingerprint)
             raise RunError(
-                f"{run.path} was trained on other images ({theirs}) than those in {config.data_dir} ({ours}): "
-                "give the --data_dir where they lie"
+                f"{run.path} was trained on other images ({theirs}) than those in {config.data_dir} ({ours}); "
+                "set --data_dir to the folder of its images"
             )
         return dataset
 
     def _load(self, run: RunDirectory, config: Config) -> Dataset:
-        """The images that a Config names. Raises RunError, with the way to the right folder, if they are missing."""
+        """Load the images that a Config names. If they are missing, raise a RunError that says how to find them."""
         try:
             return load(replace(config, download=False))
         except (RunError, UsageError) as error:
-            where = f"its config.json says that they lie in {config.data_dir}; --data_dir says where they lie now"
+            where = f"its config.json says that they are in {config.data_dir}; set --data_dir to their present folder"
             if self.data_dir is not None:
-                where = "--data_dir has to hold the images that it was trained on"
-            raise RunError(f"{run.path} lacks its images ({error}): {where}") from None
+                where = "set --data_dir to the folder of the images that it was trained on"
+            raise RunError(f"the images of {run.path} cannot be loaded ({error}): {where}") from None
 
 
 def _choice_of_images(config: Config) -> tuple[object, ...]:
-    """The settings that decide on the images of a run."""
+    """Return the settings that determine the images of a run."""
     return (
         config.dataset,
         config.data_dir,

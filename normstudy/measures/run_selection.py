@@ -1,4 +1,4 @@
-"""Which runs and checkpoints a measuring command takes."""
+"""The choice of runs and checkpoints that a measuring command measures."""
 
 import argparse
 import sys
@@ -11,7 +11,11 @@ from normstudy.storage import RunDirectory, read_json, read_summary, stored_conf
 
 
 def find_runs(args: argparse.Namespace, measurement: str) -> list[RunDirectory]:
-    """The runs to measure: those named, or every one in results_dir that lacks this measurement."""
+    """Return the runs to measure: those named, or every run in --results_dir that lacks this measurement.
+
+    With --overwrite or a --checkpoint other than the last, every run in --results_dir is returned.
+    Raises UsageError if --results_dir is not a folder or has no runs.
+    """
     if args.runs:
         return [RunDirectory(path) for path in args.runs]
     results_dir = Path(args.results_dir)
@@ -20,46 +24,46 @@ def find_runs(args: argparse.Namespace, measurement: str) -> list[RunDirectory]:
     folders = sorted({path.parent for name in ("config.json", "checkpoints") for path in results_dir.glob(f"*/{name}")})
     found = [RunDirectory(folder) for folder in folders]
     if not found:
-        raise UsageError(f"there are no runs in {results_dir}: main.py makes them, --results_dir says where they lie")
+        raise UsageError(f"there are no runs in {results_dir}; train one with main.py, or set --results_dir")
     if args.overwrite or args.checkpoint != "last":
         return found
     lacking = [run for run in found if read_measurement(run.measurement(measurement)) is None]
     if len(lacking) < len(found):
         print(
-            f"{len(found) - len(lacking)} of {len(found)} runs have their {measurement}.json (--overwrite=True redoes)"
+            f"{len(found) - len(lacking)} of {len(found)} runs have {measurement}.json (--overwrite=True replaces it)"
         )
     return lacking
 
 
 def finished_config(run: RunDirectory) -> Config:
-    """The Config of a run that is done. Raises RunError for any other."""
+    """Return the Config of a finished run. Raises RunError if the run is missing, unfinished or diverged."""
     if not run.path.is_dir():
         hint = ""
         if run.path.suffix == ".pt":
             hint = (
-                ": give the run's folder, and --checkpoint for another than the last; a network that is not of this "
-                "program is measured from Python (docs/python.md)"
+                "; give the run's folder, and --checkpoint for a checkpoint other than the last; to measure a network "
+                "from another program, use Python (docs/python.md)"
             )
         raise RunError(f"{run.path} is not a folder{hint}")
     if not run.config.exists() and next(run.path.glob("*/config.json"), None) is not None:
-        raise RunError(f"{run.path} is a folder of runs: --results_dir={run.path} measures all of them")
+        raise RunError(f"{run.path} is a folder of runs; use --results_dir={run.path} to measure all of them")
     if not run.config.exists() and not run.summary.exists():
         raise RunError(f"{run.path} is not the folder of a run: it has no config.json")
     config = stored_config(run)
     if not run.summary.exists():
-        raise RunError(f"{run.path} is unfinished: python main.py --c_dir={run.path} continues it")
+        raise RunError(f"{run.path} is unfinished; continue it with python main.py --c_dir={run.path}")
     if read_summary(run)["status"] == "diverged":
         raise RunError(f"{run.path} diverged, so it has no network to measure")
     return config
 
 
 def find_checkpoints(run: RunDirectory, name: str) -> list[Path]:
-    """The paths of the checkpoints that --checkpoint names, by epoch. Raises RunError if there are none."""
+    """Return the paths of the checkpoints that --checkpoint selects, by epoch. Raises RunError if there are none."""
     paths = run.checkpoints()
     if not paths:
         raise RunError(
-            f"{run.path} has no checkpoints/epoch_….pt: it was handed on without them, so ask for them, or train it "
-            "again (its settings stand in config.json)"
+            f"{run.path} has no checkpoints/epoch_….pt; get them from whoever trained the run, or train it again "
+            "(its settings are in config.json)"
         )
     if name == "last":
         return paths[-1:]
@@ -72,10 +76,10 @@ def find_checkpoints(run: RunDirectory, name: str) -> list[Path]:
 
 
 def read_measurement(target: Path) -> dict[str, Any] | None:
-    """The content of a measurement, or None if it is missing or damaged; damage is reported on stderr."""
+    """Return the content of a measurement, or None if it is missing or damaged. Damage is reported on stderr."""
     try:
         return read_json(target)
     except RunError as error:
         if target.exists():
-            print(f"{error}: to be measured again", file=sys.stderr)
+            print(f"{error}; the checkpoint is measured again", file=sys.stderr)
         return None

@@ -1,4 +1,4 @@
-"""Pictures of one run and its measurements, and the style and colours that all pictures share."""
+"""Pictures of one run and its measurements; the style and colours shared by all pictures."""
 
 from normstudy.plots.class_similarity import draw_class_similarity, draw_class_similarity_over_training
 from normstudy.plots.curves import draw_curves

@@ -1,4 +1,4 @@
-"""Cosines between class means, and class similarity over training."""
+"""Pictures of class similarity: cosines between class means, and class similarity over training."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_NUMBERED = 12  # classes up to which each cosine stands in its field
-MOST_NAMED = 25  # classes along an axis
-# The ways in which the features are taken: ending of the keys in the JSON, short and long name, colour.
+MOST_NUMBERED = 12  # classes up to which each field of the heatmap shows its cosine
+MOST_NAMED = 25  # maximum number of class names along an axis
+# Variants of the class means: suffix of the keys in the JSON file, short and long name, colour.
 WAYS = (
     ("", "flattened", "flattened features", TRAIN),
     ("_pooled", "pooled", "pooled features", VALIDATION),
@@ -37,7 +37,8 @@ WAYS = (
 
 
 def draw_class_similarity(path: Path) -> None:
-    """Draw class_similarity.png beside its JSON, from that alone: the cosines, and how those of pairs are spread."""
+    """Draw class_similarity.png next to the JSON file `path`, from that file only: the cosines between class means as a
+    heatmap and as histograms over all class pairs."""
     content = read_json(path)
     figure, [[heatmap, spread]] = new_figure(1, 2, figsize=(14, 6.2))
     figure.subplots_adjust(left=0.105, right=0.98, bottom=0.19, top=0.82, wspace=0.16)
@@ -47,16 +48,17 @@ def draw_class_similarity(path: Path) -> None:
     variance = "undefined" if ratio is None else f"{ratio:.3g}"
     images = f"{content['num_samples']:,} {content['settings']['split']} images"
     figure.suptitle(
-        f"{printable(content['run'])}, epoch {content['epoch']}\n{images}, within/between class variance {variance}"
+        f"{printable(content['run'])}, epoch {content['epoch']}\n"
+        f"{images}, ratio of within-class to between-class variance: {variance}"
     )
     save_figure(figure, path.with_suffix(".png"))
 
 
 def _draw_cosines(figure: Figure, panel: Axes, matrix: np.ndarray, classes: list[str]) -> None:
-    """Draw the matrix (classes, classes) as a heatmap, with its numbers where they are few."""
-    lowest = 0.0 if matrix.min() >= 0 else -1.0  # the same for all runs, so that pictures compare
+    """Draw the matrix (classes, classes) as a heatmap, with numbers in the fields if there are few classes."""
+    lowest = 0.0 if matrix.min() >= 0 else -1.0  # fixed, so that pictures of different runs compare
     mesh = panel.imshow(matrix, cmap="cividis", vmin=lowest, vmax=1.0, interpolation="nearest")
-    figure.colorbar(mesh, ax=panel, label="cosine between class means of flattened features")
+    figure.colorbar(mesh, ax=panel, label="cosine between the class means of flattened features")
     if len(classes) <= MOST_NUMBERED:
         for row, column in np.ndindex(matrix.shape):
             ink = "black" if matrix[row, column] > (lowest + 1) / 2 else "white"
@@ -73,7 +75,7 @@ def _shortened(name: str) -> str:
 
 
 def _draw_spread(panel: Axes, content: Mapping[str, Any]) -> None:
-    """Draw histograms of the cosines of all pairs of classes, one for each way of taking the features."""
+    """Draw one histogram of the cosines of all class pairs for each variant of the class means."""
     pairs, bins = np.triu_indices(len(content["classes"]), 1), np.linspace(-1, 1, 41).tolist()
     for ending, _, name, colour in WAYS:
         cosines = np.array(content[f"matrix{ending}"])[pairs]
@@ -81,14 +83,14 @@ def _draw_spread(panel: Axes, content: Mapping[str, Any]) -> None:
         label = f"{name}: mean {mean:.3f}"
         panel.hist(cosines, bins=bins, histtype="step", color=colour, lw=1.6, label=label)
         panel.axvline(mean, color=colour, ls="--", lw=1.2)
-    panel.set(xlabel="cosine between the means of two classes", ylabel=f"pairs of classes (of {len(pairs[0])})")
+    panel.set(xlabel="cosine between two class means (dashed: mean)", ylabel=f"class pairs (of {len(pairs[0])})")
     tick_whole_numbers(panel.yaxis)
     panel.grid(alpha=0.3)
     legend_above(panel, 2)
 
 
 def draw_class_similarity_over_training(run: RunDirectory) -> None:
-    """Draw class_similarity_over_training.png: the three means and the variance ratio of the measured epochs."""
+    """Draw class_similarity_over_training.png: the mean cosines and the variance ratio at the measured epochs."""
     contents = [read_json(path) for path in run.measurements("class_similarity")]
     epochs = [content["epoch"] for content in contents]
     figure, [[similarities, variances]] = new_figure(1, 2, figsize=(11, 4.6))
@@ -100,7 +102,7 @@ def draw_class_similarity_over_training(run: RunDirectory) -> None:
     defined = [math.nan if ratio is None else ratio for ratio in ratios]
     variances.plot(epochs, defined, color=TRAIN, marker="o", ms=4, label="within / between")
     similarities.set(xlabel="epoch", ylabel="class similarity (mean cosine)")
-    variances.set(xlabel="epoch", ylabel="class variance, within / between", yscale="log")
+    variances.set(xlabel="epoch", ylabel="within-class / between-class variance", yscale="log")
     figure.suptitle(
         f"{printable(run.path.name)}\nclass similarity over training, {contents[-1]['num_samples']:,} images"
     )

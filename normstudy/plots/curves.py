@@ -1,4 +1,4 @@
-"""Loss and accuracy over epochs."""
+"""The picture of loss and accuracy over epochs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from normstudy.storage import RunDirectory, read_csv
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FEW_EPOCHS = 30  # up to which each is marked
+FEW_EPOCHS = 30  # number of epochs up to which each point has a marker
 
 
 def draw_curves(run: RunDirectory, title: str) -> None:
@@ -26,10 +26,10 @@ def draw_curves(run: RunDirectory, title: str) -> None:
 
 
 def _draw_quantity(panel: Axes, rows: list[dict[str, str]], quantity: str, scale: float, label: str) -> None:
-    """Draw a line for each split that has values of the quantity, times `scale`."""
+    """Draw the quantity, multiplied by `scale`, as a line for each split that has finite values."""
     epochs = [int(row["epoch"]) for row in rows]
     for split, name, colour, marker in (
-        ("train", "train (running, augmented)", TRAIN, "o"),
+        ("train", "train (running mean, augmented)", TRAIN, "o"),
         ("validation", "validation", VALIDATION, "^"),
         ("test", "test", TEST, "s"),
     ):

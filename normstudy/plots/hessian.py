@@ -1,4 +1,4 @@
-"""Spectral density, layer traces, and curvature over training."""
+"""Pictures of curvature: spectral density, trace of each layer, and curvature over training."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ from normstudy.storage import RunDirectory, read_json
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SPECTRUM_WIDTH = 1 / 300  # of a Ritz value in the drawn density, as part of the whole range
-MOST_NAMES = 45  # of layers that are written below an axis; more are numbered
-EXTREMES = (("max_eigen", "λ_max", TEST), ("min_eigen", "λ_min", VALIDATION))  # key in the JSON, name, colour
+SPECTRUM_WIDTH = 1 / 300  # s.d. of the Gaussian drawn for a Ritz value, as a fraction of the range of eigenvalues
+MOST_NAMES = 45  # layers up to which their names are written below the axis; more layers are numbered
+EXTREMES = (("max_eigen", "λ_max", TEST), ("min_eigen", "λ_min", VALIDATION))  # key in the JSON file, name, colour
 
 
 def spectral_density(probes: Iterable[Mapping[str, Any]], points: np.ndarray, width: float) -> np.ndarray:
-    """The density of eigenvalues at `points` (P,), from each probe's nodes and weights: (probes, P).
+    """Return each Lanczos probe's estimate of the density of eigenvalues at `points` (P,): (probes, P).
 
-    Each node is spread to a Gaussian of standard deviation `width`; a probe's density integrates to 1.
+    Each node of a probe becomes a Gaussian of standard deviation `width`, scaled by the node's weight. The density of
+    a probe integrates to 1.
     """
     curves = []
     for probe in probes:
@@ -44,9 +45,9 @@ def spectral_density(probes: Iterable[Mapping[str, Any]], points: np.ndarray, wi
 
 
 def draw_hessian(path: Path) -> None:
-    """Draw hessian.png beside hessian.json, from that alone: the spectral density, and the trace of each layer."""
+    """Draw hessian.png next to the JSON file `path`, from that file only: spectral density and trace of each layer."""
     content = read_json(path)
-    below = 1.5 if len(content["layer_traces"]) <= MOST_NAMES else 0.7  # inches, for names or numbers of layers
+    below = 1.5 if len(content["layer_traces"]) <= MOST_NAMES else 0.7  # inches, for the names or numbers of the layers
     height = 4.7 + below
     figure, [[density, traces]] = new_figure(1, 2, figsize=(14, height))
     figure.subplots_adjust(left=0.065, right=0.98, bottom=below / height, top=1 - 1.3 / height, wspace=0.2)
@@ -57,7 +58,7 @@ def draw_hessian(path: Path) -> None:
 
 
 def _title(content: Mapping[str, Any]) -> str:
-    """The run, and which matrix was measured how."""
+    """Return the title: the run, the measured matrix, and the settings of the measurement."""
     settings = content["settings"]
     matrix = {"hessian": "Hessian", "ggn": "Gauss-Newton matrix"}[settings["curvature"]]
     has_statistics = settings["bn_mode"] == "train" and content.get("has_batch_statistics", True)
@@ -66,20 +67,20 @@ def _title(content: Mapping[str, Any]) -> str:
     trace = f"{content['trace']:.4g}"
     if error is not None:
         samples = content.get("trace_samples", len(content["probes"]) + settings["trace_probes"])
-        trace += f" ± {error:.3g} (s.e. of {samples} probes)"
+        trace += f" ± {error:.3g} (s.e. over {samples} probes)"
     return (
         f"{printable(content['run'])}, epoch {content['epoch']}\n{matrix} of the training loss, "
-        f"{content['num_samples']:,} images, {mode}: trace {trace}, "
-        f"{len(content['probes'])} Lanczos probes, {content['products']} products"
+        f"{content['num_samples']:,} images, {mode}\ntrace {trace}, "
+        f"{len(content['probes'])} Lanczos probes, {content['products']} matrix-vector products"
     )
 
 
 def format_with_residual(value: float, residual: float) -> str:
-    """A Ritz value with its residual, and no more digits than that leaves sure: 45 (residual 11)."""
+    """Format a Ritz value with its residual, rounded to the digits that the residual supports: 45 (residual 11)."""
     if residual > 0 and math.isfinite(residual):
         value = round(value, 1 - math.floor(math.log10(residual)))
     size = f"{residual:.1g}" if not 1 <= residual < 1e6 else f"{residual:.0f}"
-    return f"{value + 0.0:.4g} (residual {size})"  # + 0.0 makes 0 of the −0 that rounding leaves
+    return f"{value + 0.0:.4g} (residual {size})"  # + 0.0 turns the −0 that rounding may leave into 0
 
 
 def _draw_density(panel: Axes, content: Mapping[str, Any]) -> None:
@@ -91,7 +92,7 @@ def _draw_density(panel: Axes, content: Mapping[str, Any]) -> None:
     floor = 1e-3 / content["dimension"] / span  # a thousandth of one eigenvalue, spread over the whole range
     mean = np.maximum(curves.mean(0), floor)
     panel.fill_between(points, floor, mean, color=TRAIN, alpha=0.2, lw=0)
-    panel.plot(points, mean, color=TRAIN, lw=1.2, label=f"density (Ritz values as Gaussians, s.d. {width:.2g})")
+    panel.plot(points, mean, color=TRAIN, lw=1.2, label=f"density (Gaussians of s.d. {width:.2g} at Ritz values)")
     for index, probe in enumerate(content["probes"]):
         label = "Ritz values" if index == 0 else None
         panel.plot(probe["nodes"], np.full(len(probe["nodes"]), floor * 2), "|", color="black", ms=7, label=label)
@@ -113,17 +114,17 @@ def _draw_layer_traces(panel: Axes, content: Mapping[str, Any]) -> None:
         of_kind = kinds == kind
         values = depth[of_kind], traces[of_kind], errors[of_kind]
         panel.errorbar(*values, color=colour, marker=marker, ms=4, ls="none", label=kind)
-    panel.set(xlabel="layer with parameters (1 = nearest the input)", ylabel="trace of the layer's block (± s.e.)")
+    panel.set(xlabel="layer with parameters (1 = nearest the input)", ylabel="trace of the diagonal block (± s.e.)")
     tick_whole_numbers(panel.xaxis)
     if len(names) <= MOST_NAMES:
         panel.set_xticks(depth, [printable(name) for name in names], rotation=90, fontsize="x-small")
-        panel.set_xlabel("layer with parameters, from the input on")
+        panel.set_xlabel("layer with parameters, in order from the input")
     panel.grid(alpha=0.3)
     legend_above(panel, 4)
 
 
 def _layer_kind(name: str) -> str:
-    """The kind of a layer with parameters, told by its name."""
+    """Return the kind of a layer with parameters, inferred from its name."""
     for word, kind in (("norm", "normalization"), ("activation", "activation"), ("classifier", "classifier")):
         if word in name:
             return kind
@@ -131,7 +132,7 @@ def _layer_kind(name: str) -> str:
 
 
 def draw_hessian_over_training(run: RunDirectory) -> None:
-    """Draw hessian_over_training.png: trace, outermost eigenvalues, loss and gradient norm of the measured epochs."""
+    """Draw hessian_over_training.png: trace, extreme eigenvalues, loss and gradient norm at the measured epochs."""
     contents = [read_json(path) for path in run.measurements("hessian")]
     epochs = [content["epoch"] for content in contents]
     figure, [[trace, eigenvalues, descent]] = new_figure(1, 3, figsize=(15, 4.6))
@@ -147,6 +148,6 @@ def draw_hessian_over_training(run: RunDirectory) -> None:
         descent.plot(epochs, [content[key] for content in contents], color=colour, marker="o", ms=4, label=name)
     trace.set(xlabel="epoch", ylabel="trace")
     eigenvalues.set(xlabel="epoch", ylabel="eigenvalue")
-    descent.set(xlabel="epoch", ylabel="on the measured images", yscale="log")
+    descent.set(xlabel="epoch", ylabel="loss, gradient norm (measured images)", yscale="log")
     figure.suptitle(f"{printable(run.path.name)}\ncurvature over training, {contents[-1]['num_samples']:,} images")
     finish_over_training(figure, (trace, eigenvalues, descent), run.path / "hessian_over_training.png")

@@ -1,4 +1,4 @@
-"""Probe statistics over iterations and depth."""
+"""The picture of layer statistics over iterations and depth."""
 
 from __future__ import annotations
 
@@ -31,14 +31,17 @@ PROBE_TITLES = {
 }
 LOGARITHMIC_PROBES = ("std", "grad_norm", "activation_norm", "activation_variance", "stable_rank")
 SITE_LABELS = {"conv": "convolution or branch", "activation": "activation or block"}
-LINE_STYLES = ("-", "--", ":", "-.")  # of the places in a block
-MOST_COLUMNS = 300  # of a heatmap: more iterations are averaged into bins
-MOST_MARKED = 20  # sites of a line up to which each is marked
+LINE_STYLES = ("-", "--", ":", "-.")  # one for each place in a block
+MOST_COLUMNS = 300  # maximum number of columns of a heatmap; more iterations are averaged into bins
+MOST_MARKED = 20  # number of sites of a line up to which each has a marker
 
 
 def draw_probes(run: RunDirectory, title: str) -> None:
-    """Draw probes.png, where there are probe dicts: each statistic over iterations of whole batches and depth as a
-    heatmap, and over depth at four moments."""
+    """Draw probes.png if the run has probe dicts: each statistic over iterations and depth as a heatmap, and over depth
+    at four iterations.
+
+    A smaller last batch of an epoch is left out, unless no larger batch was recorded.
+    """
     probes = load_probes_of_whole_batches(run)
     if probes is None or not len(probes["iteration"]):
         return
@@ -57,7 +60,7 @@ def draw_probes(run: RunDirectory, title: str) -> None:
     is_white = any(not probes[key].isfinite().all() for key in PROBE_KEYS)
     figure.suptitle(
         printable(title)
-        + "\niterations of whole batches; layers are numbered from the input"
+        + "\nfull batches only; layers are numbered from the input"
         + "; crosses: shortcuts" * has_shortcuts
         + "; white: not finite" * is_white
     )
@@ -65,11 +68,11 @@ def draw_probes(run: RunDirectory, title: str) -> None:
 
 
 def _colour_limits(values: np.ndarray, key: str) -> tuple[float, float, bool]:
-    """The lowest and the highest of the values (iterations, sites) that have a colour of their own, and whether the
-    scale between them is logarithmic, as it is for statistics that span magnitudes.
+    """Return the lower and upper limit of the colour scale for `values` (iterations, sites), and whether the scale is
+    logarithmic, as it is for statistics that span orders of magnitude.
 
-    They are taken from the iterations that are finite as a whole, and lie more than six magnitudes apart only where
-    more than a few values are that small.
+    The limits come from the iterations in which every value is finite, if there are any. On a logarithmic scale they
+    are more than six orders of magnitude apart only if more than 5 % of the positive values are that small.
     """
     is_whole = np.isfinite(values).all(1)
     values = values[is_whole] if is_whole.any() else values
@@ -83,7 +86,7 @@ def _colour_limits(values: np.ndarray, key: str) -> tuple[float, float, bool]:
 
 
 def _draw_heatmap(figure: Figure, panel: Axes, iterations: np.ndarray, values: np.ndarray, key: str) -> None:
-    """Draw a statistic (iterations, sites), the first site on top, with its colour bar."""
+    """Draw a statistic (iterations, sites) as a heatmap with a colour bar; the first site is at the top."""
     from matplotlib.colors import LogNorm, Normalize
     from matplotlib.ticker import LogLocator
 
@@ -107,8 +110,8 @@ def _draw_heatmap(figure: Figure, panel: Axes, iterations: np.ndarray, values: n
 
 
 def _draw_profile(panel: Axes, iterations: np.ndarray, values: np.ndarray, key: str, names: list[str]) -> None:
-    """Draw a statistic (iterations, sites) over depth at four moments: a line style for each place in a block, crosses
-    for shortcuts."""
+    """Draw a statistic (iterations, sites) over depth at four iterations, with one line style for each place in a block
+    and crosses for shortcuts."""
     from matplotlib import colormaps
 
     depth = np.arange(1, values.shape[1] + 1)
@@ -138,7 +141,7 @@ def _draw_profile(panel: Axes, iterations: np.ndarray, values: np.ndarray, key: 
 
 
 def _place(name: str) -> str:
-    """Where in a block a site stands: blocks.3.conv1 → conv1, blocks.3.shortcut.0 → shortcut, blocks.3 → block."""
+    """Return a site's place in its block: blocks.3.conv1 → conv1, blocks.3.shortcut.0 → shortcut, blocks.3 → block."""
     if "shortcut" in name:
         return "shortcut"
     last = name.rpartition(".")[2].removeprefix("final_")

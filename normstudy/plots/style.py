@@ -1,4 +1,4 @@
-"""The style that all pictures share: figures, scales, ticks, legends, and the colours of the norms."""
+"""The style shared by all pictures: figures, scales, ticks, legends, and the colours of the norms."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TRAIN, VALIDATION, TEST = "#0072b2", "#009e73", "#d55e00"  # Okabe & Ito's colour-blind safe palette
-# From the palettes of Paul Tol (muted) and of Okabe & Ito: told apart with the common forms of colour blindness.
+# From the palettes of Paul Tol (muted) and Okabe & Ito: distinguishable with the common forms of colour blindness.
 PALETTE = (
     *("#000000", "#332288", "#88ccee", "#882255", "#ddcc77", "#117733", "#aa4499", "#cc6677", "#e69f00", "#d55e00"),
     *("#44aa99", "#777777", "#0072b2", "#999933", "#661100", "#6699cc", "#225522", "#ee8866", "#bbcc33", "#000088"),
-    *("#ffaabb", "#997700"),  # more than there are norms, for those to come
+    *("#ffaabb", "#997700"),  # spare colours for norms that are added later
 )
 OTHER_COLOUR = "#bbbbbb"
 NORM_COLOURS = {name: PALETTE[index % len(PALETTE)] for index, name in enumerate(NORM_TYPES)}
-MARKERS = dict(zip(ARCHS, "osD", strict=True))
-MIN_LOG_RANGE = 5  # largest over smallest value from which a scale is logarithmic
-FEW_TICKS = 300  # and below which powers of ten are too few ticks for it
+MARKERS = dict(zip(ARCHS, "osDvP*X", strict=False))  # with spare markers for networks that are added later
+MIN_LOG_RANGE = 5  # ratio of largest to smallest value from which a scale is logarithmic
+FEW_TICKS = 300  # ratio below which powers of ten are too few ticks for a logarithmic scale
 
 
 def norm_colour(norm: str) -> str:
-    """A norm's colour in every picture; grey for names that this program does not know."""
+    """Return a norm's colour, the same in every picture; grey for unknown names."""
     return NORM_COLOURS.get(norm, OTHER_COLOUR)
 
 
 def network_marker(network: str) -> str:
-    """A network's marker in every picture; a triangle for names that this program does not know."""
+    """Return a network's marker, the same in every picture; a triangle for unknown names."""
     return MARKERS.get(network, "^")
 
 
 def new_figure(rows: int, columns: int, figsize: tuple[float, float]) -> tuple[Figure, np.ndarray]:
-    """A figure that needs no screen, `figsize` inches wide and high, and its panels (rows, columns)."""
+    """Return a figure of `figsize` inches (width, height) that needs no display, and its panels (rows, columns)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -53,12 +53,12 @@ def new_figure(rows: int, columns: int, figsize: tuple[float, float]) -> tuple[F
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 100) -> None:
-    """Write a picture in the 256 colours that cover its own best, which takes a third of the space."""
+    """Write a figure as a PNG file with the 256 colours that fit it best, which takes a third of the space."""
     from PIL import Image
 
     full, picture = io.BytesIO(), io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # scripts that matplotlib's font lacks are drawn as boxes
+        warnings.filterwarnings("ignore", "Glyph")  # characters missing from matplotlib's font are drawn as boxes
         figure.savefig(full, format="png", dpi=dpi)
     with Image.open(full) as image:
         few = image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
@@ -67,24 +67,24 @@ def save_figure(figure: Figure, path: Path, dpi: int = 100) -> None:
 
 
 def is_whole_picture(path: Path) -> bool:
-    """Whether a picture exists and fits its checksums."""
+    """Return whether a picture exists and matches its checksums."""
     from PIL import Image
 
     try:
         with Image.open(path) as picture:
             picture.verify()
-    except Exception:  # PIL raises many types for what a file can hold; drawing again mends it
+    except Exception:  # PIL raises many types for damaged files; the caller can draw the picture again
         return False
     return True
 
 
 def printable(name: object) -> str:
-    """A name from disk in characters that can be drawn, with dollar signs escaped so that it is no formula."""
+    """Return a name from disk with unprintable characters replaced and dollar signs escaped (they start a formula)."""
     return "".join(character if character.isprintable() else "·" for character in str(name)).replace("$", r"\$")
 
 
 def tick_whole_numbers(axis: Axis) -> None:
-    """Put ticks at whole numbers, even if only one fits."""
+    """Place ticks at whole numbers, even if only one fits."""
     from matplotlib.ticker import AutoLocator
 
     locator = AutoLocator()
@@ -93,8 +93,10 @@ def tick_whole_numbers(axis: Axis) -> None:
 
 
 def scale_logarithmically(panel: Axes, values: np.ndarray) -> None:
-    """Make the y axis logarithmic where the positive ones of its values span a good half magnitude; values that are
-    not positive are then left out."""
+    """Make the y axis logarithmic if its largest value exceeds MIN_LOG_RANGE times its smallest positive value.
+
+    Values that are not positive are then left out.
+    """
     values = values[np.isfinite(values) & (values > 0)]
     if len(values) and values.max() > MIN_LOG_RANGE * values.min():
         panel.set_yscale("log", nonpositive="mask")
@@ -102,7 +104,7 @@ def scale_logarithmically(panel: Axes, values: np.ndarray) -> None:
 
 
 def tick_logarithmically(axis: Axis, values: np.ndarray) -> None:
-    """Put ticks on a logarithmic axis of positive values: enough to read it, and not so many that they touch."""
+    """Place enough ticks on a logarithmic axis of positive values to read it, but not so many that they touch."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axis.set_minor_formatter(NullFormatter())
@@ -112,14 +114,14 @@ def tick_logarithmically(axis: Axis, values: np.ndarray) -> None:
 
 
 def legend_above(panel: Axes, columns: int) -> None:
-    """Put the legend above a panel, where it hides no data."""
+    """Place the legend above a panel, where it hides no data."""
     panel.legend(
         fontsize="small", ncols=columns, columnspacing=1.2, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False
     )
 
 
 def finish_over_training(figure: Figure, panels: Iterable[Axes], path: Path) -> None:
-    """Give panels over epochs their ticks, grids and legends, and save the figure."""
+    """Add ticks, grids and legends to panels over epochs, and save the figure."""
     for panel in panels:
         tick_whole_numbers(panel.xaxis)
         panel.grid(alpha=0.3)

@@ -1,4 +1,4 @@
-"""The report on the runs of some tables: read, computed, drawn and written."""
+"""Build the report: read the tables, compute the statistics, draw the pictures and write the page."""
 
 import platform
 from importlib.metadata import version
@@ -16,7 +16,7 @@ from normstudy.storage import git_commit, write_bytes
 def write_report(options: ReportOptions) -> Path:
     """Write report.html, figures/*.png and tables/*.csv into results_dir; return the path of the page.
 
-    Raises RunError for a file that is no table of runs.
+    Raises RunError if a file is not a table of runs.
     """
     table = read_tables(options.tables)
     other_table = read_tables(options.compared) if options.compared else None
@@ -54,11 +54,11 @@ def _write_tables(statistics: ReportStatistics, folder: Path) -> None:
 
 
 def _origin(options: ReportOptions) -> str:
-    """What the page was made from and with, so that it can be made again."""
+    """Name the tables, the resamples and the versions that the page was built from, so that it can be rebuilt."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "pandas", "scipy", "matplotlib"))
     commit = git_commit()
-    program = f"; program {commit[:12]}" if commit else ""
+    program = f"; program at commit {commit[:12]}" if commit else ""
     return (
-        f"Made from {', '.join(map(str, options.tables))} with {options.resamples:,} resamples (seed {options.seed}); "
+        f"Built from {', '.join(map(str, options.tables))} with {options.resamples:,} resamples (seed {options.seed}); "
         f"Python {platform.python_version()}, {packages}{program}."
     )

@@ -1,4 +1,4 @@
-"""The trends of another table, set beside the runs."""
+"""Compare the trends of another table with those of the runs."""
 
 from collections.abc import Mapping, Sequence
 
@@ -22,10 +22,13 @@ def compare_tables(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(orders, signs): frames that set the trends of another table beside these runs, for the cells and norms that
-    both have; see _orders and _signs.
+    """Return the frames (orders, signs), which compare another table with these runs; see _orders and _signs.
 
-    same_data: names of data sets that are taken for one. resamples and seed are those of the intervals.
+    Only cells with at least two norms in both tables are used. Here a cell is a set of runs with equal values in the
+    columns of SHARED. Without such a cell, both frames are empty.
+
+    same_data: names of data sets that count as one. resamples, seed: the number of resamples for the intervals, and
+    their seed.
     """
     ours, theirs = (_comparable(each, same_data) for each in (table, other))
     ours = largest_cells(ours, SHARED, "Label")
@@ -45,19 +48,19 @@ def compare_tables(
 
 
 def _comparable(table: pd.DataFrame, same_data: Sequence[str]) -> pd.DataFrame:
-    """The runs that did not fail, with the columns of SHARED spelled alike in all tables."""
+    """Return the runs that did not fail, with the columns of SHARED spelled alike in all tables."""
     usable = table[~table["has_failed"]].copy()
     if same_data:
         usable["Dataset"] = usable["Dataset"].where(~usable["Dataset"].isin(same_data), same_data[-1])
     for name in ("Mom & WD", "SkipInit"):
         usable[name] = usable[name].astype(str).str.lower()
-    usable.loc[usable["Model"] != "resnet-56", "SkipInit"] = "false"  # which no other network has
+    usable.loc[usable["Model"] != "resnet-56", "SkipInit"] = "false"  # no other network has SkipInit
     usable["Batch Size"] = usable["Batch Size"].astype(float)
     return usable
 
 
 def _orders(ours: pd.DataFrame, theirs: pd.DataFrame, labels_of_cells: Mapping[str, set[str]]) -> pd.DataFrame:
-    """Each cell's norms by mean test accuracy in both tables, best first, with Kendall's τ and its p."""
+    """Order each cell's norms by mean test accuracy in both tables, best first; add Kendall's τ and its p value."""
     rows = []
     for cell, labels in labels_of_cells.items():
         here, there = (each[each["cell"] == cell].groupby("Label")["Test Accuracy"].mean() for each in (ours, theirs))
@@ -69,8 +72,7 @@ def _orders(ours: pd.DataFrame, theirs: pd.DataFrame, labels_of_cells: Mapping[s
 
 
 def _signs(ours: pd.DataFrame, theirs: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
-    """Spearman's ρ of each measure and outcome over the settings of these cells, in both tables, and whether its sign
-    agrees."""
+    """Return Spearman's ρ within cells of each measure and outcome, for both tables, and whether the signs agree."""
     here, there = (_spearman_by_pair(each, resamples, seed) for each in (ours, theirs))
     rows = []
     for pair, own in here.items():
@@ -83,7 +85,7 @@ def _signs(ours: pd.DataFrame, theirs: pd.DataFrame, resamples: int, seed: int) 
 
 
 def _spearman_by_pair(runs: pd.DataFrame, resamples: int, seed: int) -> dict[tuple[str, str], Row]:
-    """{(measure, outcome): the row of Spearman's ρ within cells}, of measures that enough settings have."""
+    """Return {(measure, outcome): row of Spearman's ρ within cells} for the measures that enough settings have."""
     settings = average_over_seeds(runs)
     measures = [name for name in MEASURES if settings[name].notna().sum() >= MIN_POINTS]
     frame = correlate_measures(settings, measures, resamples=resamples, seed=seed)
@@ -92,21 +94,26 @@ def _spearman_by_pair(runs: pd.DataFrame, resamples: int, seed: int) -> dict[tup
 
 
 def _sure_sign(row: Row) -> int:
-    """The sign of a coefficient, 0 where its interval holds zero."""
+    """Return the sign of a coefficient, or 0 if its interval includes zero."""
     return 0 if row["low"] <= 0 <= row["high"] else int(np.sign(row["value"]))
 
 
 def _verdict_on_signs(own: int, other: int) -> str:
     if own * other == 0:
-        return "cannot be said: an interval holds zero"
-    return "agrees" if own == other else "does not"
+        return "inconclusive: an interval includes zero"
+    return "agrees" if own == other else "does not agree"
 
 
 def comparison_html(orders: pd.DataFrame, signs: pd.DataFrame) -> str:
-    """Both frames of compare_tables for the page."""
+    """Return the HTML of both frames of compare_tables."""
     if orders.empty:
-        return "<p>No cell has two norms in both tables.</p>"
-    columns = ["cell (network, data, batch, momentum & decay, SkipInit)", "order here", "order there", "norms"]
+        return "<p>No cell has at least two norms in both tables.</p>"
+    columns = [
+        "cell (network, data set, batch size, momentum & weight decay, SkipInit)",
+        "order in these runs",
+        "order in the other table",
+        "norms",
+    ]
     columns += ["Kendall's τ", "p", "verdict"]
     rows = [
         [
@@ -117,9 +124,14 @@ def comparison_html(orders: pd.DataFrame, signs: pd.DataFrame) -> str:
         ]
         for row in orders.to_dict("records")
     ]
-    page = f"<p>Order of norms by mean test accuracy, best first:</p>{table_html(columns, rows)}"
+    page = (
+        "<p>Order of the norms by mean test accuracy, best first, with Kendall's τ between the two orders. In this "
+        "section, only the settings in the first column define a cell. If these runs differ in other hyperparameters "
+        "within it, only the combination with the most norms is used; the other table is not restricted in this way."
+        f"</p>{table_html(columns, rows)}"
+    )
     if signs.empty:
-        return f"{page}<p>No measure is there for enough runs of both tables.</p>"
+        return f"{page}<p>No measure has enough settings in both tables.</p>"
     rows = []
     for row in signs.to_dict("records"):
         cells = []
@@ -127,6 +139,9 @@ def comparison_html(orders: pd.DataFrame, signs: pd.DataFrame) -> str:
             rho, low, high, n = (row[f"{name} {where}"] for name in ("rho", "low", "high", "n"))
             cells.append(f"{rho:.2f} ({format_interval(low, high, 2)}; n = {n})")
         rows.append([MEASURES[row["measure"]], OUTCOMES[row["outcome"]], *cells, row["verdict"]])
-    columns = ["measure", "outcome", "ρ here (95 % interval; n)", "ρ there", "sign"]
-    said = "Spearman's ρ over the settings of these cells; the intervals are not adjusted for their number:"
+    columns = ["measure", "outcome", "ρ in these runs (95 % interval; n settings)", "ρ in the other table", "sign"]
+    said = (
+        "Spearman's ρ within cells, over the settings of the cells and norms above. Signs are compared only if both "
+        "intervals exclude zero; the intervals are not adjusted for the number of rows."
+    )
     return f"{page}<p>{said}</p>{table_html(columns, rows)}"

@@ -1,4 +1,4 @@
-"""Correlations of measures with outcomes: coefficients, intervals, p values."""
+"""Correlations of measures with outcomes: coefficients, intervals and p values."""
 
 import warnings
 from collections.abc import Iterable, Iterator
@@ -16,7 +16,11 @@ COEFFICIENTS = ("Pearson", "Spearman", "Kendall")
 
 @dataclass(frozen=True)
 class Correlation:
-    """One coefficient of a measure and an outcome; NaN where there are too few points. p_holm is adjusted by Holm."""
+    """One coefficient of a measure and an outcome, with its 95 % interval, number of points and p value.
+
+    `way` is "pooled" or "within cells". Numbers are NaN if there are too few points. p_holm is p adjusted by Holm's
+    method.
+    """
 
     measure: str
     outcome: str
@@ -37,13 +41,16 @@ def correlate_measures(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Every measure against every outcome, pooled and within cells, as a frame of Correlation's fields.
+    """Correlate every measure with every outcome, pooled and within cells; return a frame of Correlation's fields.
 
-    A row is a point; where each is to be a setting, average_over_seeds gives the table. pooled: all rows. within cells:
-    the mean, weighted by rows, of the coefficients in each cell of equal hyperparameters (all but norm, grouping and
-    seed) that has MIN_POINTS rows. low and high are the 95 % interval of resampling rows (within their cells). p is
-    that of independence, two-sided (pooled: scipy's; within cells: normal, with each cell's variance under
-    independence); p_holm is adjusted over all measures and outcomes of a way and coefficient (Holm 1979).
+    Each row of `table` is one point. For one point per setting, pass the result of average_over_seeds.
+
+    "pooled" uses all rows. "within cells" is the mean of the coefficients of the cells, weighted by their rows. A cell
+    is a set of rows with equal hyperparameters (all but norm, grouping and seed); cells with fewer than MIN_POINTS
+    rows are left out. low and high bound the 95 % interval from resampling rows (within their cells). p is the
+    two-sided p value for independence: scipy's for "pooled", and a normal approximation with each cell's variance
+    under independence for "within cells". p_holm is adjusted over all measures and outcomes with the same way and
+    coefficient (Holm 1979).
     """
     usable = table[~table["has_failed"]]
     cells = setting_keys(usable, hyperparameters(table))
@@ -62,17 +69,20 @@ def correlate_measures(
 
 
 def select_coefficient(correlations: pd.DataFrame, way: str, coefficient: str) -> pd.DataFrame:
-    """The rows of a frame of correlate_measures that have this way and coefficient."""
+    """Return the rows of a frame of correlate_measures that have this way and coefficient."""
     return correlations[(correlations["way"] == way) & (correlations["coefficient"] == coefficient)]
 
 
 def select_pair(frame: pd.DataFrame, measure: str, outcome: str) -> pd.DataFrame:
-    """The rows of a frame, of correlate_measures or granulated_table, on this measure and outcome."""
+    """Return the rows of a frame of correlate_measures or granulated_table for this measure and outcome."""
     return frame[(frame["measure"] == measure) & (frame["outcome"] == outcome)]
 
 
 def correlation_coefficients(x: np.ndarray, y: np.ndarray) -> dict[str, tuple[float, float]]:
-    """{"Pearson", "Spearman", "Kendall": (value, p)} by scipy; NaN for fewer than MIN_POINTS points or a constant."""
+    """Return scipy's {"Pearson", "Spearman", "Kendall": (value, p)}.
+
+    All are NaN for fewer than MIN_POINTS points, or if x or y is constant.
+    """
     if len(x) < MIN_POINTS or np.ptp(x) == 0 or np.ptp(y) == 0:
         return dict.fromkeys(COEFFICIENTS, (np.nan, np.nan))
     functions = {"Pearson": stats.pearsonr, "Spearman": stats.spearmanr, "Kendall": stats.kendalltau}
@@ -128,7 +138,7 @@ def _within(
 
 
 def holm_adjusted(p: np.ndarray) -> np.ndarray:
-    """p values (n,) adjusted for their number (Holm 1979); NaN stays, and is not counted."""
+    """Return p values (n,) adjusted for their number (Holm 1979); NaN stays NaN and is not counted."""
     p = np.asarray(p, float)
     adjusted = np.full(len(p), np.nan)
     order = [index for index in np.argsort(p) if np.isfinite(p[index])]

@@ -19,9 +19,9 @@ from normstudy.storage import RunDirectory
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Where a report's runs come from, where it goes, and how its intervals are made.
+    """The tables that a report reads, the folder that it is written to, and how its intervals are computed.
 
-    compared: tables whose trends are set beside those of the runs. same_data: data sets that are taken for one there.
+    compared: tables whose trends are compared with those of the runs. same_data: data sets that count as one there.
     """
 
     tables: Sequence[Path]
@@ -34,9 +34,9 @@ class ReportOptions:
 
 @dataclass(frozen=True)
 class ReportData:
-    """The runs of a report; probe statistics are further columns of the table.
+    """The runs of a report; the last columns of `table` are probe statistics.
 
-    folders: of the runs whose folder lies beside their table. titles: {column: words} of every measure.
+    folders: the runs whose folder is next to their table. titles: {column: title} of every measure.
     """
 
     table: pd.DataFrame
@@ -50,8 +50,8 @@ class ReportData:
 class ReportStatistics:
     """The statistics of the runs.
 
-    titles: {column: words} of the measures that enough settings have. comparison: orders and signs of compare_tables,
-    where another table is set beside the runs.
+    titles: {column: title} of the measures that enough settings have. comparison: the frames (orders, signs) of
+    compare_tables, or None without another table.
     """
 
     titles: dict[str, str]
@@ -66,7 +66,7 @@ class ReportStatistics:
 
 
 def look_into_folders(table: pd.DataFrame, other_table: pd.DataFrame | None) -> ReportData:
-    """Find the folders of the runs and add their probe statistics to the table. Name damaged ones on stderr."""
+    """Find the folders of the runs and add their probe statistics to the table; name damaged ones on stderr."""
     folders = _run_directories(table)
     probed = read_probe_statistics(folders)
     with_probes, probe_titles = add_probe_measures(table, probed)
@@ -74,7 +74,7 @@ def look_into_folders(table: pd.DataFrame, other_table: pd.DataFrame | None) -> 
 
 
 def _run_directories(table: pd.DataFrame) -> list[tuple[Row, RunDirectory]]:
-    """The runs whose folders lie beside their table."""
+    """Return the runs whose folder is next to their table."""
     found = []
     for row in table.to_dict("records"):
         name = row.get("run")

@@ -1,4 +1,4 @@
-"""Legends and orders that the report's pictures share."""
+"""Legends and orders that several pictures of the report share."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def add_norm_legend(
 
 
 def legend_size(count: int, panels: int) -> tuple[int, float]:
-    """(columns of a legend of `count` names below some panels side by side, inches that it and the labels take)."""
+    """Return the columns of a legend with `count` names below a row of panels, and the inches for it and the labels."""
     columns = min(MOST_COLUMNS, 3 * panels)
     return columns, 0.7 + 0.25 * -(-count // columns)
 
 
 def in_order(values: Iterable[str], order: Sequence[str] | Mapping[str, object]) -> list[str]:
-    """The distinct values, in a given order as far as that names them, then alphabetically."""
+    """Return the distinct values: those named in `order` first, in that order, then the others alphabetically."""
     distinct = set(values)
     return [name for name in order if name in distinct] + sorted(distinct - set(order), key=str)
 
 
 def ordered_groupings(groupings: Iterable[float]) -> list[float]:
-    """Groupings from one channel a group (p = 1) over larger groups to one group (p → 0), then by number of groups."""
+    """Sort groupings from one channel per group (p = 1) to one group (p → 0), then by number of groups (p > 1)."""
     return sorted(groupings, key=lambda p: (p > 1, p if p > 1 else -p))

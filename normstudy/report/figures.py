@@ -18,12 +18,12 @@ from normstudy.storage import remove_leftovers
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOMENT_WORDS = {"first": "the first iteration", "last": "the last recorded iteration"}
-WHERE = " in the cell of each network that has most of them"
+MOMENT_WORDS = {"first": "the first iteration", "last": "the last iteration with a full batch"}
+WHERE = ", in the cell of each network that has the most "
 
 
 class Drawing(NamedTuple):
-    """A figure, or None where there is nothing to draw."""
+    """A figure with its file name and caption; the figure is None if there is nothing to draw."""
 
     name: str
     caption: str
@@ -31,7 +31,7 @@ class Drawing(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A figure that was saved."""
+    """A saved figure."""
 
     path: Path
     caption: str
@@ -39,7 +39,7 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class ReportPictures:
-    """The pictures of the sections that have some."""
+    """The pictures of each section."""
 
     norms: list[Picture]
     measures: list[Picture]
@@ -48,7 +48,7 @@ class ReportPictures:
 
 
 def draw_pictures(data: ReportData, statistics: ReportStatistics, folder: Path) -> ReportPictures:
-    """Draw the pictures for which there is data, as PNGs in a folder."""
+    """Draw the pictures for which there is data; save them as PNG files in `folder`."""
     remove_leftovers(folder, ".*.tmp")
     return ReportPictures(
         norms=_saved(_of_norms(data, statistics), folder),
@@ -70,43 +70,52 @@ def _saved(drawings: Iterable[Drawing], folder: Path) -> list[Picture]:
 
 def _of_norms(data: ReportData, statistics: ReportStatistics) -> Iterator[Drawing]:
     if statistics.ranking_by_network:
-        caption = "Test accuracy above the mean of norms in cells of equal hyperparameters, with 95 % intervals."
+        caption = (
+            "Test accuracy minus the mean over the norms in the same cell, averaged over a norm's runs, with 95 % "
+            "intervals. A norm with one run has no interval."
+        )
         yield Drawing("ranking", caption, draw_ranking(statistics.ranking_by_network))
-        caption = "Test accuracy by grouping: mean and standard deviation over runs."
+        caption = (
+            "Test accuracy by grouping: mean and standard deviation over all runs of a norm with the same network, "
+            "data set and batch size, which may differ in other hyperparameters. n is the number of runs of a curve."
+        )
         yield Drawing("groupings", caption, draw_groupings(data.table))
 
 
 def _of_measures(data: ReportData, statistics: ReportStatistics) -> Iterator[Drawing]:
     if not statistics.titles:
         return
-    caption = f"Every measure and outcome; * where p < {SIGNIFICANT} after Holm. Ψ: granulated."
+    caption = (
+        f"Correlation of every measure with every outcome, over settings. * marks p < {SIGNIFICANT} after Holm's "
+        "adjustment; Ψ has no p value."
+    )
     heatmaps = draw_correlations(statistics.correlations, statistics.granulated, statistics.titles)
     yield Drawing("correlations", caption, heatmaps)
     titles = {name: title for name, title in statistics.titles.items() if name in MEASURES}
     for outcome in OUTCOMES if titles else ():
         name = f"measures_{outcome.lower().replace('. ', '_').replace(' ', '_')}"
-        caption = f"{outcome} against each measure; a grey line is the trend in one cell of equal hyperparameters."
+        caption = f"{outcome} against each measure. A point is one run; a grey line is a least-squares fit in one cell."
         yield Drawing(name, caption, draw_outcome(data.table, outcome, titles))
 
 
 def _of_claims(data: ReportData) -> Iterator[Drawing]:
-    caption = f"Activation variance over depth at the first iteration: means over a norm's runs{WHERE}."
+    caption = f"Activation variance over depth at the first iteration: mean over a norm's runs{WHERE}norms."
     probed = in_largest_cells(data.probed)
     yield Drawing("variance", caption, draw_statistics(probed, "first", ("activation_variance",)))
 
 
 def _of_networks(data: ReportData) -> Iterator[Drawing]:
     measured = [(row, run) for row, run in data.folders if run.measurement("hessian").exists()]
-    caption = f"Spectral density of the Hessian: the first run of each norm{WHERE}. "
-    caption += f"A Ritz value is {NODE_WIDTH} wide in asinh λ."
+    caption = f"Spectral density of the Hessian (eval mode): the first run of each norm{WHERE}norms. "
+    caption += f"A Ritz value is drawn as a Gaussian of s.d. {NODE_WIDTH} in asinh λ. A density has no error bar."
     yield Drawing("densities", caption, draw_densities(in_largest_cells(measured)))
     by_norm, by_grouping = in_largest_cells(data.probed), in_largest_cells(data.probed, "Grouping")
     for moment, words in MOMENT_WORDS.items():
-        caption = f"Statistics over depth at {words}: means over a norm's runs{WHERE}."
+        caption = f"Layer statistics over depth at {words}: mean over a norm's runs{WHERE}norms."
         if moment == "first":
-            caption += " The head of a ViT starts from zero, so no gradient passes it then."
+            caption += " The head of a ViT is initialized with zeros, so no gradient reaches the layers before it."
         yield Drawing(f"depth_{moment}", caption, draw_statistics(by_norm, moment))
-        caption = f"Grouped norm with most groupings over depth at {words}: means over runs{WHERE}."
+        caption = f"The norm with the most groupings, over depth at {words}: mean over the runs{WHERE}groupings."
         yield Drawing(f"groupings_{moment}", caption, draw_groupings_of_norm(by_grouping, moment))
-    caption = f"Statistics over training: means over sites and a norm's runs{WHERE}."
+    caption = f"Layer statistics over training: mean over sites and a norm's runs{WHERE}norms. Diverged runs end early."
     yield Drawing("iterations", caption, draw_statistics(by_norm, "mean"))

@@ -9,11 +9,11 @@ import pandas as pd
 from normstudy.report.resampling import INTERVAL, RESAMPLES
 from normstudy.report.tables import MEASURES, MIN_POINTS, OUTCOMES, hyperparameters, setting_keys
 
-Groups = dict[str, list[tuple[np.ndarray, np.ndarray]]]  # see groups_by_axis
+Groups = dict[str, list[tuple[np.ndarray, np.ndarray]]]  # by hyperparameter; see groups_by_axis
 
 
 class Granulated(NamedTuple):
-    """Ψ with its 95 % interval, and each hyperparameter's ψ with the number of groups that it is the mean of."""
+    """Ψ with its 95 % interval, and each hyperparameter's ψ with the number of groups that it averages over."""
 
     by_axis: dict[str, tuple[float, int]]
     value: float
@@ -22,7 +22,7 @@ class Granulated(NamedTuple):
 
 
 def groups_by_axis(table: pd.DataFrame) -> Groups:
-    """{hyperparameter: [(positions of runs, their settings of it)]}: groups of runs that differ in it alone."""
+    """Return {hyperparameter: [(positions of runs, their values of it)]}: groups of runs that differ only in it."""
     axes = ["Label", *hyperparameters(table)]
     found = {}
     for axis in axes:
@@ -42,13 +42,13 @@ def granulated_psi(
     seed: int = 0,
     groups: Groups | None = None,
 ) -> Granulated:
-    """Ψ of Jiang et al. 2020, section 3; NaN where no hyperparameter has a ψ.
+    """Compute Ψ of Jiang et al. 2020, section 3; it is NaN if no hyperparameter has a ψ.
 
-    ψ of a hyperparameter is the mean, over groups of runs that differ in it alone, of the sign agreement of measure
-    and outcome over the group's pairs (ties count 0); a hyperparameter with fewer than MIN_POINTS groups has none, for
-    one pair would weigh as much as all others. Ψ is the mean of all ψ, with the 95 % interval of resampling groups. The
-    smallest and largest ψ are its worst cases (after Dziugaite et al. 2020). `groups` is groups_by_axis of the runs
-    that did not fail, where it is known already.
+    ψ of a hyperparameter is the mean, over groups of runs that differ only in it, of the sign agreement of measure and
+    outcome over the group's pairs (ties count 0). A hyperparameter with fewer than MIN_POINTS groups has no ψ, because
+    Ψ would give its few pairs the same weight as the many of another. Ψ is the mean of all ψ; its 95 % interval comes
+    from resampling groups. The smallest and largest ψ are the worst cases (after Dziugaite et al. 2020). `groups` is
+    groups_by_axis of the runs that did not fail, if the caller has it already.
     """
     usable = table[~table["has_failed"]]
     x, y = usable[measure].to_numpy(float), usable[outcome].to_numpy(float)
@@ -80,8 +80,11 @@ def granulated_table(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """granulated_psi of every measure and outcome: a frame with Ψ as value, its interval, the hyperparameters of its
-    worst cases (lowest, highest), and every ψ with its number of groups."""
+    """Return a frame with the granulated_psi of every measure and outcome.
+
+    Its columns are Ψ (value), its interval (low, high), the hyperparameters of the smallest and the largest ψ (lowest,
+    highest), and every ψ with its number of groups.
+    """
     rows, groups = [], groups_by_axis(table[~table["has_failed"]])
     for measure in measures:
         for outcome in outcomes:
@@ -96,7 +99,7 @@ def granulated_table(
 
 
 def sign_agreement(x: np.ndarray, y: np.ndarray, settings: np.ndarray) -> float:
-    """The mean of sign(xᵢ−xⱼ)·sign(yᵢ−yⱼ) over pairs whose settings differ; NaN where there is none."""
+    """Return the mean of sign(xᵢ−xⱼ)·sign(yᵢ−yⱼ) over pairs whose settings differ; NaN without such a pair."""
     signs = np.sign(x[:, None] - x) * np.sign(y[:, None] - y)
     pairs = settings[:, None] != settings
     return float(signs[pairs].mean()) if pairs.any() else np.nan

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAGNITUDES = ("Trace", "Eigen Mean", "Eigen Variance", "Max Eigen", "within_over_between")
-FEW_RUNS = 100  # below which dots are large
+FEW_RUNS = 100  # with fewer runs, points are drawn larger
 
 
 def draw_outcome(table: pd.DataFrame, outcome: str, titles: Mapping[str, str]) -> Figure:
-    """Every measure of {column: title} against one outcome, with a line through each cell."""
+    """Draw every measure of {column: title} against one outcome, with a line through each cell."""
     usable = table[~table["has_failed"]]
     columns = min(3, len(titles))
     rows = -(-len(titles) // columns)
@@ -52,8 +52,11 @@ def draw_outcome(table: pd.DataFrame, outcome: str, titles: Mapping[str, str]) -
 
 
 def _scale_of(measure: str, values: pd.Series) -> tuple[str, dict[str, Any]]:
-    """An axis's scale and its options: logarithmic for measures that have magnitudes, on both sides of zero where some
-    values are not positive and their sizes differ much; else linear."""
+    """Return an axis's scale and its options.
+
+    The scale is logarithmic for MAGNITUDES, or symmetric around zero (symlog) if some values are not positive and their
+    sizes differ much; otherwise linear.
+    """
     size = values.abs().median()
     if measure not in MAGNITUDES or not size > 0:
         return "linear", {}
@@ -65,7 +68,7 @@ def _scale_of(measure: str, values: pd.Series) -> tuple[str, dict[str, Any]]:
 
 
 def _draw_trends(panel: Axes, runs: pd.DataFrame, measure: str, outcome: str, cell_columns: list[str]) -> None:
-    """Draw a least-squares line through the runs of each cell, straight on the panel's scale."""
+    """Draw a least-squares line through the runs of each cell; it is fitted on the scale of the x axis."""
     scale = panel.xaxis.get_transform()
     cells = runs.groupby([runs[name].astype(str) for name in cell_columns]) if cell_columns else [("", runs)]
     for _, cell in cells:
@@ -78,8 +81,10 @@ def _draw_trends(panel: Axes, runs: pd.DataFrame, measure: str, outcome: str, ce
 
 
 def draw_correlations(correlations: pd.DataFrame, granulated: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
-    """Spearman's ρ pooled and within cells, and Ψ, of every measure and outcome, as heatmaps; * where Holm's p is
-    significant."""
+    """Draw heatmaps of every measure and outcome: Spearman's ρ pooled, Spearman's ρ within cells, and Ψ.
+
+    * marks coefficients whose p value is significant after Holm's adjustment.
+    """
     measures = list(dict.fromkeys(correlations["measure"]))
     height = 2.2 + 0.5 * len(measures)
     figure, [panels] = new_figure(1, 3, figsize=(15, height))

@@ -28,13 +28,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GROUPING_SCALE = "viridis"
-NODE_WIDTH = 0.1  # in asinh λ, of a Ritz value in the densities side by side
-MIN_DENSITY = 0.01  # eigenvalues per unit of asinh λ that are still drawn
+NODE_WIDTH = 0.1  # standard deviation in asinh λ of the Gaussian drawn for a Ritz value
+MIN_DENSITY = 0.01  # eigenvalues per unit of asinh λ; a smaller density is not drawn
 
 
 def draw_densities(runs: Sequence[tuple[Row, RunDirectory]]) -> Figure | None:
-    """Spectral densities side by side: a panel for each network, a line for each norm (its first run). None without
-    a measured Hessian in eval mode."""
+    """Draw spectral densities: a panel for each network, a line for each norm (its first run).
+
+    Return None if no Hessian was measured in eval mode.
+    """
     found = _first_hessians(runs)
     networks = in_order([network for network, _ in found], ARCHS)
     if not networks:
@@ -56,7 +58,10 @@ def draw_densities(runs: Sequence[tuple[Row, RunDirectory]]) -> Figure | None:
 
 
 def _first_hessians(runs: Sequence[tuple[Row, RunDirectory]]) -> dict[tuple[str, str], dict[str, Any]]:
-    """{(network, norm): the content of hessian.json} of the first of evenly chosen runs that has it of eval mode."""
+    """Return {(network, norm): content of hessian.json} of the first run with a Hessian in eval mode.
+
+    Only evenly_chosen runs are read.
+    """
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for row, run in evenly_chosen(runs):
         path = run.measurement("hessian")
@@ -68,7 +73,7 @@ def _first_hessians(runs: Sequence[tuple[Row, RunDirectory]]) -> dict[tuple[str,
 
 
 def _draw_density(panel: Axes, content: Mapping[str, Any], colour: str) -> None:
-    """Draw how many eigenvalues there are per unit of asinh λ, with a gap where there are hardly any."""
+    """Draw the number of eigenvalues per unit of asinh λ, with gaps below MIN_DENSITY."""
     probes = [probe | {"nodes": np.arcsinh(probe["nodes"])} for probe in content["probes"]]
     low, high = np.arcsinh(content["min_eigen"]), np.arcsinh(content["max_eigen"])
     points = np.linspace(low - 7 * NODE_WIDTH, high + 7 * NODE_WIDTH, 1000)
@@ -77,7 +82,7 @@ def _draw_density(panel: Axes, content: Mapping[str, Any], colour: str) -> None:
 
 
 def _label_eigenvalues(panel: Axes) -> None:
-    """Scale the axes of a spectrum, with ticks at the powers of ten on both sides of zero."""
+    """Scale and label the axes of a spectrum, with ticks at the powers of ten on both sides of zero."""
     from matplotlib.ticker import FixedLocator, NullLocator
 
     panel.set(xscale="asinh", yscale="log", xlabel="eigenvalue λ")
@@ -88,7 +93,10 @@ def _label_eigenvalues(panel: Axes) -> None:
 
 
 def draw_groupings_of_norm(probed: Sequence[tuple[Row, ProbeStatistics]], moment: str) -> Figure | None:
-    """Likeness of samples over depth for each grouping of the grouped norm with most; None where there are no two."""
+    """Draw the similarity of samples over depth for each grouping of the norm with the most groupings.
+
+    Return None if no norm has two groupings.
+    """
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
@@ -109,9 +117,10 @@ def draw_statistics(
     keys: Sequence[str] = PROBE_KEYS,
     colours: Mapping[str, str] = NORM_COLOURS,
 ) -> Figure | None:
-    """Statistics, as means over a norm's runs: a row of panels for each, a column for each network. None without runs.
+    """Draw layer statistics, averaged over a norm's runs: a row of panels for each, a column for each network.
 
-    Over depth at the "first" or the "last" iteration; over iterations where `moment` is "mean", as means over sites.
+    The x axis is depth at the "first" or the "last" iteration. If `moment` is "mean", it is the iteration, and the
+    values are means over sites. Return None without runs.
     """
     networks = in_order([row["Model"] for row, _ in probed], ARCHS)
     if not networks:
@@ -142,7 +151,7 @@ def draw_statistics(
 
 
 def _draw_mean(panel: Axes, parts: Sequence[ProbeStatistics], key: str, moment: str, colour: str) -> None:
-    """Draw the mean of a statistic over runs, of those that are finite at each point."""
+    """Draw the mean of a statistic over the runs whose value is finite at that point."""
     if moment == "mean":  # a run that diverged ends early
         x = max((part.iterations for part in parts), key=lambda iterations: iterations[-1])
         curves = [np.interp(x, part.iterations, part.values[key][moment], right=np.nan) for part in parts]
@@ -157,8 +166,10 @@ def _draw_mean(panel: Axes, parts: Sequence[ProbeStatistics], key: str, moment: 
 
 
 def _scale_and_frame(panel: Axes, is_logarithmic: bool) -> None:
-    """Fit the y axis to the lines that go on to the end, logarithmically where they span a magnitude; lines of runs
-    that diverged may leave it."""
+    """Fit the y axis to the lines that reach at least half of the longest; lines of runs that diverged may leave it.
+
+    If is_logarithmic, the scale is logarithmic where the values span a large range (see scale_logarithmically).
+    """
     lines = [np.asarray(line.get_data(), dtype=float) for line in panel.lines]  # (2, points)
     longest = max(x[-1] for x, _ in lines)
     values = np.concatenate([y for x, y in lines if x[-1] >= longest / 2])

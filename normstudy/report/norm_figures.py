@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def draw_ranking(by_network: Mapping[str, pd.DataFrame]) -> Figure:
-    """How far each norm lies above the mean of its cells, with intervals: a panel for each network."""
+    """Draw each norm's advantage over the mean of its cells, with intervals: a panel for each network."""
     sizes = [len(ranks) for ranks in by_network.values()]
     heights = [0.4 + 0.36 * size for size in sizes]  # inches
     height = sum(heights) + 0.75 * len(sizes)
@@ -34,13 +34,13 @@ def draw_ranking(by_network: Mapping[str, pd.DataFrame]) -> Figure:
         panel.set_ylim(-0.6, size - 0.4)
         panel.axvline(0, color="#888888", lw=0.8)
         panel.set_title(printable(network), fontsize="medium")
-        panel.set_xlabel("test accuracy above the mean of norms in the same cell (points, 95 % interval)")
+        panel.set_xlabel("test accuracy minus the mean over norms in the same cell (points, 95 % interval)")
         panel.grid(alpha=0.3, axis="x")
     return figure
 
 
 def draw_groupings(table: pd.DataFrame) -> Figure | None:
-    """Test accuracy of grouped norms over their groupings, from single channels to one group; None without two."""
+    """Draw the test accuracy of grouped norms over their groupings; return None with fewer than two groupings."""
     usable = table[~table["has_failed"] & table["Grouping"].notna()]
     groupings = ordered_groupings(usable["Grouping"].unique())
     if len(groupings) < 2:
@@ -48,7 +48,7 @@ def draw_groupings(table: pd.DataFrame) -> Figure | None:
     figure, [[panel]] = new_figure(1, 1, figsize=(11, 5.6))
     figure.subplots_adjust(left=0.08, right=0.98, bottom=0.3, top=0.97)
     shades = itertools.cycle(PALETTE[1:])
-    sizes = sum(p <= 1 for p in groupings)  # the others are numbers of groups: no line leads from these to those
+    sizes = sum(p <= 1 for p in groupings)  # the others are numbers of groups; no line connects the two kinds
     places = np.insert(np.arange(len(groupings)) + 0.5 * (np.arange(len(groupings)) >= sizes), sizes, sizes)
     for (norm, network, dataset, batch), group in usable.groupby(["Norm", "Model", "Dataset", "Batch Size"]):
         by = group.groupby("Grouping")["Test Accuracy"].agg(["mean", "std", "count"]).reindex(groupings)
@@ -59,7 +59,7 @@ def draw_groupings(table: pd.DataFrame) -> Figure | None:
         panel.errorbar(places, mean, spread, label=label, **style)
     panel.set_xticks(np.delete(places, sizes), [f"{p:g}" for p in groupings])
     panel.set(
-        xlabel="p: groups of 1/p channels up to 1, p groups above",
+        xlabel="p (p ≤ 1: groups of 1/p channels; p > 1: p groups)",
         ylabel="test accuracy (%), mean ± s.d.",
     )
     panel.grid(alpha=0.3)

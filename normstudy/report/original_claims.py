@@ -1,4 +1,4 @@
-"""The original study's claims, set beside the runs."""
+"""Compare the original study's claims with the runs."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ from normstudy.report.tables import OUTCOMES, Row, hyperparameters, setting_keys
 
 CLAIMED_BEST, CLAIMED_WORST = ("BatchNorm", "EvoNormBO"), ("InstanceNorm", "Plain")
 CLAIMED_OUTCOMES = ("Train Accuracy", "Test Accuracy", "Gen. Ratio")
-MIN_NORMS = 4  # of a cell in which two are among the best, and two others among the worst
+MIN_NORMS = 4  # minimum number of norms in a cell, so that the two best and the two worst are different norms
 
 
 def original_claims_html(
@@ -20,13 +20,13 @@ def original_claims_html(
     granulated: pd.DataFrame,
     titles: Mapping[str, str],
 ) -> str:
-    """HTML that sets the original study's claims beside what these runs say. titles: {measure: its words}."""
+    """Return HTML that compares the original study's claims with these runs. titles: {measure: title}."""
     page = _strongest_predictor_html(correlations, granulated, titles) + _best_and_worst_html(table, ranks)
-    return page or "<p>These runs lack what the claims are about.</p>"
+    return page or "<p>These runs do not have the norms and measures of the claims.</p>"
 
 
 def _strongest_predictor_html(correlations: pd.DataFrame, granulated: pd.DataFrame, titles: Mapping[str, str]) -> str:
-    """Whether class similarity has the largest coefficient, for each outcome and coefficient; nothing without any."""
+    """Tabulate whether class similarity has the largest coefficient, by outcome and coefficient; empty without any."""
     frames = {
         (way, coefficient): select_coefficient(correlations, way, coefficient)
         for way in ("pooled", "within cells")
@@ -49,17 +49,18 @@ def _strongest_predictor_html(correlations: pd.DataFrame, granulated: pd.DataFra
             rows.append([OUTCOMES[outcome], way, coefficient, values[0], places, strongest_words, holds])
     if not rows:
         return ""
-    columns = ["outcome", "way", "coefficient", "class similarity", "its place", "strongest", "holds"]
+    columns = ["outcome", "method", "coefficient", "class similarity", "its rank", "strongest measure", "holds"]
     held = sum(row[-1] == "yes" for row in rows)
     return (
         "<p>“Class similarity is the strongest predictor of train accuracy, test accuracy and generalization "
-        f"ratio.” By size of the coefficient, it is in {held} of {len(rows)} comparisons:</p>"
-        + table_html(columns, rows)
+        "ratio.” Ranked by the absolute value of the coefficient, class similarity is the strongest measure in "
+        f"{held} of {len(rows)} comparisons, which are not independent. Parentheses hold 95 % intervals; whether two "
+        "measures differ is not tested.</p>" + table_html(columns, rows)
     )
 
 
 def _best_and_worst_html(table: pd.DataFrame, ranks: pd.DataFrame) -> str:
-    """Where the norms that are claimed best and worst stand among these; nothing without any of them."""
+    """Tabulate the ranks of the norms that are claimed best and worst; empty without any of them."""
     ranked = {row["Norm"]: (place, row) for place, row in enumerate(ranks.to_dict("records"), 1)}
     rows = []
     for norm in (*CLAIMED_BEST, *CLAIMED_WORST):
@@ -80,29 +81,31 @@ def _best_and_worst_html(table: pd.DataFrame, ranks: pd.DataFrame) -> str:
         )
     if not rows:
         return ""
-    columns = ["norm", "claimed among the", "rank here", "rank, 95 %", "cells where it is among the two", "holds"]
+    columns = ["norm", "claimed to be", "rank in these runs", "95 % interval", "cells where it is in the two", "holds"]
     return (
-        "<p>“BatchNorm and EvoNormBO did best, InstanceNorm and Plain worst” (test accuracy; a cell takes part "
-        "where it has four norms; failed runs are left out, so look at the failures of Plain, too):</p>"
+        "<p>“BatchNorm and EvoNormBO did best, InstanceNorm and Plain worst” (test accuracy). Ranks and their "
+        "95 % intervals are those of all networks together; a claim holds if the interval includes only the two best "
+        "(worst) ranks. The fifth column counts the cells with at least four norms in which the norm is one of the "
+        "two best (worst). Failed runs are left out, so consider the failures of Plain as well.</p>"
         + table_html(columns, rows)
     )
 
 
 def _verdict_on_norm(row: Row, cells: int, is_best: bool, norms: int) -> str:
-    """Whether the interval of a norm's rank, among so many, lies within the best, or the worst, two."""
+    """Say whether the interval of a norm's rank lies within the two best (or two worst) of `norms` ranks."""
     if not cells:
-        return "cannot be said: no cell has four norms"
+        return "inconclusive: no cell has four norms"
     if row["n"] < 2:
-        return "cannot be said with n = 1"
+        return "inconclusive: no interval from one run"
     if is_best:
         holds, may_hold = row["rank_high"] <= 2, row["rank_low"] <= 2
     else:
         holds, may_hold = row["rank_low"] >= norms - 1, row["rank_high"] >= norms - 1
-    return "yes" if holds else "not surely" if may_hold else "no"
+    return "yes" if holds else "inconclusive: the interval includes other ranks" if may_hold else "no"
 
 
 def _cells_among_two(table: pd.DataFrame, norm: str, is_best: bool) -> tuple[int, int]:
-    """(cells in which a norm's mean is among the two best, or worst, cells in which it takes part)."""
+    """Return the number of cells in which the norm is one of the two best (worst), and of all cells that have it."""
     usable = table[~table["has_failed"]]
     keys = setting_keys(usable, hyperparameters(table))
     means = usable.groupby([keys, "Norm"])["Test Accuracy"].mean().unstack()

@@ -1,4 +1,4 @@
-"""The page of the report: one HTML file that needs no network, made of sections."""
+"""The page of the report: one HTML file, made of sections, that loads nothing else."""
 
 import base64
 import html
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-WIDE = 24  # characters from which a cell is broken into lines
+WIDE = 24  # table cells with more characters than this may wrap
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;max-width:1180px;padding:1rem 1.2rem 4rem;color:#1a1a1a}
 h1{font-size:1.7rem}h2{margin-top:2.4rem;border-bottom:1px solid #ccc}figure{margin:1.2rem 0}img{max-width:100%}
@@ -53,16 +53,16 @@ if (filter) filter.oninput = () => {
 
 
 class RawHTML(str):
-    """HTML that is not to be escaped."""
+    """HTML that must not be escaped."""
 
 
 def escaped(value: object) -> str:
-    """The text of a value with HTML's special characters escaped."""
+    """Return the text of a value with HTML's special characters escaped."""
     return html.escape(str(value))
 
 
 def format_number(value: object, digits: int = 3) -> str:
-    """A number for people: so many significant digits, nothing for what is missing, on or off for a truth value."""
+    """Format a number with `digits` significant digits, a missing value as "", and a truth value as "on" or "off"."""
     if value is None or value != value:
         return ""
     if isinstance(value, (bool, np.bool_)):
@@ -73,28 +73,28 @@ def format_number(value: object, digits: int = 3) -> str:
 
 
 def format_p_value(p: float) -> str:
-    """A p value for people, nothing for NaN."""
+    """Format a p value; NaN gives an empty text."""
     return "" if p != p else "< 0.001" if p < 0.001 else f"{p:.2g}"
 
 
 def format_interval(low: float, high: float, digits: int = 3) -> str:
-    """An interval for people, nothing for NaN."""
+    """Format an interval as "low to high"; NaN gives an empty text."""
     return "" if low != low else f"{format_number(low, digits)} to {format_number(high, digits)}"
 
 
 def format_count(count: int, noun: str) -> str:
-    """A count with its noun in singular or plural."""
+    """Format a count with its noun in the singular or plural."""
     return f"{count} {noun}" + "s" * (count != 1)
 
 
 def numeric_cell(value: float, digits: int = 4) -> tuple[str, object]:
-    """A cell of a numeric column: shown short, sorted in full."""
+    """Return a numeric table cell: the rounded text that is shown, and the full value that it is sorted by."""
     shown = format_number(value, digits)
     return shown, "" if shown == "" else float(value)
 
 
 def numeric_cell_with_error(value: float, words: str, error: float | str | None) -> tuple[str, object]:
-    """A numeric cell with an error behind the value, in words such as " ± {}", where there is one."""
+    """Return a numeric table cell; an error is appended to the value, formatted by `words` such as " ± {}"."""
     shown, key = numeric_cell(value)
     error = float(error or "nan")
     return (shown if shown == "" or error != error else shown + words.format(format_number(error, 2))), key
@@ -103,7 +103,7 @@ def numeric_cell_with_error(value: float, words: str, error: float | str | None)
 def table_html(
     columns: Sequence[str], rows: Iterable[Sequence[object]], numeric: Iterable[str] = (), identity: str = ""
 ) -> str:
-    """A sortable table, by number in the columns named `numeric`. A cell is text, RawHTML, or (shown, sorted by)."""
+    """Return a sortable table; the columns in `numeric` sort by number. A cell is text, RawHTML or (text, sort key)."""
     is_numeric = [title in set(numeric) for title in columns]
     heads = "".join(
         f'<th scope="col"{" class=n" * is_number}><button>{escaped(title)}</button></th>'
@@ -130,7 +130,7 @@ def _cell_html(cell: object, is_number: bool) -> str:
 
 
 def picture_html(path: Path, caption: str) -> str:
-    """A figure with its picture inside the page."""
+    """Return a figure with the picture embedded in the page."""
     content = base64.b64encode(path.read_bytes()).decode()
     return (
         f'<figure><img alt="{escaped(caption)}" src="data:image/png;base64,{content}">'
@@ -139,17 +139,17 @@ def picture_html(path: Path, caption: str) -> str:
 
 
 def details_html(title: str, content: str) -> str:
-    """HTML that is folded under its title."""
+    """Return HTML that is folded under its title."""
     return f"<details><summary>{escaped(title)}</summary>{content}</details>"
 
 
 def list_html(items: Iterable[str]) -> str:
-    """Texts as a list with bullets."""
+    """Return the texts as a bulleted list."""
     return f"<ul>{''.join(f'<li>{escaped(item)}</li>' for item in items)}</ul>"
 
 
 def render_page(title: str, sections: Iterable[tuple[str, str]], versions: str) -> str:
-    """The whole page from (heading, HTML) of each section; `versions` stands at its foot."""
+    """Return the page, built from the (heading, HTML) of each section; `versions` is the text of the footer."""
     body = "".join(f"<section><h2>{escaped(heading)}</h2>{content}</section>" for heading, content in sections)
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
     return f"""<!DOCTYPE html>

@@ -20,9 +20,9 @@ ON_OR_OFF = {True: "on", False: "off"}
 
 
 def ranking_table_html(ranks: pd.DataFrame, label: str) -> str:
-    """A ranking of rank_norms, whose column `label` names what is ranked."""
-    columns = [label, "n", "failed", "mean test accuracy (%)", "above its cells (points)", "95 % interval"]
-    columns.append("rank, 95 %")
+    """Return the table of a ranking of rank_norms; the column `label` holds the names that are ranked."""
+    columns = [label, "n", "failed", "mean test accuracy (%)", "advantage (points)", "95 % interval"]
+    columns.append("95 % interval of the rank")
     rows = [
         [
             row[label],
@@ -39,7 +39,7 @@ def ranking_table_html(ranks: pd.DataFrame, label: str) -> str:
 
 
 def cells_table_html(cells: pd.DataFrame) -> str:
-    """The frame of summarize_cells."""
+    """Return the table of the frame of summarize_cells."""
     numeric = {name for name in cells.columns if name in ("n", "failed") or name.endswith(("mean", "s.d."))}
     rows = [
         [numeric_cell(value) if name in numeric else value for name, value in row.items()]
@@ -49,8 +49,8 @@ def cells_table_html(cells: pd.DataFrame) -> str:
 
 
 def correlations_table_html(correlations: pd.DataFrame, titles: Mapping[str, str]) -> str:
-    """The frame of correlate_measures, with measures by their titles."""
-    columns = ["measure", "outcome", "way", "coefficient", "value", "95 % interval", "n", "p", "p (Holm)"]
+    """Return the table of the frame of correlate_measures; titles: {measure: title}."""
+    columns = ["measure", "outcome", "method", "coefficient", "value", "95 % interval", "n", "p", "p (Holm)"]
     rows = [
         [
             titles[row["measure"]],
@@ -69,10 +69,10 @@ def correlations_table_html(correlations: pd.DataFrame, titles: Mapping[str, str
 
 
 def granulated_table_html(granulated: pd.DataFrame, titles: Mapping[str, str]) -> str:
-    """The frame of granulated_table, with measures by their titles."""
+    """Return the table of the frame of granulated_table; titles: {measure: title}."""
     axes = [name for name in granulated.columns if name.startswith("ψ ")]
     numeric = ["Ψ", *(name.replace("Label", "norm") for name in axes)]
-    columns = ["measure", "outcome", "Ψ", "95 % interval", *numeric[1:], "lowest ψ", "highest ψ"]
+    columns = ["measure", "outcome", "Ψ", "95 % interval", *numeric[1:], "hyperparameter of lowest ψ", "of highest ψ"]
     rows = [
         [
             titles[row["measure"]],
@@ -89,9 +89,9 @@ def granulated_table_html(granulated: pd.DataFrame, titles: Mapping[str, str]) -
 
 
 def runs_table_html(runs: pd.DataFrame, files_of_runs: Mapping[str, tuple[str, Sequence[str]]]) -> str:
-    """Every run with its numbers, and links to its files: {run: (path of its folder, names of those that exist)}."""
-    columns = ["network", "norm", "data", "batch", "mom. & w.d.", "skipinit", "seed", "ended", "test acc. (%)"]
-    columns += ["train acc. (%)", "ratio", "trace ± s.e.", "λ_max (residual)", "class sim.", "files"]
+    """Return the table of all runs with links to their files: {run: (path of its folder, names of existing files)}."""
+    columns = ["network", "norm", "data", "batch", "momentum & decay", "SkipInit", "seed", "status", "test acc. (%)"]
+    columns += ["train acc. (%)", "ratio", "trace ± s.e.", "λ_max (residual)", "class similarity", "files"]
     rows = []
     for row in runs.to_dict("records"):
         path, files = files_of_runs.get(row.get("run"), ("", []))
@@ -117,7 +117,7 @@ def runs_table_html(runs: pd.DataFrame, files_of_runs: Mapping[str, tuple[str, S
             ]
         )
     search = (
-        f'<p><label>Filter: <input id="filter" placeholder="words, such as: vgg batchnorm 256"></label> '
+        f'<p><label>Filter: <input id="filter" placeholder="all of these words: vgg batchnorm 256"></label> '
         f'<span id="shown">{len(rows)}</span> of {len(rows)} runs</p>'
     )
     return search + table_html(columns, rows, numeric=("batch", "seed", *columns[8:14]), identity="runs")

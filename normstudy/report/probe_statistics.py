@@ -1,4 +1,4 @@
-"""Probe statistics of the runs of a table: read from their folders, and averaged to further measures."""
+"""Probe statistics of the runs of a table: reading them, and averaging them into measures."""
 
 import sys
 from collections.abc import Sequence
@@ -15,14 +15,17 @@ from normstudy.storage import PROBE_KEYS, RunDirectory, read_probes_summary
 
 T = TypeVar("T")
 
-MOST_RUNS = 1000  # whose probe dicts and spectra are read, evenly chosen
+MOST_RUNS = 1000  # maximum number of runs whose probe statistics and spectra are read, evenly chosen
 MOMENTS = {"first": "first iteration", "last": "last iteration"}
 
 
 @dataclass(frozen=True)
 class ProbeStatistics:
-    """The content of a run's probes.json: the names of its sites by kind, the iterations of "mean" (T,), and for each
-    statistic its values by site at the "first" and the "last" iteration (sites,), and their "mean" over sites (T,)."""
+    """The content of a run's probes.json.
+
+    sites: the names of the sites by kind. iterations: those of "mean", (T,). values: for each statistic, the values by
+    site at the "first" and the "last" iteration, (sites,), and the "mean" over sites, (T,).
+    """
 
     sites: dict[str, list[str]]
     iterations: np.ndarray
@@ -30,12 +33,12 @@ class ProbeStatistics:
 
 
 def evenly_chosen(items: Sequence[T], most: int = MOST_RUNS) -> Sequence[T]:
-    """At most so many of the items, evenly chosen."""
+    """Return at most `most` of the items, evenly chosen."""
     return items[:: max(1, -(-len(items) // most))]
 
 
 def read_probe_statistics(runs: Sequence[tuple[Row, RunDirectory]]) -> list[tuple[Row, ProbeStatistics]]:
-    """The statistics of those of evenly chosen runs that recorded some; damaged ones are named on stderr."""
+    """Read the probe statistics of evenly chosen runs that recorded some; name damaged ones on stderr."""
     found = []
     for row, run in evenly_chosen(runs):
         try:
@@ -55,8 +58,11 @@ def read_probe_statistics(runs: Sequence[tuple[Row, RunDirectory]]) -> list[tupl
 def add_probe_measures(
     table: pd.DataFrame, probed: Sequence[tuple[Row, ProbeStatistics]]
 ) -> tuple[pd.DataFrame, dict[str, str]]:
-    """The table with a column for each statistic at the first and the last iteration, the mean over the sites where it
-    is finite, and {column: title} of these; unchanged where no run was probed."""
+    """Add a column to the table for each statistic at the first and at the last iteration.
+
+    A value is the mean over the sites where the statistic is finite. Return the table and {column: title} of the new
+    columns. Without a run that has probe statistics, the table is unchanged.
+    """
     if not probed:
         return table, {}
     names = {(key, moment): f"{key} {moment}" for key in PROBE_KEYS for moment in MOMENTS}

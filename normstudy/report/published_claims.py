@@ -1,4 +1,4 @@
-"""Claims of other papers, set beside the runs."""
+"""Compare claims of other papers with the runs."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -14,7 +14,10 @@ from normstudy.report.tables import MIN_POINTS, SIGNIFICANT, Row, in_largest_cel
 
 
 class Comparison(NamedTuple):
-    """A claim, the two things compared, their difference or coefficient, positive as claimed, its n and its p."""
+    """A claim and the comparison that tests it.
+
+    value is a difference or coefficient, positive if it is as claimed; n is the number of runs, p the p value.
+    """
 
     claim: str
     compared: str
@@ -24,42 +27,51 @@ class Comparison(NamedTuple):
 
 
 def published_claims(table: pd.DataFrame, probed: Sequence[tuple[Row, ProbeStatistics]]) -> pd.DataFrame:
-    """Claims of papers beside these runs: a frame of Comparison's fields, with the verdict on each."""
+    """Compare claims of papers with these runs; return a frame of Comparison's fields, with a verdict on each claim."""
     found = [*_growth(probed), *_groupings(probed), *_outliers(table)]
     rows = [(*comparison, verdict(comparison.value, comparison.p, comparison.n)) for comparison in found]
     return pd.DataFrame(rows, columns=[*Comparison._fields, "verdict"])
 
 
 def published_claims_html(frame: pd.DataFrame) -> str:
-    """The frame of published_claims for the page."""
-    columns = ["claim", "compared", "value (positive: as claimed)", "n", "p", "verdict"]
+    """Return the HTML of the frame of published_claims."""
+    columns = ["claim", "comparison", "value (positive: as claimed)", "n", "p", "verdict"]
     rows = [
         [row["claim"], row["compared"], format_number(row["value"]), row["n"], format_p_value(row["p"]), row["verdict"]]
         for row in frame.to_dict("records")
     ]
     if not rows:
         return ""
-    said = "<p>p is that of runs, of which seeds of one norm are several: it says less of norms in general.</p>"
+    said = (
+        "<p>n counts runs. Differences of medians are tested by the Mann–Whitney test, Spearman's ρ by permutation "
+        "(two-sided, not adjusted for the number of claims). p takes runs as independent, although seeds of one norm "
+        "are not, so it says little about norms in general.</p>"
+    )
     return said + table_html(columns, rows)
 
 
 def verdict(value: float, p: float, n: int) -> str:
-    """agrees, does not, or cannot be said: of a difference or coefficient that a claim says is positive."""
+    """Say whether a difference or coefficient agrees with a claim that it is positive, or is inconclusive."""
     if not p < SIGNIFICANT:
-        return f"cannot be said with n = {n}"
-    return "agrees" if value > 0 else "does not"
+        return f"inconclusive (n = {n})"
+    return "agrees" if value > 0 else "does not agree"
 
 
 def _difference(larger: np.ndarray, smaller: np.ndarray) -> tuple[float, int, float]:
-    """(difference of medians, n, p), both sides not empty; p by Mann and Whitney's test, NaN for fewer than MIN_POINTS
-    values."""
+    """Return (difference of medians, n, p) of two samples that are not empty.
+
+    p is that of the Mann–Whitney test; it is NaN for fewer than MIN_POINTS values.
+    """
     n = len(larger) + len(smaller)
     p = stats.mannwhitneyu(larger, smaller).pvalue if n >= MIN_POINTS else np.nan
     return float(np.median(larger) - np.median(smaller)), n, p
 
 
 def _spearman(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
-    """(ρ, p): p by permutations, all of them for up to 7 pairs, where scipy's own is 0 for ranks that agree wholly."""
+    """Return (ρ, p), with p from permutations: all of them for up to 7 pairs.
+
+    scipy's own p is 0 for ranks that agree completely.
+    """
     first, second = stats.rankdata(first), stats.rankdata(second)
 
     def rho(x: np.ndarray) -> float:
@@ -70,8 +82,11 @@ def _spearman(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
 
 
 def _growth(probed: Sequence[tuple[Row, ProbeStatistics]]) -> Iterator[Comparison]:
-    """Activation variance of ResNets at initialization: that of the last block's output over that of the first's.
-    Without SkipInit, which silences the branches, and with norms behind the sums of branches and shortcuts."""
+    """Compare how much the activation variance of ResNets grows from the first to the last block at initialization.
+
+    Runs with SkipInit are left out, because it silences the branches. So are pre-activation networks, whose norms are
+    not behind the sums of branches and shortcuts.
+    """
     weight_based: list[float] = []
     activation_based: list[float] = []
     for row, part in probed:
@@ -89,16 +104,17 @@ def _growth(probed: Sequence[tuple[Row, ProbeStatistics]]) -> Iterator[Compariso
             for growths in (weight_based, activation_based)
         )
         yield Comparison(
-            "Activation-based norms keep the activation variance of ResNets from growing with depth, weight-based ones "
-            "do not (Lubana et al. 2021)",
-            f"growth from the first block's output to the last's at the first iteration, median: {weight} runs with "
-            f"weight-based norms, {activation} with activation-based ones; difference of log10",
+            "Activation-based norms keep the activation variance of ResNets from growing with depth; weight-based "
+            "norms do not (Lubana et al. 2021)",
+            "growth of the activation variance from the first block's output to the last block's, first iteration: "
+            f"median {weight} runs with weight-based norms, {activation} with activation-based norms; value: "
+            "difference of the medians of log10",
             *_difference(np.array(weight_based), np.array(activation_based)),
         )
 
 
 def _groupings(probed: Sequence[tuple[Row, ProbeStatistics]]) -> Iterator[Comparison]:
-    """Size of GroupNorm's groups against stable rank, and gradients near the input, at initialization."""
+    """Correlate the size of GroupNorm's groups with the stable rank and with early gradients at initialization."""
     grouped = [(row, part) for row, part in probed if row["Norm"] == "GroupNorm" and 0 < row["Grouping"] <= 1]
     comparable = in_largest_cells(grouped, "Grouping")
     for network in sorted({row["Model"] for row, _ in comparable}):
@@ -120,7 +136,7 @@ def _groupings(probed: Sequence[tuple[Row, ProbeStatistics]]) -> Iterator[Compar
                 rho, p = _spearman(groupings, np.array(values))
                 yield Comparison(
                     f"{claim} (Lubana et al. 2021)",
-                    f"{network}, {len(set(groupings))} groupings: Spearman's ρ of 1/channels in a group and {words}, "
+                    f"{network}, {len(set(groupings))} groupings: Spearman's ρ of 1 / channels per group and {words}, "
                     "first iteration",
                     rho,
                     len(own),
@@ -129,7 +145,7 @@ def _groupings(probed: Sequence[tuple[Row, ProbeStatistics]]) -> Iterator[Compar
 
 
 def _outliers(table: pd.DataFrame) -> Iterator[Comparison]:
-    """How far the largest eigenvalue stands out with BatchNorm and without it, in the cell with most norms."""
+    """Compare the largest eigenvalue with BatchNorm and with other norms, in the cell with the most norms."""
     needed = ["Trace", "Eigen Mean", "Eigen Variance", "Max Eigen"]
     measured = largest_cells(table[~table["has_failed"] & table[needed].notna().all(axis=1)], ["Model"])
     for network, runs in measured.groupby("Model"):
@@ -138,13 +154,15 @@ def _outliers(table: pd.DataFrame) -> Iterator[Comparison]:
             continue
         squares = runs["Trace"] / runs["Eigen Mean"] * (runs["Eigen Variance"] + runs["Eigen Mean"] ** 2)
         for words, values in (
-            ("largest eigenvalue squared over the sum of all squared", runs["Max Eigen"] ** 2 / squares),
+            ("squared largest eigenvalue over the sum of all squared eigenvalues", runs["Max Eigen"] ** 2 / squares),
             ("largest eigenvalue", runs["Max Eigen"]),
         ):
             batch, others = values[is_batch], values[~is_batch]
             yield Comparison(
-                "BatchNorm's spectrum has fewer and smaller outliers than others (Ghorbani et al. 2019)",
-                f"{network}, eval mode: {words}, median {format_number(float(batch.median()), 3)} in {len(batch)} runs "
-                f"with BatchNorm, {format_number(float(others.median()), 3)} in {len(others)} with other norms",
+                "BatchNorm's spectrum has fewer and smaller outliers than other norms' (Ghorbani et al. 2019)",
+                f"{network}, eval mode, cell with the most norms: {words}; median "
+                f"{format_number(float(batch.median()), 3)} with BatchNorm (n = {len(batch)}), "
+                f"{format_number(float(others.median()), 3)} with other norms (n = {len(others)}); value: "
+                "difference of the medians",
                 *_difference(others.to_numpy(), batch.to_numpy()),
             )

@@ -1,4 +1,7 @@
-"""Rankings of norms and effects of settings: means in cells of equal hyperparameters, with intervals."""
+"""Rankings of norms and effects of settings, with intervals.
+
+A cell is a set of runs with equal hyperparameters (all but norm, grouping and seed).
+"""
 
 from typing import Any, NamedTuple
 
@@ -12,7 +15,7 @@ from normstudy.report.tables import CELL, MIN_POINTS, hyperparameters, setting_k
 
 
 class SettingEffect(NamedTuple):
-    """The mean difference of an outcome between two settings, second less first, over n groups of runs."""
+    """The mean difference of an outcome between two settings (second minus first), over n groups of runs."""
 
     value: float
     low: float
@@ -22,9 +25,9 @@ class SettingEffect(NamedTuple):
 
 
 def summarize_cells(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean, s.d. and n of each outcome for each norm (grouping) in each cell, and how many runs failed there.
+    """Compute mean, s.d. and n of each outcome for each norm (and grouping) in each cell, and count the failed runs.
 
-    The runs of a cell are equal in CELL and in all other hyperparameters that differ within the table.
+    The columns that define a cell are those of CELL and all other hyperparameters that differ within the table.
     """
     keys = ["Label", *dict.fromkeys([*CELL, *hyperparameters(table)])]
     groups = table.assign(**{name: table[name].astype(str) for name in keys[1:]}).groupby(keys, sort=True)
@@ -42,12 +45,12 @@ def rank_norms(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """How far each norm lies above the mean of all norms in the same cell, with its rank: a frame, best first.
+    """Rank norms by their advantage over the other norms in the same cells; return a frame, best first.
 
-    `advantage` is the mean over runs of the outcome less the mean of the norms' means in the run's cell (all
-    hyperparameters equal; cells with one norm say nothing, and are left out); low and high are the 95 % interval of
-    resampling the cells, and every norm's runs in each, and rank_low, rank_high that of the rank: NaN for a norm with
-    one run, which says nothing of its spread. Runs that failed are counted in `failed`.
+    `advantage` is the mean over a norm's runs of the outcome minus the mean of the norms' means in the run's cell.
+    Cells with only one norm are left out, because they compare nothing. low and high bound the 95 % interval from
+    resampling the cells, and in each cell every norm's runs; rank_low and rank_high bound that of the rank. They are
+    NaN for a norm with one run, because one run does not show the spread. `failed` counts the runs that failed.
     """
     names = [label, "n", "failed", "mean", "advantage", "low", "high", "rank_low", "rank_high"]
     usable = table[~table["has_failed"] & table[outcome].notna()]
@@ -70,7 +73,7 @@ def rank_norms(
 def _advantages(
     usable: pd.DataFrame, outcome: str, label: str, resamples: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The advantage of each norm (norms,), in the order of their names, and that of resamples (B, norms)."""
+    """Return the advantage of each norm (norms,), in the order of their names, and that in each resample (B, norms)."""
     by_group = usable.groupby(["cell", label])[outcome]
     groups = by_group.agg(["mean", "size"]).reset_index()
     cells, of_group = np.unique(groups["cell"], return_inverse=True)
@@ -78,7 +81,7 @@ def _advantages(
     sizes = pd.get_dummies(groups[label]).to_numpy(float) * groups["size"].to_numpy()[:, None]  # (groups, norms): runs
 
     def advantages(means: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """(B, norms) from the means of groups (B, groups) and how often each cell counts (B, cells)."""
+        """Return (B, norms) from the means of groups (B, groups) and how often each cell counts (B, cells)."""
         above = means - (means @ members.T / members.sum(1)) @ members
         weights = weights @ members
         with np.errstate(invalid="ignore"):
@@ -93,7 +96,7 @@ def _advantages(
 
 
 def rank_norms_by_network(table: pd.DataFrame, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, pd.DataFrame]:
-    """{network: ranking of its runs}: networks have other norms that suit them, and other norms that were tried."""
+    """Return {network: ranking of its runs}, since different norms suit, and were tried in, different networks."""
     there = set(table["Model"])
     networks = dict.fromkeys(name for name in (*ARCHS, *sorted(there)) if name in there)
     found = {
@@ -105,8 +108,11 @@ def rank_norms_by_network(table: pd.DataFrame, resamples: int = RESAMPLES, seed:
 def setting_effect(
     table: pd.DataFrame, axis: str, outcome: str, resamples: int = RESAMPLES, seed: int = 0
 ) -> SettingEffect | None:
-    """How an outcome differs between the two settings of a hyperparameter, over groups of runs that are alike in all
-    else; None unless it has two settings and MIN_POINTS groups."""
+    """Compute how an outcome differs between the two settings of a hyperparameter.
+
+    A difference is that of the means within a group of runs that are equal in norm, grouping and all other
+    hyperparameters. Return None unless there are exactly two settings and at least MIN_POINTS groups.
+    """
     usable = table[~table["has_failed"] & table[outcome].notna() & table[axis].notna()]
     settings = sorted(usable[axis].unique())
     if len(settings) != 2:

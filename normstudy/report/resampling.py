@@ -1,20 +1,20 @@
-"""Resamples with replacement: how often each point is drawn, the coefficients of such samples, and intervals."""
+"""Bootstrap resamples: how often each point is drawn, the coefficients of the resamples, and intervals."""
 
 import numpy as np
 
 RESAMPLES = 1000
-INTERVAL = (0.025, 0.975)  # quantiles of resamples between which a 95 % interval lies
-MIN_SAMPLES = 100  # finite ones, from which there is an interval
-MOST_PAIRWISE = 3000  # points up to which Kendall's interval is made, from all pairs
+INTERVAL = (0.025, 0.975)  # quantiles of the resamples that bound a 95 % interval
+MIN_SAMPLES = 100  # minimum number of finite resamples for an interval
+MOST_PAIRWISE = 3000  # maximum number of points for Kendall's interval, which uses all pairs
 
 
 def resample_counts(generator: np.random.Generator, n: int, resamples: int) -> np.ndarray:
-    """How often each of n things is drawn in n draws with replacement: (resamples, n)."""
+    """Return how often each of n items is drawn in n draws with replacement: (resamples, n)."""
     return generator.multinomial(n, np.full(n, 1 / n), size=resamples)
 
 
 def interval_of(samples: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of samples (B,); NaN where too few are finite."""
+    """Return the 95 % interval of samples (B,); NaN if fewer than MIN_SAMPLES are finite."""
     samples = samples[np.isfinite(samples)]
     if len(samples) < MIN_SAMPLES:
         return np.nan, np.nan
@@ -23,10 +23,10 @@ def interval_of(samples: np.ndarray) -> tuple[float, float]:
 
 
 def resampled_coefficients(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
-    """{coefficient: (B,)} of resamples in which each of n points counts as often as counts (B, n) says; Kendall's is
-    τ-b.
+    """Return {coefficient: (B,)} of B resamples; resample b contains point i counts[b, i] times.
 
-    The same as repeating the points; ranks and pairs are weighted instead.
+    The result is that of repeating the points, but ranks and pairs are weighted instead. Kendall's coefficient is τ-b;
+    it is NaN for more than MOST_PAIRWISE points.
     """
     counts = counts.astype(float)
     found = {
@@ -48,7 +48,7 @@ def resampled_coefficients(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> 
 
 
 def _weighted_pearson(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Pearson's r (B,) of points x, y (B or 1, n) that count (B, n) times."""
+    """Return Pearson's r (B,) of points x, y (B or 1, n), with counts (B, n) as their weights."""
     total = counts.sum(1, keepdims=True)
     x = x - (x * counts).sum(1, keepdims=True) / total
     y = y - (y * counts).sum(1, keepdims=True) / total
@@ -58,7 +58,7 @@ def _weighted_pearson(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.nd
 
 
 def _weighted_ranks(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The mean rank of each of n values among the repeated ones: (B, n)."""
+    """Return the mean rank of each of n values among the repeated values: (B, n)."""
     distinct, place = np.unique(values, return_inverse=True)
     per_value = np.zeros((len(counts), len(distinct)))
     for index in range(len(distinct)):

@@ -1,4 +1,4 @@
-"""The sections of the page, from the data, the statistics and the pictures of a report."""
+"""The sections of the page, built from the data, the statistics and the pictures of a report."""
 
 import os
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ LINKED = ("summary.json", "metrics.csv", "curves.png", "probes.png", "hessian.pn
 def page_sections(
     data: ReportData, statistics: ReportStatistics, pictures: ReportPictures, options: ReportOptions
 ) -> list[tuple[str, str]]:
-    """(heading, HTML) of each section that has content."""
+    """Return (heading, HTML) of each section that has content."""
     claims = original_claims_html(
         data.table, statistics.ranking, statistics.correlations, statistics.granulated, data.titles
     )
@@ -35,10 +35,10 @@ def page_sections(
     sections = [
         ("Summary", _summary(data, statistics)),
         ("Which norm is best, and where", _norms(statistics, pictures)),
-        ("What goes with generalization", _measures(data, statistics, pictures)),
+        ("Correlations with generalization", _measures(data, statistics, pictures)),
         ("Claims of the original study", claims),
-        ("Claims of papers", _pictures_html(pictures.claims) + published_claims_html(statistics.claims)),
-        ("Beside another table", _comparison(data, statistics, options)),
+        ("Claims of other papers", _pictures_html(pictures.claims) + published_claims_html(statistics.claims)),
+        ("Comparison with another table", _comparison(data, statistics, options)),
         ("Inside the networks", _pictures_html(pictures.networks)),
         ("Runs", runs_table_html(data.table, links)),
         ("Methods", list_html(METHODS)),
@@ -51,7 +51,7 @@ def _pictures_html(pictures: Sequence[Picture]) -> str:
 
 
 def _links(run: RunDirectory, results_dir: Path) -> tuple[str, list[str]]:
-    """A run's folder as the page names it, and those of its files that exist."""
+    """Return the path of a run's folder relative to the page, and the names of its files in LINKED that exist."""
     path = os.path.relpath(run.path, results_dir)
     return Path(path).as_posix(), [name for name in LINKED if (run.path / name).exists()]
 
@@ -64,15 +64,19 @@ def _summary(data: ReportData, statistics: ReportStatistics) -> str:
     elif findings:
         found = f'<div class="summary">{list_html(findings)}</div>'
     else:
-        found = "<p>These runs support no finding: no difference or correlation has an interval without zero.</p>"
+        found = "<p>These runs support no finding: nothing meets the conditions in the section Methods.</p>"
     runs, norms = format_count(len(table), "run"), format_count(table["Norm"].nunique(), "norm")
-    about = f"<p>{runs}, {int(table['has_failed'].sum())} of which failed; {norms}.</p>"
+    about = (
+        f"<p>{runs}, {int(table['has_failed'].sum())} of which failed; {norms}. A <em>cell</em> is a set of runs "
+        "with equal hyperparameters, network and data set included: they differ only in the norm, its grouping and the "
+        "seed.</p>"
+    )
     limits = limitation_sentences(table, by_network, statistics.correlations)
-    return about + found + ("<h3>What these runs cannot say</h3>" + list_html(limits) if limits else "")
+    return about + found + ("<h3>What these runs do not show</h3>" + list_html(limits) if limits else "")
 
 
 def _norms(statistics: ReportStatistics, pictures: ReportPictures) -> str:
-    content = "<p>No run ended with an accuracy.</p>"
+    content = "<p>No run has a test accuracy.</p>"
     if len(statistics.ranking):
         content = _pictures_html(pictures.norms)
         for network, ranks in statistics.ranking_by_network.items():
@@ -80,7 +84,7 @@ def _norms(statistics: ReportStatistics, pictures: ReportPictures) -> str:
         if len(statistics.ranking_by_network) > 1:
             content += details_html("All networks together", ranking_table_html(statistics.ranking, "Norm"))
         cells = cells_table_html(statistics.by_cell)
-        content += details_html("Every cell: means, standard deviations, n, failures", cells)
+        content += details_html("Every norm in every cell: mean and s.d. over runs (n includes failed runs)", cells)
     if len(statistics.groupings) > 1:
         content += details_html("Norms by grouping", ranking_table_html(statistics.groupings, "Label"))
     return content
@@ -88,20 +92,20 @@ def _norms(statistics: ReportStatistics, pictures: ReportPictures) -> str:
 
 def _measures(data: ReportData, statistics: ReportStatistics, pictures: ReportPictures) -> str:
     if not len(statistics.granulated):
-        return f"<p>No measure is there for {MIN_POINTS} settings or more.</p>"
+        return f"<p>No measure has values for at least {MIN_POINTS} settings.</p>"
     coefficients = correlations_table_html(statistics.correlations, data.titles)
     granulated = granulated_table_html(statistics.granulated, data.titles)
     return (
         _pictures_html(pictures.measures)
-        + details_html("All coefficients", coefficients)
-        + details_html("Granulated, with worst cases", granulated)
+        + details_html("All coefficients, over n settings", coefficients)
+        + details_html("Granulated coefficients, with worst cases (n groups of settings)", granulated)
     )
 
 
 def _comparison(data: ReportData, statistics: ReportStatistics, options: ReportOptions) -> str:
-    """The other table beside the runs, or nothing without one."""
+    """Return the comparison with the other table, or nothing without one."""
     if data.other_table is None or statistics.comparison is None:
         return ""
-    same = f"; {' and '.join(options.same_data)} are taken for one" if options.same_data else ""
-    words = f"{len(data.other_table)} runs of {','.join(options.compared)}{same}."
+    same = f"; {' and '.join(options.same_data)} count as one data set" if options.same_data else ""
+    words = f"The other table: {len(data.other_table)} runs of {','.join(options.compared)}{same}."
     return f"<p>{escaped(words)}</p>{comparison_html(*statistics.comparison)}"

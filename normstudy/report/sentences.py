@@ -1,4 +1,4 @@
-"""The report's findings and limits in words, and its methods."""
+"""The sentences of the report: findings, limits and methods."""
 
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -25,7 +25,7 @@ SHORT_OUTCOMES = {
     "Gap": "the gap between train and test accuracy",
 }
 NAMED_IF_SHARED = (*CELL, "SkipInit", "epochs", "train_samples", "image_size", "init_lr", "precision")
-EFFECTS = {  # column: its name, and the words for its two settings where numbers do not say them
+EFFECTS = {  # column: its name, and words for its two settings unless these are numbers
     "Mom & WD": ("momentum and weight decay", "on", "off"),
     "SkipInit": ("SkipInit", "on", "off"),
     "Batch Size": ("batch size", "", ""),
@@ -33,7 +33,7 @@ EFFECTS = {  # column: its name, and the words for its two settings where number
 
 
 class Finding(NamedTuple):
-    """A sentence, and the size of its effect over the half-width of its interval: 0 where that holds zero."""
+    """A sentence, with its effect size divided by the half-width of its interval: 0 if the interval includes zero."""
 
     kind: str
     support: float
@@ -47,9 +47,9 @@ def summary_sentences(
     granulated: pd.DataFrame,
     titles: Mapping[str, str],
 ) -> list[str]:
-    """The findings best supported, at most three of different kinds, each a sentence with its numbers.
+    """Return the best supported findings: at most three of different kinds, each a sentence with its numbers.
 
-    titles: {measure: its words}. Support has to be above 1.
+    Only findings with support above 1 are included. titles: {measure: title}.
     """
     findings = [
         *(finding for network, ranks in by_network.items() for finding in _of_norms(network, ranks)),
@@ -80,10 +80,10 @@ def _of_norms(network: str, ranks: pd.DataFrame) -> Iterator[Finding]:
         yield Finding(
             f"norm {word}",
             _support(row["advantage"], row["low"], row["high"]),
-            f"In {network}, {row['Norm']} had the {extreme} test accuracy of {norms}: "
-            f"{abs(row['advantage']):.1f} points {word} the mean of norms in cells of equal hyperparameters (95 % "
-            f"interval {format_interval(row['low'], row['high'])}; n = {row['n']} runs; rank "
-            f"{format_interval(row['rank_low'], row['rank_high'])}).",
+            f"In {network}, {row['Norm']} had the {extreme} test accuracy of {norms}, relative to its cells: "
+            f"{abs(row['advantage']):.1f} points {word} the mean over the norms in the same cell (95 % interval "
+            f"{format_interval(row['low'], row['high'])}; n = {row['n']} runs; rank "
+            f"{format_interval(row['rank_low'], row['rank_high'])} among all norms).",
         )
 
 
@@ -94,14 +94,15 @@ def _of_measures(correlations: pd.DataFrame, granulated: pd.DataFrame, titles: M
             continue
         over_all = select_pair(pooled, row["measure"], row["outcome"])["value"].iloc[0]
         psi = select_pair(granulated, row["measure"], row["outcome"]).iloc[0]
-        of_groups = f", granulated Ψ = {psi['value']:.2f} ({format_interval(psi['low'], psi['high'])})"
+        of_groups = f"; granulated, Ψ = {psi['value']:.2f} (95 % interval {format_interval(psi['low'], psi['high'])})"
         yield Finding(
             "measure",
             _support(row["value"], row["low"], row["high"]),
-            f"Where only the norm differs, {titles[row['measure']]} goes with "
-            f"{SHORT_OUTCOMES[row['outcome']]}: Spearman's ρ = {row['value']:.2f} within cells (95 % interval "
+            f"Within cells, {titles[row['measure']]} correlates with "
+            f"{SHORT_OUTCOMES[row['outcome']]}: Spearman's ρ = {row['value']:.2f} (95 % interval "
             f"{format_interval(row['low'], row['high'])}; n = {row['n']} settings; p {_equals(row['p_holm'])} after "
-            f"Holm); pooled over all settings ρ = {over_all:.2f}{of_groups if psi['value'] == psi['value'] else ''}.",
+            f"Holm's adjustment). Pooled over all settings, ρ = {over_all:.2f}"
+            f"{of_groups if psi['value'] == psi['value'] else ''}.",
         )
 
 
@@ -119,19 +120,19 @@ def _of_settings(table: pd.DataFrame) -> Iterator[Finding]:
                     f"setting {axis}",
                     _support(effect.value, effect.low, effect.high),
                     f"{name[0].upper()}{name[1:]} {after} instead of {before} changed {SHORT_OUTCOMES[outcome]} by "
-                    f"{effect.value:+.1f} points (95 % interval {format_interval(effect.low, effect.high)}; "
-                    f"n = {effect.n} groups of runs alike in all else).",
+                    f"{effect.value:+.1f} points on average (95 % interval {format_interval(effect.low, effect.high)}; "
+                    f"n = {effect.n} groups of runs that are equal in everything else but the seed).",
                 )
 
 
 def limitation_sentences(
     table: pd.DataFrame, by_network: Mapping[str, pd.DataFrame], correlations: pd.DataFrame
 ) -> list[str]:
-    """Conclusions that no reader should draw from these runs."""
+    """Return the conclusions that these runs do not support."""
     has_coefficients = not table["has_failed"].all() and correlations["value"].notna().any()
     causes = (
-        "Causes: measures and outcomes come from the same networks. A measure that goes with an outcome need not "
-        "move it, and intervals take settings for independent, though many share a norm."
+        "Causes: changing a measure that correlates with an outcome need not change the outcome. The intervals of "
+        "correlations take settings as independent, although many share a norm, so they are too narrow."
     )
     return [
         *_limits_of_repetition(table, by_network),
@@ -142,15 +143,15 @@ def limitation_sentences(
 
 
 def _limits_of_repetition(table: pd.DataFrame, by_network: Mapping[str, pd.DataFrame]) -> Iterator[str]:
-    """Questions that too few runs of a setting, or of a norm, leave open."""
+    """Yield the limits due to few runs of a setting or of a norm."""
     usable = table[~table["has_failed"]]
     names = ["Label", *hyperparameters(table)]
     sizes = usable.groupby([usable[name].astype(str) for name in names]).size() if len(usable) else None
     if sizes is not None and sizes.median() < 3:
         yield (
-            f"Chance between seeds: half of the {len(sizes)} combinations of settings have no more than "
-            f"{'1 run' if sizes.median() < 2 else '2 runs'}, so differences between single combinations are not "
-            "separated from it."
+            f"Differences between two single settings: at least half of the {len(sizes)} settings have no more than "
+            f"{'1 run' if sizes.median() < 2 else '2 runs'}, so such a difference cannot be told from variation "
+            "between seeds."
         )
     few = []
     for network, ranks in by_network.items():
@@ -158,8 +159,8 @@ def _limits_of_repetition(table: pd.DataFrame, by_network: Mapping[str, pd.DataF
         few += [f"{network}: {', '.join(norms)}"] if norms else []
     if few:
         yield (
-            f"How sure the intervals of norms with fewer than {MIN_POINTS} runs are ({'; '.join(few)}): resampling "
-            "makes them too narrow; those of two runs only span both values."
+            f"The uncertainty of norms with fewer than {MIN_POINTS} runs ({'; '.join(few)}): intervals from so few "
+            "runs are too narrow; an interval from two runs only spans their values."
         )
 
 
@@ -168,44 +169,56 @@ def _limits_of_failures(table: pd.DataFrame) -> Iterator[str]:
     if len(failed):
         by_norm = ", ".join(f"{name} {count}" for name, count in failed["Norm"].value_counts().items())
         yield (
-            f"What failed runs would have reached: {len(failed)} of {len(table)} failed ({by_norm}); means are over "
-            "the others."
+            f"The accuracy of failed runs: {len(failed)} of {len(table)} failed ({by_norm}), and all rankings and "
+            "correlations are computed from the remaining runs."
         )
 
 
 def _limits_of_coverage(table: pd.DataFrame) -> Iterator[str]:
-    """Measures of too few settings, and settings that do not vary."""
+    """Yield the measures that too few settings have, and the settings that do not vary."""
     settings = average_over_seeds(table)
     missing = [title for name, title in MEASURES.items() if settings[name].notna().sum() < MIN_POINTS]
     if missing:
-        yield f"Anything about {'; '.join(missing)}: measured for fewer than {MIN_POINTS} settings."
+        yield f"Correlations of {'; '.join(missing)}: fewer than {MIN_POINTS} settings have a value."
     shared = [name for name in NAMED_IF_SHARED if name in table and table[name].notna().all()]
     shared = [name for name in shared if table[name].astype(str).nunique() == 1 and str(table[name].iloc[0])]
     if shared:
         values = ", ".join(f"{name}: {format_number(table[name].iloc[0])}" for name in shared)
-        yield f"Other settings than these, which all runs share: {values}."
+        yield f"Results under other values of the settings that all runs share: {values}."
 
 
 METHODS = [
-    f"Outcomes: {', '.join(OUTCOMES.values())}. A run counts as failed where it ended without a finite result or has "
-    "no test accuracy; failed runs are counted and take part in nothing else.",
-    "Cell: runs that are equal in all hyperparameters but the norm, its grouping and the seed.",
-    "Above its cells: a run's test accuracy less the mean, over norms, of the norms' means in its cell; averaged over "
-    "a norm's runs. Interval and ranks: 95 % of resamples of cells, and in each cell of every norm's runs, from which "
-    "the means of cells are made anew; a norm with one run has none.",
-    "Setting: norm, grouping and all hyperparameters but the seed. In what follows a setting is one point, the mean "
-    "over its runs: seeds of one setting are no independent witnesses of what goes with what over norms.",
-    f"Coefficients: Pearson's r, Spearman's ρ and Kendall's τ-b, as scipy computes them; none from fewer than "
-    f"{MIN_POINTS} settings or of a constant.",
-    "Pooled: all settings. Within cells: the mean over cells of the cell's coefficient, weighted by settings.",
-    "Intervals: 95 % of resamples of settings (within their cells; of groups for Ψ), taken for independent.",
-    "p: of independence, two-sided; pooled as scipy gives it, within cells by the normal approximation. Holm: adjusted "
-    "for the number of measures and outcomes of the same way and coefficient (Holm 1979).",
-    "Granulated (Jiang et al. 2020): ψ of a hyperparameter is the mean, over groups of settings that differ in it "
-    f"alone (n; none for fewer than {MIN_POINTS}), of the sign agreement of measure and outcome over pairs; Ψ is the "
-    "mean of all ψ. The lowest and highest ψ are the worst cases that Dziugaite et al. 2020 ask for: a measure that "
-    "predicts has them on one side of zero.",
-    "The Hessian is that of the mean cross-entropy; class similarity is the mean cosine between class means of the "
-    "features that the classifier pools. README.md has the definitions of this program's measures; the table of the "
-    "original study has other ones (its Trace is not the trace of the Hessian).",
+    f"Outcomes: {', '.join(OUTCOMES.values())}. A run counts as failed if it ended without a finite result or has no "
+    "test accuracy. Failed runs are counted, but rankings, effects and correlations leave them out.",
+    "Summary: at most three findings of different kinds, those with the largest effect relative to the 95 % interval. "
+    "The interval must exclude zero; a correlation within cells must also be significant after Holm's adjustment. The "
+    "findings are selected from many, so their effects tend to be overestimated.",
+    "Advantage of a norm: a run's test accuracy minus the mean over the norms in its cell (the mean of the norms' "
+    "means), averaged over the norm's runs. Cells with one norm are left out. The 95 % intervals of the advantage and "
+    "of its rank resample the cells, and within each cell every norm's runs; a norm with one run has no interval. A "
+    "norm compared only with weak norms ranks too high: only cells that contain every norm give a fair ranking.",
+    "Setting: norm, grouping and all hyperparameters but the seed. For correlations, a setting is one point, the mean "
+    "over its runs, because seeds of one setting are not independent evidence of a trend over norms.",
+    f"Coefficients: Pearson's r, Spearman's ρ and Kendall's τ-b, as scipy computes them; none for fewer than "
+    f"{MIN_POINTS} settings or constant values.",
+    "Pooled: one coefficient over all settings, so it includes differences between networks and hyperparameters. "
+    "Within cells: the mean of the cells' coefficients, weighted by settings; only the norm and its grouping differ.",
+    "Intervals: the central 95 % of bootstrap resamples (percentiles). Correlations resample settings, within cells "
+    "those of each cell; Ψ resamples groups. Settings and groups are taken as independent.",
+    "p: two-sided, for independence of measure and outcome; from scipy if pooled, from a normal approximation within "
+    "cells. p (Holm) is adjusted for the number of measures and outcomes with the same method and coefficient (Holm "
+    f"1979). Verdicts: a claim or order “agrees” or “does not agree” if p < {SIGNIFICANT}; otherwise, or with fewer "
+    f"than {MIN_POINTS} values, the comparison is inconclusive.",
+    "Granulated (Jiang et al. 2020): ψ of a hyperparameter (here also of the norm with its grouping) is the mean, over "
+    f"groups of settings that differ only in it (n; no ψ for fewer than {MIN_POINTS}), of the sign agreement of "
+    "measure and outcome over pairs of settings; Ψ is the mean of all ψ. The lowest and highest ψ are the worst cases "
+    "that Dziugaite et al. 2020 ask for: for a predictive measure, both have the same sign.",
+    "Measures: the Hessian is that of the mean cross-entropy of training images in eval mode. Rescaling the weights "
+    "before most norms, together with the running statistics, leaves the function unchanged but not the Hessian, so a "
+    "smaller trace or λ_max of one norm does not by itself mean a flatter minimum. Class similarity is the mean cosine "
+    "between class means of the features before pooling. Measures at the first or last iteration are layer statistics, "
+    "averaged over the layers where they are finite. In the table of runs, s.e. is the standard error over random "
+    "trace probes, without the choice of images; an eigenvalue lies within the residual (in parentheses) of λ_max. The "
+    "README.md next to a results.csv explains its columns. The table of the original study uses other definitions: its "
+    "Trace is not the trace of the Hessian.",
 ]

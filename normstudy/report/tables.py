@@ -1,4 +1,4 @@
-"""Tables of runs as pandas frames: their columns, spellings and cells."""
+"""Tables of runs as pandas frames: columns, spellings, and cells (sets of runs with equal hyperparameters)."""
 
 import csv
 import sys
@@ -12,7 +12,7 @@ import pandas as pd
 from config import ARCHS, GROUPED_NORMS, NORM_TYPES
 from normstudy.cli import RunError, canonical_name
 
-Row = dict[str, Any]  # one run: its value in each column
+Row = dict[str, Any]  # one run: {column: value}
 T = TypeVar("T")
 
 OUTCOMES = {
@@ -32,20 +32,20 @@ MEASURES = {
     "within_over_between": "within- / between-class variance",
 }
 CELL = ["Model", "Dataset", "Batch Size", "Mom & WD"]
-# All columns in which settings can differ, beside the norm and its grouping, which the report compares.
+# All columns in which settings can differ, without the norm and its grouping, which the report compares.
 HYPERPARAMETERS = [
     *(*CELL, "SkipInit", "epochs", "conv_type", "cfg", "preact", "image_size", "patch_size", "init_lr", "lr_warmup"),
     *("momentum", "weight_decay", "precision", "val_fraction", "train_samples", "batch_shares"),
 ]
 REQUIRED = ["Model", "Norm", "Dataset", "Batch Size", "Test Accuracy"]
-MIN_POINTS = 5  # from which a coefficient, a test or a mean over groups is computed
-SIGNIFICANT = 0.05  # the p below which an effect is said to be there
+MIN_POINTS = 5  # minimum number of points for a coefficient, a test or a mean over groups
+SIGNIFICANT = 0.05  # an effect with a smaller p value counts as significant
 
 
 def read_tables(paths: Iterable[Path | str]) -> pd.DataFrame:
-    """The runs of several tables, stacked, as tidy_table gives them, with their table's path in the column `table`.
+    """Read several tables of runs, stack them and tidy them; the column `table` holds the path of each run's table.
 
-    Raises RunError for a file that is no table of runs.
+    Raises RunError if a file is not a table of runs.
     """
     frames = []
     for path in map(Path, paths):
@@ -53,17 +53,20 @@ def read_tables(paths: Iterable[Path | str]) -> pd.DataFrame:
             frame = pd.read_csv(path, dtype=str, keep_default_na=False, quoting=csv.QUOTE_MINIMAL)
         except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
             reason = getattr(error, "strerror", None) or (str(error).splitlines() or [""])[0]
-            raise RunError(f"{path} cannot be read as a table: {reason}") from None
+            raise RunError(f"{path} cannot be read as a table ({reason}); give a CSV table of runs") from None
         missing = [name for name in REQUIRED if name not in frame.columns]
         if missing:
-            raise RunError(f"{path} has no column {missing[0]!r}: is it a table of runs?")
+            raise RunError(f"{path} has no column {missing[0]!r}; give a table of runs such as results/results.csv")
         frames.append(frame.assign(table=str(path)))
     return _without_copies(tidy_table(pd.concat(frames, ignore_index=True)))
 
 
 def _without_copies(table: pd.DataFrame) -> pd.DataFrame:
-    """The runs, each once: of those that agree in everything but measurements, to the last digit of the seconds that
-    they took, the one with most measures. Name the others on stderr."""
+    """Return each run once; name the copies that are left out on stderr.
+
+    Runs are copies if they agree in everything but the measurements, including every digit of their run time in
+    seconds. The copy with the most measures is kept.
+    """
     if "seconds" not in table or "run" not in table:
         return table
     compared = {*REQUIRED, *HYPERPARAMETERS, "P Grouping", "seed", "data", "seconds", "test_loss", "train_loss"}
@@ -72,15 +75,15 @@ def _without_copies(table: pd.DataFrame) -> pd.DataFrame:
     identity = table.loc[by_measures, [name for name in table if name in compared]]
     is_copy = identity.duplicated().sort_index() & is_timed
     for row in table[is_copy].to_dict("records"):
-        print(f"left out: {row['run']} of {row['table']} is the copy of another run", file=sys.stderr)
+        print(f"left out: {row['run']} in {row['table']} is a copy of another run", file=sys.stderr)
     return table[~is_copy].reset_index(drop=True)
 
 
 def tidy_table(table: pd.DataFrame) -> pd.DataFrame:
-    """The frame with today's spellings, numbers as numbers, and the columns Grouping, Label, Gap and has_failed.
+    """Return the frame with current spellings, numeric columns, and the columns Grouping, Label, Gap and has_failed.
 
-    Grouping is P Grouping where the norm takes it, else NaN; Label is the norm with it; Gap is train − test
-    accuracy; has_failed marks the runs that ended without a finite result.
+    Grouping is P Grouping if the norm has groups, else NaN. Label is the norm with its grouping. Gap is train accuracy
+    minus test accuracy. has_failed marks the runs that ended without a finite result or have no test accuracy.
     """
     table = table.copy()
     for name in (*MEASURES, *OUTCOMES, "P Grouping", "Batch Size", "seed"):
@@ -102,7 +105,7 @@ def tidy_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _spelled(name: object, choices: Sequence[str]) -> str:
-    """The one of the choices that is meant, or the name itself where none is."""
+    """Return the choice that the name stands for, or the name itself if there is none."""
     try:
         return canonical_name(str(name), choices)
     except ValueError:
@@ -110,19 +113,22 @@ def _spelled(name: object, choices: Sequence[str]) -> str:
 
 
 def hyperparameters(table: pd.DataFrame) -> list[str]:
-    """The columns, beside the norm, its grouping and the seed, in which the runs differ."""
+    """Return the columns in which the runs differ, without the norm, its grouping and the seed."""
     return [name for name in HYPERPARAMETERS if name in table and table[name].astype(str).nunique() > 1]
 
 
 def setting_keys(table: pd.DataFrame, names: list[str]) -> pd.Series:
-    """For each run, its settings of these columns, as one text."""
+    """Return, for each run, its values in these columns as one text."""
     texts = ["|".join(map(str, values)) for values in table[names].astype(str).to_numpy()]
     return pd.Series(texts, index=table.index, dtype=str)
 
 
 def largest_cells(table: pd.DataFrame, within: list[str], label: str = "Norm") -> pd.DataFrame:
-    """Of the runs that are equal in the columns `within`, those of the combination of all other hyperparameters that
-    has the most norms (or other labels), and of these the most runs: those can be averaged and compared."""
+    """Return the runs of the largest cell for each combination of values in the columns `within`.
+
+    The largest cell is that with the most norms (or other labels); of several, that with the most runs. Its runs can be
+    averaged and compared.
+    """
     table = table[table[label].notna()]
     axes = [name for name in hyperparameters(table) if name not in within]
     kept: list[int] = []
@@ -133,17 +139,17 @@ def largest_cells(table: pd.DataFrame, within: list[str], label: str = "Norm") -
 
 
 def in_largest_cells(pairs: Sequence[tuple[Row, T]], label: str = "Norm") -> list[tuple[Row, T]]:
-    """Those of (row, anything) that lie in the largest cell of their network."""
+    """Return the pairs (row, anything) whose run is in the largest cell of its network."""
     if not pairs:
         return []
     return [pairs[index] for index in largest_cells(pd.DataFrame([row for row, _ in pairs]), ["Model"], label).index]
 
 
 def average_over_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    """Each setting once: the runs that did not fail, averaged over those that are equal in norm, grouping and all
-    hyperparameters, which differ in their seeds alone.
+    """Average the runs that did not fail over seeds; return one row per setting.
 
-    Measures are correlated over settings, for runs of one setting are no independent witnesses of a trend over norms.
+    A setting is the norm, its grouping and all hyperparameters but the seed. Measures are correlated over settings,
+    because runs of one setting are not independent evidence of a trend over norms.
     """
     usable = table[~table["has_failed"]]
     settings = setting_keys(usable, ["Label", *hyperparameters(table)])

@@ -1,4 +1,4 @@
-"""Files: the run directory, saved states, probe dicts, and the table of runs. A file is complete or absent."""
+"""The run directory, saved states, probe dicts, and the table of runs. Every file is complete or absent."""
 
 from normstudy.storage.files import (
     is_whole_json,

@@ -1,7 +1,8 @@
-"""Files that are complete or absent: every write goes to a temporary file first and replaces the old one at once.
+"""Files that are complete or absent: every write goes to a temporary file, which then replaces the old file.
 
-Later damage is noticed on reading: JSON holds a checksum of its content, tensors lie in zip archives, which hold one
-of each member. torch is imported only where tensors are, so that commands that only plan or collect start at once.
+Reading detects later damage. A JSON file contains a checksum of its content. Tensors are stored in a zip archive,
+which contains a checksum of each member. Only functions that handle tensors import torch, so that commands that only
+plan or collect start quickly.
 """
 
 import contextlib
@@ -23,10 +24,10 @@ CHECKSUM = "checksum"
 
 
 def write_bytes(path: Path, content: bytes | memoryview, previous: Path | None = None) -> str:
-    """Replace `path` by `content` atomically, and return the SHA-256 of the content in hex.
+    """Replace `path` with `content` atomically, and return the SHA-256 of the content in hex.
 
-    Makes the parent folders. With `previous`, the old file takes that path. On failure, a Ctrl-C included, the old
-    file stays; raises OSError.
+    Creates the parent folders. If `previous` is given, the old file is moved there. After a failure or Ctrl-C, the old
+    file still exists. Raises OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -54,7 +55,7 @@ def sha256_of(path: Path) -> str:
 
 
 def remove_leftovers(folder: Path, pattern: str = "**/.*.tmp", seconds: float = 0.0) -> None:
-    """Remove the temporary files of killed processes that have not been written to for so many seconds."""
+    """Remove the temporary files of killed processes that have not been written to for `seconds` seconds."""
     for path in folder.glob(pattern):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime >= seconds:
@@ -62,7 +63,7 @@ def remove_leftovers(folder: Path, pattern: str = "**/.*.tmp", seconds: float = 
 
 
 def write_torch(path: Path, content: object, previous: Path | None = None) -> str:
-    """Write tensors and plain Python, which torch.load reads with weights_only=True; see write_bytes."""
+    """Write tensors and plain Python objects, which torch.load reads with weights_only=True; see write_bytes."""
     import torch
 
     buffer = io.BytesIO()
@@ -71,9 +72,9 @@ def write_torch(path: Path, content: object, previous: Path | None = None) -> st
 
 
 def read_torch(path: Path, sha256: str | None = None) -> Any:
-    """The content of a file that write_torch wrote, on the CPU.
+    """Return the content of a file that write_torch wrote, on the CPU.
 
-    Raises RunError for a file that is missing, damaged, or whose SHA-256 differs from the given one.
+    Raises RunError if the file is missing or damaged, or if its SHA-256 is not `sha256`.
     """
     import torch
 
@@ -86,14 +87,14 @@ def read_torch(path: Path, sha256: str | None = None) -> Any:
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
         raise RunError(
             f"{path} is not what this run wrote: it was changed, damaged, or taken from elsewhere; "
-            "copy it again from where it came"
+            "copy it again from its source"
         )
     try:
         damaged = zipfile.ZipFile(io.BytesIO(content)).testzip()
         if damaged is None:
             return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
-        reason = f"{damaged} does not fit its checksum"
-    except Exception as error:  # torch.load and zipfile have no common base for what a damaged file raises
+        reason = f"{damaged} does not match its checksum"
+    except Exception as error:  # torch.load and zipfile raise unrelated types for a damaged file
         reason = first_line(error) or type(error).__name__
         if reason.startswith("Weights only"):
             reason = "it is not a file of plain tensors"
@@ -101,9 +102,9 @@ def read_torch(path: Path, sha256: str | None = None) -> Any:
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> str:
-    """Write indented JSON with a checksum, which replaces any key of that name; see write_bytes.
+    """Write indented JSON with non-finite numbers as null; see write_bytes.
 
-    Non-finite numbers become null.
+    A checksum of the content is added under the key "checksum", whose old value is dropped.
     """
     finite = _finite({key: value for key, value in content.items() if key != CHECKSUM})
     checksum = _checksum(json.loads(json.dumps(finite)))
@@ -112,12 +113,12 @@ def write_json(path: Path, content: Mapping[str, object]) -> str:
 
 
 def _checksum(content: object) -> str:
-    """16 hex digits of the SHA-256 of parsed JSON, whatever the layout of the file and the order of its keys."""
+    """The first 16 hex digits of the SHA-256 of parsed JSON, independent of file layout and key order."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _finite(value: Any) -> Any:
-    """JSON content with None in the place of each number that is not finite."""
+    """Return JSON content with None in place of each non-finite number."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -126,7 +127,7 @@ def _finite(value: Any) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The dict in a JSON file. Raises RunError for a file that is missing, damaged, or changed since it was written."""
+    """Return the dict in a JSON file. Raises RunError if the file is missing, damaged, or was changed after writing."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -134,15 +135,15 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read: {error}") from None
     if not isinstance(content, dict):
-        raise RunError(f"{path} holds no settings")
+        raise RunError(f"{path} does not contain a JSON object")
     checksum = content.pop(CHECKSUM, None)  # hand-written files have none
     if checksum is not None and checksum != _checksum(content):
-        raise RunError(f"{path} is damaged, or was changed by hand: it does not fit its checksum")
+        raise RunError(f"{path} is damaged or was changed by hand: it does not match its checksum")
     return content
 
 
 def is_whole_json(path: Path) -> bool:
-    """Whether read_json can read a file."""
+    """Return whether read_json can read a file."""
     try:
         read_json(path)
     except RunError:
@@ -151,7 +152,7 @@ def is_whole_json(path: Path) -> bool:
 
 
 def write_csv(path: Path, columns: Collection[str], rows: Iterable[Mapping[str, object]]) -> str:
-    """Write a header and one line for each row, floats in full; missing cells stay empty. See write_bytes."""
+    """Write a header and one line per row, floats in full precision and missing cells empty; see write_bytes."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
     writer.writeheader()
@@ -160,6 +161,6 @@ def write_csv(path: Path, columns: Collection[str], rows: Iterable[Mapping[str, 
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file as dicts of text. Raises OSError."""
+    """Return the rows of a CSV file as dicts of text. Raises OSError."""
     with open(path, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))

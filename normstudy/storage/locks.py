@@ -1,19 +1,19 @@
-"""Locks that one process at a time holds."""
+"""File locks, which only one process at a time can hold."""
 
 import contextlib
 import errno
 from collections.abc import Iterator
 from pathlib import Path
 
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # how a file system without locks answers
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # errors of a file system without locks
 
 
 @contextlib.contextmanager
 def locked(path: Path, timeout: float = -1) -> Iterator[bool]:
-    """A block that one process at a time is in; gives whether this file system has locks at all.
+    """Hold a lock during a `with` block; yield whether the file system supports locks.
 
-    Waits for `timeout` seconds (-1: as long as it takes), then raises filelock.Timeout. The system frees the lock of a
-    process that dies.
+    Waits for at most `timeout` seconds (-1: without limit), then raises filelock.Timeout. The operating system frees
+    the lock of a process that dies.
     """
     import filelock
 

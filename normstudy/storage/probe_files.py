@@ -1,4 +1,4 @@
-"""Probe dicts: the names of their statistics, the files under probes/, and probes.json, their summary."""
+"""Probe dicts: the names of their statistics, the files under probes/, and their summary probes.json."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from normstudy.storage.run_directory import RunDirectory
 ACTIVATION_KEYS = ("activation_norm", "activation_variance", "cosine_similarity", "stable_rank")
 CONV_KEYS = ("std", "grad_norm")
 PROBE_KEYS = CONV_KEYS + ACTIVATION_KEYS
-SUMMARIZED_ITERATIONS = 100  # in probes.json, at most
+SUMMARIZED_ITERATIONS = 100  # maximum in probes.json
 
 
 def save_probes(run: RunDirectory, epoch: int, dump: Mapping[str, Any], files: dict[str, str]) -> None:
@@ -20,10 +20,10 @@ def save_probes(run: RunDirectory, epoch: int, dump: Mapping[str, Any], files: d
 
 
 def load_probes(run: RunDirectory) -> dict[str, Any] | None:
-    """All probe dicts of a run as one, concatenated over T iterations; None without probe dicts.
+    """Return all probe dicts of a run as one, concatenated over T iterations, or None if there are none.
 
-    "iteration" (T,) int64, "sites" {"conv": names, "activation": names}, and for each of PROBE_KEYS a (T, sites)
-    float32 tensor. Raises RunError if one is damaged, or does not fit the others.
+    The dict has "iteration" (T,) int64, "sites" {"conv": names, "activation": names}, and a (T, sites) float32 tensor
+    for each of PROBE_KEYS. Raises RunError if a probe dict is damaged or does not match the others.
     """
     import torch
 
@@ -41,9 +41,9 @@ def load_probes(run: RunDirectory) -> dict[str, Any] | None:
 
 
 def load_probes_of_whole_batches(run: RunDirectory) -> dict[str, Any] | None:
-    """load_probes without the smaller last batch of each epoch; with it if no larger batch was recorded.
+    """Return the probes of load_probes without the smaller last batch of each epoch.
 
-    Statistics that depend on the number of samples jump there.
+    Statistics that depend on the number of samples jump at that batch. It is kept if no larger batch was recorded.
     """
     probes = load_probes(run)
     if probes is None:
@@ -61,17 +61,17 @@ def load_probes_of_whole_batches(run: RunDirectory) -> dict[str, Any] | None:
 
 
 def summarize_probes(run: RunDirectory) -> None:
-    """Write probes.json, if there are probe dicts."""
+    """Write probes.json if the run has probe dicts."""
     content = _probes_summary(run)
     if content is not None:
         write_json(run.probes_summary, content)
 
 
 def _probes_summary(run: RunDirectory) -> dict[str, Any] | None:
-    """The content of probes.json, a few kilobytes; None without probe dicts.
+    """Return the content of probes.json (a few kilobytes), or None if there are no probe dicts.
 
-    For each statistic: its values by site at the first and the last iteration, and its mean over sites at up to
-    SUMMARIZED_ITERATIONS evenly chosen iterations of whole batches.
+    For each statistic, it holds the values by site at the first and the last iteration, and the mean over sites at up
+    to SUMMARIZED_ITERATIONS evenly spaced iterations. Smaller last batches are left out.
     """
     import torch
 
@@ -88,5 +88,5 @@ def _probes_summary(run: RunDirectory) -> dict[str, Any] | None:
 
 
 def read_probes_summary(run: RunDirectory) -> dict[str, Any] | None:
-    """The content of probes.json, made from the probe dicts if that file is missing; None without either."""
+    """Return the content of probes.json, computed from the probe dicts if it is missing, or None without either."""
     return read_json(run.probes_summary) if run.probes_summary.exists() else _probes_summary(run)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def package_versions() -> dict[str, str]:
-    """{package: version} for Python and the packages that the numbers depend on."""
+    """Return {package: version} for Python and the packages that the numbers depend on."""
     import torch
 
     others = {name: importlib.metadata.version(name) for name in ("torchvision", "numpy")}
@@ -24,7 +24,7 @@ def package_versions() -> dict[str, str]:
 
 @functools.cache
 def git_commit() -> str | None:
-    """The commit of this program, with `+` if files differ from it; None outside a git checkout."""
+    """Return the commit of this program, with `+` if files differ from it, or None outside a git checkout."""
     home = Path(__file__).resolve().parent
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=home, capture_output=True, text=True, check=True)
@@ -36,7 +36,7 @@ def git_commit() -> str | None:
 
 
 def history_entry(step: int, device: torch.device, processes: int) -> dict[str, Any]:
-    """The entry of a run's history for what trains it from global step `step` on."""
+    """Return the history entry for the software and hardware that train a run from global step `step` on."""
     return {
         "step": step,
         "versions": package_versions(),
@@ -47,11 +47,14 @@ def history_entry(step: int, device: torch.device, processes: int) -> dict[str, 
 
 
 def add_to_history(history: list[dict[str, Any]], entry: dict[str, Any]) -> None:
-    """Append an entry that differs from the last one in more than its step, and name the difference on stderr."""
+    """Append an entry if it differs from the last one in more than its step.
+
+    A change of program version, device or number of processes is reported on stderr.
+    """
     before = history[-1] if history else entry
     names = {"git_commit": "version of this program", "device": "device", "processes": "number of processes"}
     for name, words in names.items():
         if name in before and before[name] != entry[name]:
-            print(f"this run goes on with another {words}: {before[name]}, now {entry[name]}", file=sys.stderr)
+            print(f"this run continues with a different {words}: {before[name]}, now {entry[name]}", file=sys.stderr)
     if not history or before | {"step": 0} != entry | {"step": 0}:
         history.append(entry)

@@ -1,4 +1,4 @@
-"""Checkpoints and metrics.csv of a run, and whether its files are still what the run wrote."""
+"""The checkpoints and metrics.csv of a run, and checks that its files are unchanged."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def save_checkpoint(
 ) -> None:
     """Write the model's checkpoint of an epoch; with keep=last, then delete the older checkpoints.
 
-    files: {name: SHA-256} of the run's files, which is updated.
+    Updates `files`, the {name: SHA-256} of the run's files.
     """
     path = run.checkpoint(epoch)
     files[run.name_of(path)] = write_torch(path, model.state_dict())
@@ -34,23 +34,26 @@ def save_checkpoint(
 
 
 def changed_files(run: RunDirectory, summary: Mapping[str, Any]) -> list[str]:
-    """The names of a finished run's files that differ from what the run wrote; a missing file may save space."""
+    """Return the names of a finished run's files that differ from what the run wrote.
+
+    Missing files are left out, because they may have been deleted to save space.
+    """
     files = summary.get("files", {}).items()
     return [name for name, digest in files if (run.path / name).exists() and sha256_of(run.path / name) != digest]
 
 
 def are_metrics_whole(run: RunDirectory) -> bool:
-    """Whether a finished run's metrics.csv is what the run wrote."""
+    """Return whether a finished run's metrics.csv exists and is unchanged."""
     name = run.name_of(run.metrics)
     digest = read_summary(run).get("files", {}).get(name)
     return run.metrics.exists() and digest in (None, sha256_of(run.metrics))
 
 
 def restore_metrics(run: RunDirectory) -> None:
-    """Write metrics.csv again from a saved state, which holds its rows. Raises RunError if no state is whole."""
+    """Rewrite metrics.csv from the rows in a saved state. Raises RunError if no saved state is intact."""
     states, complaints = read_states(run)
     if not states:
         raise RunError("; ".join(complaints) or f"{run.last} is missing")
     path, state = states[0]
-    print(f"{run.metrics} is missing or damaged: written again from {path.name}", file=sys.stderr)
+    print(f"{run.metrics} is missing or damaged; rewriting it from {path.name}", file=sys.stderr)
     write_csv(run.metrics, METRICS_COLUMNS, state["rows"])

@@ -6,24 +6,24 @@ from pathlib import Path
 from config import GROUPED_NORMS, Config
 from normstudy.storage.files import write_bytes
 
-# {column: its meaning}, in the order of the table; the first are those of the original study, so that both stack
+# {column: meaning}, in the order of the table; the original study's come first, so that both tables can be concatenated
 ORIGINAL_COLUMNS = {
-    "Model": "network, as `--arch` spells it",
-    "Norm": "normalization layer, as `--norm_type` spells it",
-    "Dataset": "as `--dataset` spells it",
-    "Batch Size": "samples per step, over all processes",
-    "Trace": "trace of the Hessian of the training loss (mean cross-entropy in nats), from `hessian.json`",
-    "Eigen Mean": "mean of its eigenvalues",
-    "Eigen Variance": "variance of its eigenvalues",
-    "Max Eigen": "its largest eigenvalue",
-    "Test Accuracy": "% of the test images, after the last epoch, eval mode",
-    "Class Similarity": "mean cosine between the class means of the flattened features, from `class_similarity.json`",
-    "Mom & WD": "whether momentum and weight decay were both on",
-    "Train Accuracy": "% of the training images, after the last epoch, eval mode, unaugmented",
-    "SkipInit": "whether residual branches were scaled from 0",
-    "Success": "whether training stayed finite (`status` is `done`)",
-    "P Grouping": f"`--p_grouping`; it acts on {', '.join(GROUPED_NORMS)} alone",
-    "Gen. Ratio": "test accuracy / train accuracy",
+    "Model": "Network, as in `--arch`",
+    "Norm": "Normalization layer, as in `--norm_type`",
+    "Dataset": "Data set, as in `--dataset`",
+    "Batch Size": "Samples per step, over all processes",
+    "Trace": "Trace of the Hessian of the training loss (mean cross-entropy in nats), from `hessian.json`",
+    "Eigen Mean": "Mean of the eigenvalues of this Hessian",
+    "Eigen Variance": "Variance of its eigenvalues",
+    "Max Eigen": "Its largest eigenvalue",
+    "Test Accuracy": "Accuracy on the test images in %, after the last epoch, in eval mode",
+    "Class Similarity": "Mean cosine between the class means of the flattened features, from `class_similarity.json`",
+    "Mom & WD": "Whether momentum and weight decay were both above 0",
+    "Train Accuracy": "Accuracy on the unaugmented training images in %, after the last epoch, in eval mode",
+    "SkipInit": "Whether residual branches were scaled by a learned scalar that starts at 0",
+    "Success": "Whether training stayed finite (`status` is `done`)",
+    "P Grouping": f"`--p_grouping`, which applies only to {', '.join(GROUPED_NORMS)}",
+    "Gen. Ratio": "Test accuracy divided by train accuracy",
 }
 SETTING_COLUMNS = (
     "seed",
@@ -41,35 +41,35 @@ SETTING_COLUMNS = (
     "batch_shares",
 )
 IMAGE_COLUMNS = {
-    "train_samples": "training images that there were",
-    "test_samples": "test images that there were",
-    "val_fraction": "`--val_fraction`: part of the training set held out for validation",
+    "train_samples": "Number of images trained on",
+    "test_samples": "Number of test images",
+    "val_fraction": "`--val_fraction`: Fraction of the training set held out for validation",
 }
 RESULT_COLUMNS = {
     "status": "`done` or `diverged`",
-    "test_loss": "mean cross-entropy in nats per test image, eval mode, after the last epoch",
-    "train_loss": "the same of the training images, unaugmented",
-    "validation_accuracy": "fraction from 0 to 1; empty where nothing was held out",
-    "validation_loss": "in nats per image; empty where nothing was held out",
+    "test_loss": "Mean cross-entropy in nats per test image, after the last epoch, in eval mode",
+    "train_loss": "Mean cross-entropy in nats per unaugmented training image, after the last epoch, in eval mode",
+    "validation_accuracy": "Accuracy on the validation images, from 0 to 1; empty if none were held out",
+    "validation_loss": "Mean cross-entropy in nats per validation image; empty if none were held out",
 }
 MEASUREMENT_COLUMNS = {
-    "trace_standard_error": "standard error of the trace, over random probes",
-    "eigen_mean_standard_error": "standard error of the mean eigenvalue",
-    "eigen_variance_standard_error": "standard error of the variance of the eigenvalues",
-    "max_eigen_residual": "an eigenvalue lies within it of `Max Eigen`",
-    "min_eigen": "the smallest Ritz value of the Hessian: its smallest eigenvalue is this or less",
-    "min_eigen_residual": "an eigenvalue lies within it of `min_eigen`",
-    "hessian_samples": "images that the Hessian was measured on",
+    "trace_standard_error": "Standard error of `Trace` over the trace probes (random vectors)",
+    "eigen_mean_standard_error": "Standard error of `Eigen Mean`",
+    "eigen_variance_standard_error": "Standard error of `Eigen Variance`",
+    "max_eigen_residual": "Residual of `Max Eigen`: an eigenvalue lies within this distance of it",
+    "min_eigen": "Smallest Ritz value of the Hessian, whose smallest eigenvalue is at most this value",
+    "min_eigen_residual": "Residual of `min_eigen`: an eigenvalue lies within this distance of it",
+    "hessian_samples": "Number of images on which the Hessian was measured",
     "class_similarity_pooled": "`Class Similarity` of the features as the classifier pools them",
-    "class_similarity_centred": "`Class Similarity` of class means centred on the global mean",
-    "within_over_between": "variance of the features within classes over that between them",
-    "class_similarity_samples": "images that class similarity was measured on",
+    "class_similarity_centred": "`Class Similarity` of the class means after subtracting the global mean",
+    "within_over_between": "Variance of the features within classes divided by their variance between classes",
+    "class_similarity_samples": "Number of images on which class similarity was measured",
 }
 PROVENANCE_COLUMNS = {
-    "seconds": "training and evaluation of all epochs, over all continuations",
-    "torch": "version of PyTorch that trained the run; several, where `--mix_versions=True` mixed them",
-    "data": "fingerprint of every image and label used",
-    "run": "the run's folder",
+    "seconds": "Time in seconds for training and evaluation, summed over all epochs and continuations",
+    "torch": "Version of PyTorch that trained the run; several if `--mix_versions=True` was used",
+    "data": "Fingerprint of every image and label used",
+    "run": "Name of the run's folder",
 }
 
 
@@ -85,33 +85,38 @@ COLUMNS = (
     | MEASUREMENT_COLUMNS
     | PROVENANCE_COLUMNS
 )
-USUAL_MEASUREMENT = {"curvature": "hessian", "bn_mode": "eval", "split": "train"}  # the only one in the table
+USUAL_MEASUREMENT = {"curvature": "hessian", "bn_mode": "eval", "split": "train"}  # the table contains no others
 README_TITLE = "# Results of normalization runs"
 
 
 def write_explanation(path: Path) -> None:
-    """Write the README.md of a results folder, unless a text of someone else has that name."""
+    """Write the README.md of a results folder, unless a file from another source has that name."""
     stored = path.read_text(encoding="utf-8", errors="replace") if path.exists() else README_TITLE
     if stored.startswith(README_TITLE) and stored != explanation():
         write_bytes(path, explanation().encode())
 
 
 def explanation() -> str:
-    """The text of a results folder's README.md."""
+    """Return the text of a results folder's README.md."""
     usual = ", ".join(f"`--{flag}={value}`" for flag, value in USUAL_MEASUREMENT.items())
     rows = "".join(f"| {name} | {meaning} |\n" for name, meaning in COLUMNS.items())
     return f"""{README_TITLE}
 
-Each run has a folder of its own here, `<arch>_<norm>_<dataset>_…_seed<seed>_<8 hex>`; the hex is a hash of every
-setting that changes the numbers. `results.csv` has one row for each run that has ended. It is derived: every run adds
-its row, and `python run_report.py --collect` rebuilds all of them from the folders. So it can be deleted, and a folder
-that is moved away loses its row then (which `results.old.csv` keeps). A subfolder with a `results.csv` of its own is
-another study: the one that comes with the program is `results/cpu_study`, and its `FINDINGS.md` says what it found.
+Each run has its own folder, `<arch>_<norm>_<dataset>_…_seed<seed>_<8 hex>`. The 8 hex digits are a hash of every
+setting that changes the numbers. `results.csv` has one row for each run that has ended. A run adds its row when it
+ends. `python run_report.py --collect` rebuilds the table from the folders, so the table can be deleted. This drops the
+rows of folders that were moved away, and keeps the old table as `results.old.csv`. A subfolder with its own
+`results.csv` is another study. `results/cpu_study` comes with the program; its `FINDINGS.md` describes the results.
 
 ## Columns of results.csv
-The first {len(ORIGINAL_COLUMNS)} are those of the original study's table, so that both stack. An empty cell means:
-not measured, or measured in another way than with {usual}:
-such measurements are in the run's folder alone.
+The first {len(ORIGINAL_COLUMNS)} columns are those of the original study's table, so that the two can be concatenated.
+
+An empty cell means that there is no value: it was not measured, the run diverged, or the value is undefined or not
+finite. An empty `image_size` means that the images keep their size.
+
+Values from `hessian.json` and `class_similarity.json` are in the table only if they were measured on the last
+checkpoint with {usual}. Other measurements are only in
+the run's folder.
 
 | column | meaning |
 |---|---|

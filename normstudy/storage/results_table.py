@@ -1,4 +1,4 @@
-"""results.csv: one row for each run, derived from the run directories at any time."""
+"""results.csv: one row per run. The table can be rebuilt from the run directories at any time."""
 
 import csv
 import io
@@ -25,11 +25,14 @@ from normstudy.storage.run_directory import MEASUREMENTS, RunDirectory
 from normstudy.storage.run_settings import read_summary
 
 LOCK = ".results.lock"
-Row = dict[str, str]  # {column: text}, empty for a missing value
+Row = dict[str, str]  # {column: text}; missing values are empty
 
 
 def table_row(run: RunDirectory) -> tuple[Row | None, list[str]]:
-    """One run's row of results.csv, or None if it has not ended or cannot be read; and complaints about its files."""
+    """Return a run's row of results.csv, and complaints about its files.
+
+    The row is None if the run has not ended or cannot be read.
+    """
     try:
         settings, summary = read_json(run.config), read_summary(run)
         measured, complaints = _read_measurements(run, summary)
@@ -68,7 +71,7 @@ def table_row(run: RunDirectory) -> tuple[Row | None, list[str]]:
 
 
 def _read_measurements(run: RunDirectory, summary: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The usual measurements of a run's last checkpoint, in one dict; and complaints about those that do not fit."""
+    """Return the usual measurements of a run's last checkpoint in one dict, and complaints about unusable files."""
     measured: dict[str, Any] = {}
     complaints = []
     last = summary.get("files", {}).get(f"checkpoints/epoch_{summary['epochs_done']:04d}.pt")
@@ -79,9 +82,9 @@ def _read_measurements(run: RunDirectory, summary: Mapping[str, Any]) -> tuple[d
         try:
             content = read_json(path)
             if content.get("checkpoint_sha256", last) != last:
-                raise RunError(f"{path} was measured on another checkpoint than this run's last one")
+                raise RunError(f"{path} was measured on another checkpoint, not on this run's last one")
         except RunError as error:
-            complaints.append(f"{error}; --overwrite=True measures again")
+            complaints.append(f"{error}; use --overwrite=True to measure again")
             continue
         settings = content.get("settings", {})
         if all(settings.get(flag, usual) == usual for flag, usual in USUAL_MEASUREMENT.items()):
@@ -96,17 +99,17 @@ def _percent(fraction: float | None) -> float | None:
 def collect_table(results_dir: Path) -> Path:
     """Rebuild results_dir/results.csv from the run directories, one row for each run that has ended; return its path.
 
-    Damaged runs, and rows that look alike but are of different images, are reported on stderr. A table with rows of
-    runs that are not there is kept beside it.
+    Reports on stderr damaged runs, and rows that look comparable but are of different images. An old table with rows
+    of runs that are not in the folder is kept under another name.
     """
     with locked(results_dir / LOCK):
         return _rebuild(results_dir)
 
 
 def update_table(runs: Iterable[RunDirectory]) -> None:
-    """Write the rows of these runs into the results.csv beside them, and leave all other rows as they are.
+    """Write the rows of these runs to the results.csv next to them, and leave all other rows as they are.
 
-    A table that is missing or not whole is rebuilt.
+    A table that is missing, damaged, or from another version of this program is rebuilt.
     """
     names: dict[Path, list[str]] = {}
     for run in runs:
@@ -122,19 +125,19 @@ def update_table(runs: Iterable[RunDirectory]) -> None:
 
 
 def _rebuild(results_dir: Path) -> Path:
-    """Write the table of all runs that have ended; a table that would lose rows is moved aside first."""
+    """Write the table of all runs that have ended. An old table that would lose rows is renamed first."""
     table = results_dir / "results.csv"
     if _has_rows_without_run(table):
         names = (f"results.old{f'-{count}' if count > 1 else ''}.csv" for count in itertools.count(1))
         place = next(path for path in map(results_dir.joinpath, names) if not path.exists())
         os.replace(table, place)
-        print(f"{table} held something else than these runs: it is {place.name} now, and made anew", file=sys.stderr)
+        print(f"{table} did not match the runs here: it was renamed to {place.name} and rebuilt", file=sys.stderr)
     ended = sorted(path.parent.name for path in results_dir.glob("*/summary.json"))
     return _write_table(results_dir, ended, {})
 
 
 def _has_rows_without_run(table: Path) -> bool:
-    """Whether a table holds a line without a run's folder beside it, or anything that is no table."""
+    """Return whether a table has a row without a run's folder next to it, or is a non-empty file but not a table."""
     try:
         header, lines, _ = _read_cells(table)
     except FileNotFoundError:
@@ -147,7 +150,7 @@ def _has_rows_without_run(table: Path) -> bool:
 
 
 def _read_rows(table: Path) -> dict[str, Row] | None:
-    """{run: row} of a results.csv, or None if it is missing, not whole, or from another version of this program."""
+    """Return {run: row} of a results.csv, or None if it is missing, damaged, or from another program version."""
     try:
         header, lines, is_whole = _read_cells(table)
     except (OSError, ValueError, csv.Error):
@@ -159,9 +162,9 @@ def _read_rows(table: Path) -> dict[str, Row] | None:
 
 
 def _read_cells(table: Path) -> tuple[list[str], list[list[str]], bool]:
-    """The header and the lines of a CSV file, and whether its last line is whole.
+    """Return the header and the lines of a CSV file, and whether its last line is complete.
 
-    Raises OSError, and ValueError or csv.Error for a file that is empty or no CSV.
+    Raises OSError, or ValueError or csv.Error if the file is empty or not a CSV file.
     """
     with open(table, encoding="utf-8", newline="") as file:
         content = file.read()
@@ -170,9 +173,9 @@ def _read_cells(table: Path) -> tuple[list[str], list[list[str]], bool]:
 
 
 def _write_table(results_dir: Path, changed: Sequence[str], rows: Mapping[str, Row]) -> Path:
-    """Write a table of `rows`, {run: row}, in which the rows of the changed runs are read anew; return its path.
+    """Write a table of `rows`, {run: row}, after reading the rows of the changed runs again; return its path.
 
-    Complaints go to stderr.
+    Prints complaints on stderr.
     """
     table = results_dir / "results.csv"
     remove_leftovers(results_dir, ".*.tmp")
@@ -193,7 +196,7 @@ def _write_table(results_dir: Path, changed: Sequence[str], rows: Mapping[str, R
 
 
 def _mixed_images(rows: Iterable[Row]) -> list[str]:
-    """A complaint for each data set whose rows seem to be of the same images and are not."""
+    """Return a complaint for each data set whose rows seem to be of the same images but are not."""
     fingerprints: dict[tuple[str, ...], set[str]] = {}
     for row in rows:
         size = row["image_size"] if row["Dataset"] == "ImageFolder" else ""
@@ -201,8 +204,8 @@ def _mixed_images(rows: Iterable[Row]) -> list[str]:
         key = (row["Dataset"], row["train_samples"], row["test_samples"], row["val_fraction"], size, seed)
         fingerprints.setdefault(key, set()).add(row["data"])
     return [
-        f"runs on {dataset} with {int(train_samples):,} images are of {len(found)} different sets of images: "
-        "compare only rows that agree in the column data"
+        f"runs on {dataset} with {int(train_samples):,} images used {len(found)} different sets of images: "
+        "compare only rows with the same value in the column data"
         for (dataset, train_samples, *_), found in fingerprints.items()
         if len(found) > 1
     ]

@@ -1,4 +1,4 @@
-"""The run directory: its name, its files, and the lock of the process that works on it."""
+"""The run directory: its name, its files, and its lock, which the process that works on it holds."""
 
 import contextlib
 import hashlib
@@ -40,7 +40,7 @@ class RunDirectory:
         self.metrics = self.path / "metrics.csv"
         self.summary = self.path / "summary.json"
         self.last = self.path / "checkpoints" / "last.pt"
-        self.previous = self.path / "checkpoints" / "previous.pt"  # the state before last.pt, while the run goes on
+        self.previous = self.path / "checkpoints" / "previous.pt"  # the state before last.pt; deleted when the run ends
         self.curves = self.path / "curves.png"
         self.probes_picture = self.path / "probes.png"
         self.probes_summary = self.path / "probes.json"
@@ -49,32 +49,35 @@ class RunDirectory:
         return self.path / "checkpoints" / f"epoch_{epoch:04d}.pt"
 
     def checkpoints(self) -> list[Path]:
-        """The checkpoints that exist, by epoch."""
+        """Return the checkpoints that exist, sorted by epoch."""
         return sorted(self.path.glob("checkpoints/epoch_*.pt"))
 
     def probes(self, epoch: int) -> Path:
         return self.path / "probes" / f"epoch_{epoch:04d}.pt"
 
     def probe_dumps(self) -> list[Path]:
-        """The probe dicts that exist, by epoch."""
+        """Return the files of the probe dicts that exist, sorted by epoch."""
         return sorted(self.path.glob("probes/epoch_*.pt"))
 
     def measurement(self, name: str, epoch: int | None = None) -> Path:
-        """The JSON file of a measurement, "hessian" or "class_similarity", of the last checkpoint or an earlier one."""
+        """Return the JSON file of a measurement, "hessian" or "class_similarity".
+
+        It belongs to the checkpoint of `epoch`, or to the last checkpoint if `epoch` is None.
+        """
         return self.path / (f"{name}.json" if epoch is None else f"{name}_epoch_{epoch:04d}.json")
 
     def measurements(self, name: str) -> list[Path]:
-        """The JSON files of a measurement that exist, by epoch, the last checkpoint's last."""
+        """Return the JSON files of a measurement that exist, sorted by epoch; the last checkpoint's comes last."""
         last = [self.measurement(name)] if self.measurement(name).exists() else []
         return [*sorted(self.path.glob(f"{name}_epoch_*.json")), *last]
 
     def name_of(self, path: Path) -> str:
-        """A file's name within the run directory, such as probes/epoch_0005.pt."""
+        """Return a file's name within the run directory, such as probes/epoch_0005.pt."""
         return path.relative_to(self.path).as_posix()
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """A block in which one process works on the run. Raises Busy if another does; see locked."""
+        """Hold the run's lock during a `with` block. Raises Busy if another process holds it; see locked."""
         import filelock
 
         self.path.mkdir(parents=True, exist_ok=True)
@@ -84,7 +87,7 @@ class RunDirectory:
                 if has_locks:
                     remove_leftovers(self.path)
                 else:
-                    print(f"{self.path}: no locks on this disk, so let one process work on a run", file=sys.stderr)
+                    print(f"{self.path}: this disk has no locks; let only one process work on a run", file=sys.stderr)
                 with contextlib.suppress(OSError):
                     owner.write_text(f"process {os.getpid()} on {platform.node()} since {time.strftime('%c')}\n")
                 try:
@@ -99,7 +102,7 @@ class RunDirectory:
             raise Busy(f"{self.path} is being worked on by {who}; wait for it, or stop it") from None
 
     def clear(self) -> None:
-        """Remove everything that the run recorded, its result and state first; the lock stays."""
+        """Remove everything that the run recorded, beginning with its result and state, but keep the lock."""
         for path in (self.summary, self.last, self.previous):
             path.unlink(missing_ok=True)
         for entry in self.path.iterdir():
@@ -110,13 +113,13 @@ class RunDirectory:
 
 
 def identity_hash(config: Config) -> str:
-    """8 hex digits of a hash of the fields that change the numbers."""
+    """Return 8 hex digits of a hash of the settings that change the numbers."""
     text = json.dumps(config.identity(), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def run_name(config: Config) -> str:
-    """The name of a run directory, `<arch>_<norm>_<dataset>_…_seed0_<8 hex>`: the settings that matter, and a hash."""
+    """Return the name of a run directory, `<arch>_<norm>_<dataset>_…_seed0_<8 hex>`: the main settings and a hash."""
     parts = [config.arch, config.norm_type, config.dataset]
     if config.norm_type in GROUPED_NORMS:
         parts.append(f"p{config.p_grouping:g}")

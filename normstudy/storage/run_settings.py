@@ -1,4 +1,4 @@
-"""The settings of a run: from a command line, or from its config.json."""
+"""The settings of a run, from a command line or from its config.json."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,10 +13,11 @@ from normstudy.storage.run_directory import RunDirectory, identity_hash, run_nam
 
 
 def open_run(config: Config, processes: int = 1) -> tuple[Config, RunDirectory]:
-    """The Config and the directory of a command line's run; with c_dir, the settings come from its config.json.
+    """Return the Config and the directory of a command line's run.
 
-    Runtime flags beside c_dir replace the stored ones. Raises RunError if c_dir holds no readable config.json, or if
-    so many processes would take batch statistics of other parts of a batch than the run has.
+    With c_dir, the settings come from its config.json, and runtime flags that are also given replace the stored ones.
+    Raises RunError if c_dir has no readable config.json, or if this number of processes would take batch statistics of
+    other shares of a batch than the run does.
     """
     if config.c_dir is None:
         config = dataclasses.replace(config, batch_shares=shares_of_batch(config, processes))
@@ -32,19 +33,19 @@ def open_run(config: Config, processes: int = 1) -> tuple[Config, RunDirectory]:
     try:
         config = dataclasses.replace(stored_config(run), **changes)
     except RunError as error:
-        raise RunError(f"{error}; the flags that the run was begun with, given again, continue it too") from None
+        raise RunError(f"{error}; to continue the run, give the flags that it was started with") from None
     if config.batch_shares != shares_of_batch(config, processes):
-        way = f"torchrun with {config.batch_shares} processes, without --sync_bn,"
+        way = f"torchrun with {config.batch_shares} processes and without --sync_bn"
         if config.batch_shares == 1:
-            way = "one process, or --sync_bn=True,"
+            way = "one process or --sync_bn=True"
         raise RunError(
-            f"{run.path} takes batch statistics of {config.batch_shares} shares of each batch: {way} continues it"
+            f"{run.path} takes batch statistics of {config.batch_shares} share(s) of each batch; continue it with {way}"
         )
     return config, run
 
 
 def stored_config(run: RunDirectory) -> Config:
-    """The Config in a run directory's config.json. Raises RunError if its settings are not those of one run."""
+    """Return the Config in a run directory's config.json. Raises RunError if its settings are missing or invalid."""
     settings = read_json(run.config)
     missing = sorted(Config().identity().keys() - settings.keys())
     if missing:
@@ -52,22 +53,22 @@ def stored_config(run: RunDirectory) -> Config:
     try:
         return from_settings(settings)
     except UsageError as error:
-        raise RunError(f"{run.config} holds settings that do not fit together: {error}") from None
+        raise RunError(f"{run.config} contains settings that do not fit together: {error}") from None
 
 
 def read_summary(run: RunDirectory) -> dict[str, Any]:
-    """The content of summary.json. Raises RunError if it is missing, damaged, or from another run's settings."""
+    """Return the content of summary.json. Raises RunError if it is missing, damaged, or belongs to other settings."""
     summary = read_json(run.summary)
     if summary.get("status") not in ("done", "diverged"):
         raise RunError(f"{run.summary} is damaged: its status is {summary.get('status')!r}")
     identity = identity_hash(stored_config(run))
     if summary.get("identity", identity) != identity:
-        raise RunError(f"{run.summary} and {run.config} are not of the same run")
+        raise RunError(f"{run.summary} and {run.config} do not belong to the same run")
     return summary
 
 
 def describe_run(config: Config, data: Mapping[str, object]) -> dict[str, object]:
-    """The content of config.json: every setting, then versions, git commit, and the description of the data."""
+    """Return the content of config.json: every setting, the versions, the git commit, and a description of the data."""
     return dataclasses.asdict(config) | {
         "versions": package_versions(),
         "git_commit": git_commit(),
@@ -76,7 +77,7 @@ def describe_run(config: Config, data: Mapping[str, object]) -> dict[str, object
 
 
 def reads_same_folder(run: RunDirectory, config: Config) -> bool:
-    """Whether the run's images came from the folder that the config names now (or from the seed)."""
+    """Return whether the run's images came from the folder that `config` names, or are made from the seed."""
     try:
         stored = str(read_json(run.config).get("data_dir", ""))
     except RunError:

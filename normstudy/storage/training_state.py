@@ -1,4 +1,4 @@
-"""The state that a run continues from: last.pt, and the check that it belongs to this run and these images."""
+"""The state that a run continues from (last.pt), and checks that it belongs to this run and these images."""
 
 import copy
 import sys
@@ -13,13 +13,13 @@ from normstudy.storage.provenance import package_versions
 from normstudy.storage.run_directory import RunDirectory
 from normstudy.storage.run_settings import describe_run, stored_config
 
-START_OVER = "--overwrite=True starts the run over"
+START_OVER = "use --overwrite=True to start the run over"
 NO_PROGRESS: dict[str, Any] = {"epoch": 0, "rows": [], "seconds": 0.0, "within": None, "files": {}, "history": []}
 STATE_KEYS = {"identity", "data", "model", "optimizer", "probes", "random_states", *NO_PROGRESS}
 
 
 class Stateful(Protocol):
-    """A network, an optimizer or a recorder: its state can be saved and loaded."""
+    """A network, an optimizer or a recorder, whose state can be saved and loaded."""
 
     def state_dict(self) -> Mapping[str, Any]: ...
 
@@ -32,8 +32,8 @@ StatefulParts = Mapping[str, Stateful | None]  # "model", "optimizer" and "probe
 def prepare_run(run: RunDirectory, config: Config, data: Mapping[str, Any]) -> str:
     """Prepare the directory for a run on the images that `data` describes; return their fingerprint.
 
-    config.json is written, or checked to be that of the same run and images. With overwrite, the directory is cleared
-    first. Raises RunError if the run used other images, or if neither config.json nor a state tells.
+    Writes config.json, or checks that the existing one is of the same run and images. With overwrite, the directory is
+    cleared first. Raises RunError if the run used other images, or if neither config.json nor a state tells which.
     """
     fingerprint: str = data["fingerprint"]
     if config.overwrite:
@@ -44,7 +44,7 @@ def prepare_run(run: RunDirectory, config: Config, data: Mapping[str, Any]) -> s
         return fingerprint
     try:
         if stored_config(run).identity() != config.identity():
-            raise RunError(f"{run.config} holds the settings of another run")
+            raise RunError(f"{run.config} contains the settings of another run")
         stored = read_json(run.config).get("data", {}).get("fingerprint")
     except RunError as error:
         known = [state["data"] for _, state in states if state["identity"] == config.identity()]
@@ -52,7 +52,7 @@ def prepare_run(run: RunDirectory, config: Config, data: Mapping[str, Any]) -> s
             raise RunError(f"{error}; {START_OVER}") from None
         stored = known[0]
         if stored == fingerprint:
-            print(f"{error}: written again, as {run.last} knows the run", file=sys.stderr)
+            print(f"{error}; rewriting it, because {run.last} belongs to this run", file=sys.stderr)
             write_json(run.config, describe_run(config, data))
     if stored != fingerprint:
         raise RunError(
@@ -65,9 +65,9 @@ def prepare_run(run: RunDirectory, config: Config, data: Mapping[str, Any]) -> s
 def save_state(
     run: RunDirectory, config: Config, fingerprint: str, parts: StatefulParts, progress: dict[str, Any]
 ) -> None:
-    """Write last.pt: everything that the run needs to continue. The state before it becomes previous.pt.
+    """Write last.pt, with everything that the run needs to continue. The old last.pt becomes previous.pt.
 
-    progress: "epoch" (whole epochs), "rows" of metrics.csv, "seconds", "within" (the losses of a begun epoch),
+    progress: "epoch" (completed epochs), "rows" of metrics.csv, "seconds", "within" (the losses of a partial epoch),
     "files" ({name: SHA-256} of written files), "history" (see history_entry).
     """
     import torch
@@ -81,7 +81,7 @@ def save_state(
 
 
 def read_states(run: RunDirectory) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]:
-    """([(path, state) of whole states, the newest first], [a complaint for each damaged one])."""
+    """Return [(path, state)] of the intact states, newest first, and a complaint for each damaged one."""
     states, complaints = [], []
     for path in (run.last, run.previous):
         if path.exists():
@@ -94,15 +94,15 @@ def read_states(run: RunDirectory) -> tuple[list[tuple[Path, dict[str, Any]]], l
             except RunError as error:
                 complaints.append(str(error))
             except TypeError:
-                complaints.append(f"{path} is not a state of a run")
+                complaints.append(f"{path} is not the saved state of a run")
     return states, complaints
 
 
 def load_state(run: RunDirectory, config: Config, fingerprint: str, parts: StatefulParts) -> dict[str, Any]:
-    """Load the newest whole state into the parts; return the progress (see save_state).
+    """Load the newest intact state into the parts; return the progress (see save_state).
 
-    If nothing was recorded, that is the progress of a run that has not begun. Raises RunError if states exist and
-    none can be used, and if the state comes from another version of PyTorch, unless config.mix_versions.
+    If nothing was recorded, this is NO_PROGRESS. Raises RunError if states or epochs were recorded but no state can be
+    used, or if the state comes from another version of PyTorch, unless config.mix_versions is set.
     """
     states, complaints = read_states(run)
     for path, state in states:
@@ -112,16 +112,14 @@ def load_state(run: RunDirectory, config: Config, fingerprint: str, parts: State
             complaints.append(f"{path} does not fit this run ({first_line(error)})")
             continue
         if path != run.last:
-            print(f"{(complaints or [f'{run.last} is missing'])[0]}: going on from {path.name}", file=sys.stderr)
-            run.last.unlink(missing_ok=True)  # the next state must not put it in the place of the whole one
+            print(f"{(complaints or [f'{run.last} is missing'])[0]}; continuing from {path.name}", file=sys.stderr)
+            run.last.unlink(missing_ok=True)  # or the next save would replace the intact state with it
         _check_versions(run, config, state["history"])
         return {name: state[name] for name in NO_PROGRESS}
     if complaints:
         raise RunError(f"{'; '.join(complaints)}; {START_OVER}")
     if run.metrics.exists() and len(run.metrics.read_bytes().splitlines()) > 1:
-        raise RunError(
-            f"{run.last} is missing, though {run.metrics.name} tells of epochs: put it back, or {START_OVER}"
-        )
+        raise RunError(f"{run.last} is missing, but {run.metrics.name} lists epochs: put it back, or {START_OVER}")
     return copy.deepcopy(NO_PROGRESS)
 
 
@@ -141,10 +139,10 @@ def _restore(state: Mapping[str, Any], config: Config, fingerprint: str, parts: 
 
 
 def _check_versions(run: RunDirectory, config: Config, history: list[dict[str, Any]]) -> None:
-    """Raise RunError if another version of PyTorch trained the run last, unless config.mix_versions."""
+    """Raise RunError if another version of PyTorch trained the run last, unless config.mix_versions is set."""
     before, now = history[-1]["versions"]["torch"], package_versions()["torch"]
     if before != now and not config.mix_versions:
         raise RunError(
-            f"{run.path} was trained with PyTorch {before}, and this is {now}: use that version, "
+            f"{run.path} was trained with PyTorch {before}, but this is PyTorch {now}: use that version "
             f"or --mix_versions=True (results.csv will name both), or {START_OVER}"
         )

@@ -1,12 +1,13 @@
-"""Sweeps: the runs that a command line names, their standing, and how the rest is worked off, here or on Slurm."""
+"""Sweeps: the runs of a command line, their status, and the execution of the remaining ones, here or on Slurm."""
 
-from normstudy.sweeps.flags import build_parser
+from normstudy.sweeps.flags import MEASUREMENT_FLAGS, build_parser
 from normstudy.sweeps.grid import SweepRun, expand
 from normstudy.sweeps.one_machine import OneMachine
 from normstudy.sweeps.slurm import queued_runs, run_on_slurm
 from normstudy.sweeps.standings import estimate_cost, failure_path, log_path, runs_by_standing
 
 __all__ = [
+    "MEASUREMENT_FLAGS",
     "OneMachine",
     "SweepRun",
     "build_parser",

@@ -1,4 +1,4 @@
-"""How a child of a sweep ended, and why it failed: by its own account, or by the signal that ended it."""
+"""How a child process of a sweep ended, and why it failed, from its own report or the signal that ended it."""
 
 import contextlib
 import re
@@ -11,10 +11,10 @@ from normstudy.cli import Outcome
 
 @dataclass(frozen=True)
 class Ending:
-    """How a child ended.
+    """How a child process ended.
 
-    code: its exit code, as subprocess gives it. outcome: its own account, or None. had_memory_kill: whether the system
-    killed some process for lack of memory meanwhile.
+    code: its exit code, as subprocess gives it. outcome: its own report, or None. had_memory_kill: whether the system
+    killed any process for lack of memory while the child ran.
     """
 
     code: int
@@ -28,16 +28,16 @@ class Ending:
 
     @property
     def is_busy(self) -> bool:
-        """Whether another process works on the run."""
+        """Whether another process is working on the run."""
         return self.outcome is not None and self.outcome.kind == "busy"
 
     @property
     def reason(self) -> str:
         """Why the child failed, in one line."""
-        # torchrun stops the other processes where one of them dies: that one alone knows why.
+        # If one process dies, torchrun stops the others, so a report of kind "stopped" does not give the reason.
         if self.outcome is not None and self.outcome.kind != "stopped":
             return self.outcome.reason
-        number = -self.code if self.code < 0 else self.code - 128  # which is how shells report a signal
+        number = -self.code if self.code < 0 else self.code - 128  # shells report signal n as exit code 128 + n
         if number == signal.SIGKILL:
             certainty = "" if self.had_memory_kill else " (signal 9), most likely"
             return f"killed by the system{certainty} for lack of memory: lower --jobs or --batch_size"
@@ -47,9 +47,9 @@ class Ending:
 
 
 def count_memory_kills() -> int:
-    """How many processes of this control group, or else of this machine, Linux has killed for lack of memory.
+    """Return how many processes of this control group, or else of this machine, Linux has killed for lack of memory.
 
-    0 where the system does not tell.
+    The result is 0 if the system does not report it.
     """
     with contextlib.suppress(OSError):
         group = re.search(r"^0::/(.*)$", Path("/proc/self/cgroup").read_text(), re.MULTILINE)

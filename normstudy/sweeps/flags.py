@@ -10,52 +10,77 @@ from normstudy.storage import MEASUREMENTS
 from normstudy.sweeps.presets import PRESETS
 
 MEASUREMENT_FLAGS = tuple(f"{name}_flags" for name in MEASUREMENTS)
-NOT_SWEPT = ("c_dir", "overwrite")  # of a run that exists already
+NOT_SWEPT = ("c_dir", "overwrite")  # flags about one existing run
 
 
 def build_parser() -> Parser:
-    """The parser of run_sweep.py: every flag of main.py as a comma list, and the flags of the sweep itself."""
+    """Build the parser of run_sweep.py: the flags of main.py with lists of values, and the sweep's own flags."""
     parser = Parser(
         prog="run_sweep.py",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="python run_sweep.py [--flag=value,value,... ...]",
-        description="""Train and measure every combination of the values that flags of main.py are given. A flag that a
-combination cannot honour (--p_grouping without GroupNorm) does not multiply it; what main.py refuses is left out
-and counted. The same command goes on where it was stopped.""",
+        description="""Train and measure every combination of the given values of main.py's flags. Flags that change the
+results take one or more values, separated by commas; other flags, such as --device, take one. Flags that do not apply
+to a combination (--p_grouping without GroupNorm) are dropped, so that it is run once. Combinations that main.py would
+refuse are left out and counted. Run the same command again to continue. Choices and defaults: main.py --help.""",
         epilog="""examples:
   python run_sweep.py --preset=quick                      a small sweep that needs no data
   python run_sweep.py --arch=vgg,resnet-56 --norm_type=BatchNorm,GroupNorm --p_grouping=8,32 --seed=0,1,2 --dry_run
   python run_sweep.py --preset=original --seed=0,1,2 --jobs=4 --gpus=0,1
   python run_sweep.py --preset=original --cluster=slurm --slurm_partition=gpu --slurm_gpus=1 --slurm_time=8:00:00
-exit codes: 0 all done, 1 a run failed, 2 wrong flags, 130 Ctrl-C, 99 SIGTERM, SIGUSR1, SIGUSR2 (run it again)""",
+exit codes: 0 all done (with --wait=False: queued), 1 a run failed or is unfinished, 2 wrong flags, 130 Ctrl-C,
+99 SIGTERM, SIGUSR1 or SIGUSR2 (run the command again)""",
     )
     sweep = parser.add_argument_group("the sweep")
-    grid = "a grid by name, to which other flags add or whose values they replace"
+    grid = "Predefined grid, to which flags of main.py add and whose values they replace"
     add_flag(sweep, "preset", None, grid, choices=tuple(PRESETS))
-    add_flag(sweep, "dry_run", False, "list the runs, what is done, and an estimate of time and disk", boolean)
-    add_flag(sweep, "cluster", "local", "where the runs are worked off", choices=("local", "slurm"))
-    at_once = "runs at once, each with its share of the cores (default: 1; on Slurm, as many as it lets)"
+    add_flag(sweep, "dry_run", False, "Only list the runs and their status, and estimate time and disk space", boolean)
+    add_flag(sweep, "cluster", "local", "Where the runs are executed", choices=("local", "slurm"))
+    at_once = (
+        "Maximum number of runs (on Slurm: jobs) at once. Local runs share the cores (default: 1; on Slurm, no limit)"
+    )
     add_flag(sweep, "jobs", None, at_once, count)
-    add_flag(sweep, "processes", 1, "processes of each run, through torchrun: one for each GPU of a run", count)
-    shared = "numbers of the GPUs that they share, such as 0,1 (default: as main.py chooses)"
+    add_flag(
+        sweep, "processes", 1, "Number of processes per run, started by torchrun. On CUDA, each has its own GPU", count
+    )
+    shared = "Numbers of the GPUs over which local runs are distributed, such as 0,1 (default: as main.py chooses)"
     add_flag(sweep, "gpus", None, shared, _gpus)
-    add_flag(sweep, "measure", ",".join(MEASUREMENTS), "measurements of each run, or none", _measurements)
-    add_flag(sweep, "hessian_flags", "", "flags of run_hessian.py, such as '--samples=512 --trace_probes=10'")
-    add_flag(sweep, "class_similarity_flags", "", "flags of run_class_similarity.py")
-    add_flag(sweep, "fail_fast", False, "stop at the first run that fails", boolean)
-    add_flag(sweep, "retry_failed", False, "run again what failed before", boolean)
+    add_flag(
+        sweep,
+        "measure",
+        ",".join(MEASUREMENTS),
+        "Measurements of each run, separated by commas, or none",
+        _measurements,
+    )
+    for name, flag in zip(MEASUREMENTS, MEASUREMENT_FLAGS, strict=True):
+        passed_on = f"Flags of run_{name}.py in one string, such as '--samples=512 --seed=1' (default: the preset's)"
+        add_flag(sweep, flag, "", passed_on)
+    add_flag(sweep, "fail_fast", False, "With --cluster=local, stop at the first run that fails", boolean)
+    add_flag(sweep, "retry_failed", False, "Also run the runs that failed before", boolean)
     slurm = parser.add_argument_group("jobs on Slurm (--cluster=slurm)")
-    of_job = "a job's share; what it has not done by then it saves, and is queued again with it"
-    add_flag(slurm, "slurm_time", "4:00:00", f"minutes, hours:minutes:seconds or days-hours: {of_job}", slurm_minutes)
-    add_flag(slurm, "slurm_partition", None, "partition")
-    add_flag(slurm, "slurm_account", None, "account")
-    add_flag(slurm, "slurm_gpus", None, "GPUs of a job", count)
-    add_flag(slurm, "slurm_cpus", None, "cores of a job", count)
-    add_flag(slurm, "slurm_mem", None, "memory of a job, such as 16G")
-    add_flag(slurm, "slurm_flags", "", "other flags of sbatch, such as '--qos=low --constraint=a100'")
-    add_flag(slurm, "wait", True, "follow the jobs; without, or after Ctrl-C, they go on by themselves", boolean)
+    of_job = "When the time is up, the job saves its state and is queued again"
+    add_flag(
+        slurm,
+        "slurm_time",
+        "4:00:00",
+        f"Time limit of a job, as minutes, hours:minutes:seconds or days-hours. {of_job}",
+        slurm_minutes,
+    )
+    add_flag(slurm, "slurm_partition", None, "Partition of the jobs (default: the cluster's)")
+    add_flag(slurm, "slurm_account", None, "Account of the jobs (default: the user's)")
+    add_flag(slurm, "slurm_gpus", None, "Number of GPUs of a job (default: none is requested)", count)
+    add_flag(slurm, "slurm_cpus", None, "Number of CPU cores of a job (default: the cluster's)", count)
+    add_flag(slurm, "slurm_mem", None, "Memory of a job, such as 16G (default: the cluster's)")
+    add_flag(slurm, "slurm_flags", "", "Other flags of sbatch in one string, such as '--qos=low --constraint=a100'")
+    add_flag(
+        slurm,
+        "wait",
+        True,
+        "Follow the jobs until they end. With False, or after Ctrl-C, they continue unattended",
+        boolean,
+    )
     groups = {name: parser.add_argument_group(title) for name, title in GROUP_TITLES.items()}
     for option in FLAGS:
         meta = option.metadata
@@ -80,11 +105,11 @@ def _list_of(parse: Callable[[str], object]) -> Callable[[str], tuple[object, ..
 
 
 def slurm_minutes(text: str) -> int:
-    """The minutes in a time as Slurm writes it, rounded up. Raises ValueError."""
+    """Return the minutes, rounded up, of a time in Slurm's notation. Raises ValueError for other text."""
     pattern = r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?"
     found = re.fullmatch(pattern, text)
     if found is None:
-        raise ValueError(f"{text!r} is none of minutes, hours:minutes:seconds, days-hours")
+        raise ValueError(f"{text!r} is not a time as minutes, hours:minutes:seconds or days-hours")
     days, *rest = found.groups()
     parts = [int(part) for part in rest if part is not None]
     if days is None and len(parts) < 3:  # minutes, minutes:seconds
@@ -92,14 +117,14 @@ def slurm_minutes(text: str) -> int:
     hours, minutes, seconds = (*parts, 0, 0)[:3]
     total = 60 * (24 * int(days or 0) + hours) + minutes + (seconds > 0)
     if total < 1:
-        raise ValueError(f"{text!r} is no time")
+        raise ValueError(f"{text!r} is not a time above zero")
     return total
 
 
 def _gpus(text: str) -> tuple[str, ...]:
     numbers = text.split(",")
     if not all(number.isdecimal() for number in numbers):
-        raise ValueError(f"{text!r} is no list of numbers such as 0,1")
+        raise ValueError(f"{text!r} is not a list of numbers such as 0,1")
     return tuple(numbers)
 
 
@@ -107,5 +132,5 @@ def _measurements(text: str) -> tuple[str, ...]:
     names = () if text == "none" else tuple(text.split(","))
     unknown = [name for name in names if name not in MEASUREMENTS]
     if unknown:
-        raise ValueError(f"{unknown[0]!r} is none of {', '.join(MEASUREMENTS)}, none")
+        raise ValueError(f"{unknown[0]!r} is not one of {', '.join(MEASUREMENTS)}, none")
     return names

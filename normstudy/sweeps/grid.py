@@ -1,4 +1,4 @@
-"""Grids of runs: every combination that a command line or preset names."""
+"""Grids of runs: every combination of the values in a command line or preset."""
 
 import collections
 import dataclasses
@@ -16,22 +16,21 @@ from normstudy.sweeps.presets import PRESETS
 
 @dataclasses.dataclass(frozen=True)
 class SweepRun:
-    """One run of a sweep: its settings, the flags that give them to main.py, and its directory."""
+    """One run of a sweep: its settings, the flags that pass them to main.py, and its directory."""
 
     config: Config
     flags: tuple[str, ...]
     directory: RunDirectory
-    hessian_flags: str = ""
-    class_similarity_flags: str = ""
+    measurement_flags: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
 
 
 def expand(
     given: Mapping[str, Any], preset: str | None = None, processes: int = 1
 ) -> tuple[list[SweepRun], dict[str, int]]:
-    """The runs that flags and a preset name, and {reason: how many combinations were left out for it}.
+    """Return the runs of the given flags and preset, and {reason: number of combinations left out for it}.
 
-    given: {flag: its values, or the value of a runtime flag}. processes: how many train each run. Each run stands
-    once, in the order of the product. Raises UsageError if no run is left.
+    given: {flag: its values, or the value of a runtime flag}. processes: the number of processes per run. Each run
+    occurs once, in the order of the product. Raises UsageError if no run is left.
     """
     runtime = {f.name for f in dataclasses.fields(Config) if f.metadata["runtime"]}
     shared = {name: value for name, value in given.items() if name in runtime}
@@ -60,7 +59,7 @@ def expand(
             name = run_name(config)
             if name not in runs:
                 flags = tuple(f"--{flag}={value}" for flag, value in chosen.items())
-                runs[name] = SweepRun(config, flags, RunDirectory(Path(config.results_dir) / name), **measuring)
+                runs[name] = SweepRun(config, flags, RunDirectory(Path(config.results_dir) / name), measuring)
     if not runs:
         raise UsageError(f"main.py would refuse every combination: {next(iter(left_out))}")
     return list(runs.values()), dict(left_out)

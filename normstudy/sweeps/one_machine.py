@@ -1,4 +1,4 @@
-"""The runs of a sweep on this machine, several at a time."""
+"""Execution of a sweep on this machine, several runs at once."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from normstudy.sweeps.workers import DONE, ELSEWHERE, FAILED, STOPPED, Worker, t
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-MOST_LINES = 12  # of runs at work that are shown one by one
+MOST_LINES = 12  # maximum number of status lines, one for each running run
 
 
 class OneMachine:
-    """Works off runs on this machine, --jobs at once. options: the flags of the sweep itself."""
+    """Executes runs on this machine, --jobs at once. options: the sweep's own flags."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self.options = options
         self.jobs = options["jobs"] or 1
         self.worker = Worker(options)
         self.counts = dict.fromkeys((DONE, FAILED, STOPPED, ELSEWHERE), 0)
-        self.running: dict[int, SweepRun] = {}  # by slot, which is one of --jobs
-        self.slots: queue.SimpleQueue[int] = queue.SimpleQueue()  # those that are free
+        self.running: dict[int, SweepRun] = {}  # {slot: run}, with --jobs slots
+        self.slots: queue.SimpleQueue[int] = queue.SimpleQueue()  # the free slots
         for slot in range(self.jobs):
             self.slots.put(slot)
 
     def work(self, runs: Sequence[SweepRun], ahead: Sequence[SweepRun]) -> None:
-        """Work off the runs that are ahead of all `runs`.
+        """Execute the runs in `ahead`, which are the remaining ones of `runs`.
 
-        A signal stops the children, which save their state, and is then raised as a KeyboardInterrupt.
+        A signal stops the child processes, which save their state, and is then raised as a KeyboardInterrupt.
         """
         with (
             concurrent.futures.ThreadPoolExecutor(self.jobs) as pool,
@@ -62,34 +62,34 @@ class OneMachine:
                             self.worker.stop()
             except KeyboardInterrupt as stop:
                 self.worker.stop()
-                raise type(stop)("every run keeps its state; the same command goes on") from None
+                raise type(stop)("all runs have saved their state; run the same command again to continue") from None
 
     def show(self, lines: Iterable[tqdm]) -> None:
-        """Show for each slot the run at work in it and the last line of its log."""
+        """Show, for each slot, its run and the last line of the run's log."""
         width = shutil.get_terminal_size().columns - 1
         for slot, line in enumerate(lines):
             run = self.running.get(slot)
-            words = "  nothing left to begin"
+            words = "  no runs left to start"
             if run:
                 name = run.directory.path.name
                 words = f"  {name}: {last_line(log_path(run)).removeprefix(f'{name} ')}"
             line.set_description_str(words[:width])
 
     def report(self, run: SweepRun, result: str, reason: str, bar: tqdm) -> None:
-        """Count and print how a run ended."""
+        """Count and print the result of a run."""
         self.counts[result] += 1
         name = run.directory.path.name
         words = {
             DONE: f"done: {name}",
             FAILED: f"failed: {name}: {reason} (see {log_path(run)})",
-            ELSEWHERE: f"another process works on {name}",
+            ELSEWHERE: f"another process is working on {name}",
         }
         if result in words:
             bar.write(words[result])
         bar.update(result in (DONE, FAILED))
 
     def work_off(self, run: SweepRun) -> tuple[str, str]:
-        """Work off a run in a slot, with its share of the cores and its GPUs; return what Worker.work_off does."""
+        """Execute a run in a free slot, with the slot's cores and GPUs; return the result of Worker.work_off."""
         slot = self.slots.get()
         self.running[slot] = run
         processes, gpus = self.options["processes"], self.options["gpus"]
@@ -105,14 +105,14 @@ class OneMachine:
 
 
 def status_line(position: int) -> tqdm:
-    """A line below the bar, on a terminal."""
+    """Return a line below the progress bar, which is shown only on a terminal."""
     from tqdm import tqdm
 
     return tqdm(total=0, position=position, bar_format="{desc}", leave=False, disable=not sys.stderr.isatty())
 
 
 def last_line(path: Path) -> str:
-    """The last line of a log; empty if there is none."""
+    """Return the last line of a log, or an empty string if there is none."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - 1000))
         lines = file.read().decode(errors="replace").strip().splitlines()

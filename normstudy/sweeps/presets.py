@@ -1,10 +1,10 @@
-"""Grids of runs that have a name: the values of run_sweep.py's --preset."""
+"""Predefined grids of runs: the values of run_sweep.py's --preset."""
 
 from typing import Any
 
 from config import WEIGHT_NORMS
 
-Grid = dict[str, Any]  # {flag: its values}, beside the flags of measurements, such as {"hessian_flags": "--samples=9"}
+Grid = dict[str, Any]  # {flag: its values}, and flags of measurements, such as {"hessian_flags": "--samples=9"}
 
 ORIGINAL_GROUPINGS = (1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125, 1e-7, 8.0, 16.0, 32.0, 64.0)
 ORIGINAL_NORMS = (
@@ -21,7 +21,7 @@ ORIGINAL_NORMS = (
 
 
 def _original(momentum: float, weight_decay: float) -> Grid:
-    """The study's grid; vit's 64 pairs of channels and the like are left out where they do not divide a width."""
+    """Return the grid of the original study. Groupings that do not divide a width are left out later, by `expand`."""
     return {
         "arch": ("vgg", "resnet-56", "vit"),
         "norm_type": ORIGINAL_NORMS,
@@ -34,7 +34,7 @@ def _original(momentum: float, weight_decay: float) -> Grid:
     }
 
 
-# The study that comes with the program, for two cores: short schedules, and smaller subsets for the larger networks.
+# The study in results/cpu_study, made for two cores: short schedules, and smaller subsets for the larger networks.
 THRICE = ("BatchNorm", "LayerNorm", "InstanceNorm", "GroupNorm", "EvoNormBO", "Plain")
 WEIGHT_BASED = WEIGHT_NORMS
 STUDIED_NORMS = (*ORIGINAL_NORMS, *WEIGHT_BASED, "MeanCentering", "RMSNorm", "DynamicTanh")
@@ -57,7 +57,7 @@ CPU_STUDY = (
     _SMALLER | {"arch": ("resnet-56",), "norm_type": (*WEIGHT_BASED, "Plain", "BatchNorm"), "skipinit": (True,)},
 )
 
-# {name: grids, the runs of all of which are the sweep}
+# {name: grids}; the sweep consists of the runs of all grids.
 PRESETS: dict[str, tuple[Grid, ...]] = {
     "original": (_original(0.9, 1e-4), _original(0.0, 0.0)),
     "cpu_study": CPU_STUDY,

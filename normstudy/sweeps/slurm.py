@@ -1,6 +1,6 @@
-"""Sweeps on a Slurm cluster, through submitit: one job array, whose jobs write everything themselves.
+"""Sweeps on a Slurm cluster, through submitit: one job array, whose jobs write all results themselves.
 
-A job that is told that its time is up, or that it is preempted, saves the state of its run, and is queued again.
+A job whose time is up, or that is preempted, saves the state of its run and is queued again.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from normstudy.sweeps.workers import FAILED, PROJECT, STOPPED, Worker, thread_en
 if TYPE_CHECKING:
     from submitit.core.utils import DelayedSubmission
 
-MOST_TASKS = 1000  # of an array, by Slurm's default MaxArraySize; each task works off several runs where there are more
-MOST_TIMEOUTS = 1000  # after which a job is not queued again
-LOOK_SECONDS = 3.0  # between looks at the queue and the files of the runs
+MOST_TASKS = 1000  # maximum tasks of an array, by Slurm's default MaxArraySize; with more runs, a task executes several
+MOST_TIMEOUTS = 1000  # maximum number of timeouts after which a job is queued again
+LOOK_SECONDS = 3.0  # interval at which the queue and the files of the runs are read
 
 
 class JobRuns:
-    """The runs of one job, which submitit calls on the node to work them off in their order.
+    """The runs of one job. submitit calls it on the node, and it executes them in their order.
 
-    options: the flags of the sweep itself.
+    options: the sweep's own flags.
     """
 
     def __init__(self, runs: Iterable[SweepRun], options: Mapping[str, Any]) -> None:
@@ -56,7 +56,7 @@ class JobRuns:
             raise RunError("; ".join(failed))
 
     def checkpoint(self) -> DelayedSubmission:
-        """Have the run at work save its state; return the rest of the job, which submitit queues again."""
+        """Make the current run save its state; return the rest of the job, which submitit queues again."""
         import submitit
 
         self.worker.stop()
@@ -65,7 +65,10 @@ class JobRuns:
 
 
 def submit_jobs(runs: Sequence[SweepRun], options: Mapping[str, Any]) -> str:
-    """Queue jobs that work off the runs; return the number of their array. Raises UsageError, RunError."""
+    """Queue jobs for the runs; return the ID of their job array.
+
+    Raises UsageError without sbatch or for malformed --slurm_flags, and RunError if Slurm rejects the jobs.
+    """
     import submitit
 
     if shutil.which("sbatch") is None:
@@ -90,11 +93,11 @@ def submit_jobs(runs: Sequence[SweepRun], options: Mapping[str, Any]) -> str:
         name="normalization", **{f"slurm_{name}": value for name, value in parameters.items() if value is not None}
     )
     try:
-        with contextlib.redirect_stderr(io.StringIO()), executor.batch():  # its complaint is reported below
+        with contextlib.redirect_stderr(io.StringIO()), executor.batch():  # the error it prints is raised below
             jobs = [executor.submit(JobRuns(share, options)) for share in shares]
     except (submitit.core.utils.FailedJobError, subprocess.CalledProcessError, OSError) as error:
         words = [line for line in str(error).splitlines() if "sbatch: error" in line] or str(error).splitlines()
-        raise RunError(f"Slurm did not take the jobs: {words[0].removeprefix('sbatch: error: ')}") from None
+        raise RunError(f"Slurm rejected the jobs: {words[0].removeprefix('sbatch: error: ')}") from None
     array = jobs[0].job_id.partition("_")[0]
     names = [[run.directory.path.name for run in share] for share in shares]
     write_bytes(logs / f"slurm-{array}.json", json.dumps(names).encode())
@@ -102,7 +105,7 @@ def submit_jobs(runs: Sequence[SweepRun], options: Mapping[str, Any]) -> str:
 
 
 def _parse_flags(text: str) -> dict[str, str | bool]:
-    """{name: value} of flags of sbatch. Raises UsageError."""
+    """Return sbatch flags as {name: value}. Raises UsageError for words of another form."""
     flags: dict[str, str | bool] = {}
     for word in shlex.split(text):
         name, _, value = word.removeprefix("--").partition("=")
@@ -113,9 +116,9 @@ def _parse_flags(text: str) -> dict[str, str | bool]:
 
 
 def queued_runs(results_dir: Path) -> dict[str, bool] | None:
-    """{run name: is running} of the runs in results_dir whose jobs are queued or running.
+    """Return {run name: is running} of the runs in results_dir whose jobs are queued or running.
 
-    None if Slurm does not answer. Raises UsageError without Slurm.
+    The result is None if Slurm does not answer. Raises UsageError without squeue.
     """
     command = ["squeue", "--me", "--noheader", "--array", "--format=%i %t"]
     try:
@@ -142,21 +145,23 @@ def queued_runs(results_dir: Path) -> dict[str, bool] | None:
 def run_on_slurm(
     runs: Sequence[SweepRun], ahead: Sequence[SweepRun], options: Mapping[str, Any], results_dir: Path
 ) -> None:
-    """Queue the runs that are ahead; with --wait, follow all `runs` until none of them is in the queue."""
+    """Queue the runs in `ahead`; with --wait, follow all `runs` until none of them is in the queue."""
     for run in ahead:
         failure_path(run).unlink(missing_ok=True)
     if ahead:
         array = submit_jobs(ahead, options)
-        print(f"job array {array} works off {len(ahead)} runs; its words go to {results_dir / 'logs'}", flush=True)
+        print(f"queued {len(ahead)} runs as job array {array}; its output goes to {results_dir / 'logs'}", flush=True)
     if options["wait"]:
         try:
             follow_jobs(runs, options, results_dir)
         except KeyboardInterrupt as stop:
-            raise type(stop)("the jobs go on; the same command follows them, scancel ends them") from None
+            raise type(stop)(
+                "the jobs continue: run the same command again to follow them, or scancel to end them"
+            ) from None
 
 
 def follow_jobs(runs: Sequence[SweepRun], options: Mapping[str, Any], results_dir: Path) -> None:
-    """Show how far the jobs are, until none of these runs is in the queue."""
+    """Show the progress of the jobs until none of these runs is in the queue."""
     names = {run.directory.path.name for run in runs}
     standing = runs_by_standing(runs, options["measure"])
     said = {name: {run.directory.path.name for run in standing[name]} for name in ("done", "failed")}

@@ -1,4 +1,4 @@
-"""Which runs of a sweep are done, and how long the others will take."""
+"""The status of a sweep's runs, and the time that the remaining ones will take."""
 
 import collections
 import contextlib
@@ -13,17 +13,17 @@ from normstudy.sweeps.grid import SweepRun
 
 
 def log_path(run: SweepRun) -> Path:
-    """The file that takes the output of everything that works off the run."""
+    """Return the path of the log of a run, which receives the output of all its commands."""
     return run.directory.path.parent / "logs" / f"{run.directory.path.name}.log"
 
 
 def failure_path(run: SweepRun) -> Path:
-    """The file that says why a run failed, if it did."""
+    """Return the path of the file that says why a run failed. It exists only if the run failed."""
     return log_path(run).with_suffix(".failed")
 
 
 def missing_measurements(run: SweepRun, measurements: Iterable[str]) -> list[str]:
-    """The measurements that a run that has ended lacks; one that diverged needs none."""
+    """Return the measurements that an ended run lacks. A diverged run needs none."""
     missing = [name for name in measurements if not run.directory.measurement(name).exists()]
     try:
         return missing if missing and read_json(run.directory.summary).get("status") == "done" else []
@@ -32,15 +32,19 @@ def missing_measurements(run: SweepRun, measurements: Iterable[str]) -> list[str
 
 
 def is_done(run: SweepRun, measurements: Iterable[str]) -> bool:
-    """Whether a run has ended and is measured."""
+    """Return whether a run has ended and is measured."""
     return run.directory.summary.exists() and not missing_measurements(run, measurements)
 
 
 def runs_by_standing(
     runs: Sequence[SweepRun], measurements: Sequence[str], queued: Container[str] = ()
 ) -> dict[str, list[SweepRun]]:
-    """{"done", "to measure", "failed", "queued", "begun", "new": runs}; `queued`: names of runs that a cluster has."""
-    found: dict[str, list[SweepRun]] = {name: [] for name in ("done", "to measure", "failed", "queued", "begun", "new")}
+    """Return {"done", "to measure", "failed", "queued", "unfinished", "new": runs}.
+
+    queued: the names of the runs in a cluster's queue.
+    """
+    kinds = ("done", "to measure", "failed", "queued", "unfinished", "new")
+    found: dict[str, list[SweepRun]] = {kind: [] for kind in kinds}
     folders = {run.directory.path.parent for run in runs}
     entries = {folder: set(os.listdir(folder)) if folder.is_dir() else set() for folder in folders}
     logs = {folder: set(os.listdir(folder / "logs")) if (folder / "logs").is_dir() else set() for folder in folders}
@@ -56,7 +60,7 @@ def runs_by_standing(
         elif has_ended:
             kind = "to measure"
         else:
-            kind = "begun" if name in entries[folder] else "new"
+            kind = "unfinished" if name in entries[folder] else "new"
         found[kind].append(run)
     return found
 
@@ -64,13 +68,14 @@ def runs_by_standing(
 def estimate_cost(
     runs: Sequence[SweepRun], done: Sequence[SweepRun], measurements: Sequence[str] = MEASUREMENTS
 ) -> tuple[float, float, float] | None:
-    """(seconds of training, seconds of measuring, bytes) that `runs` take; None if a network has no run in `done`.
+    """Estimate (seconds of training, seconds of measuring, bytes) of `runs`; None if a network has no run in `done`.
 
-    Each is judged by the finished runs of its network: training by images and epochs, the rest by their files.
+    Estimates are medians over finished runs of the same network: training seconds per image and epoch, the seconds in
+    the measurements' files, and the size of all files.
     """
     training, measuring, sizes = (collections.defaultdict[str, list[float]](list) for _ in range(3))
     for run in done[:: max(1, len(done) // 200)]:
-        with contextlib.suppress(RunError, KeyError):  # what is damaged is said by what needs it
+        with contextlib.suppress(RunError, KeyError):  # damaged files are reported by the code that needs them
             arch, summary = run.config.arch, read_json(run.directory.summary)
             images = read_json(run.directory.config)["data"]["train_samples"]
             found = [run.directory.measurement(name) for name in measurements]

@@ -1,4 +1,4 @@
-"""The processes that work off the runs of a sweep: main.py and the measurements, whose output goes to the run's log."""
+"""Execution of a sweep's runs in child processes, main.py and the measurements, whose output goes to the run's log."""
 
 import contextlib
 import os
@@ -23,41 +23,41 @@ DONE, FAILED, STOPPED, ELSEWHERE = "done", "failed", "stopped", "elsewhere"
 
 
 def available_cores() -> int:
-    """How many cores this process may use."""
+    """Return the number of cores that this process may use."""
     if "SLURM_CPUS_PER_TASK" in os.environ:
         return int(os.environ["SLURM_CPUS_PER_TASK"])
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def thread_environment(processes: int) -> dict[str, str]:
-    """The environment in which so many processes share the cores, unless the user's says how many threads to use."""
+    """Return the environment variables that divide the cores among `processes`; none if OMP_NUM_THREADS is set."""
     return {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, available_cores() // processes))}
 
 
 class Worker:
-    """Works off runs; several threads may share one.
+    """Executes runs; several threads may share one Worker.
 
-    options: the flags of the sweep itself. is_detached: whether the children are kept from the signals of the terminal,
-    which then reach the sweep alone.
+    options: the sweep's own flags. is_detached: whether the child processes are shielded from signals of the terminal,
+    which then reach only the sweep.
     """
 
     def __init__(self, options: Mapping[str, Any], is_detached: bool = True) -> None:
         self.options, self.is_detached = options, is_detached
-        self.lock = threading.RLock()  # reentrant, for a signal handler takes it as well
+        self.lock = threading.RLock()  # reentrant, because a signal handler also acquires it
         self.children: set[subprocess.Popen[bytes]] = set()
         self.is_stopping = False
 
     def stop(self) -> None:
-        """Begin no further run, and ask those at work to save their state and end."""
+        """Start no further runs, and ask the running ones to save their state and end."""
         with self.lock:
             self.is_stopping = True
             for child in self.children:
                 child.terminate()
 
     def work_off(self, run: SweepRun, environment: Mapping[str, str] | None = None) -> tuple[str, str]:
-        """Train and measure what a run lacks.
+        """Do the training and the measurements that a run lacks.
 
-        Returns (DONE, ""), (FAILED, why), (STOPPED, ""), or (ELSEWHERE, "") if another process works on the run.
+        Returns (DONE, ""), (FAILED, reason), (STOPPED, ""), or (ELSEWHERE, "") if another process is working on it.
         """
         try:
             if is_done(run, self.options["measure"]):
@@ -81,16 +81,17 @@ class Worker:
             return FAILED, f"{error.strerror} ({error.filename})"
 
     def measuring_commands(self, run: SweepRun) -> list[list[str]]:
-        """The commands that make the measurements which a run lacks."""
+        """Return the commands for the measurements that a run lacks."""
         missing = missing_measurements(run, self.options["measure"])
+        given = {flag: self.options[flag] or run.measurement_flags.get(flag, "") for flag in MEASUREMENT_FLAGS}
         return [
-            [f"run_{name}.py", str(run.directory.path), *shlex.split(self.options[flags] or getattr(run, flags))]
-            for name, flags in zip(MEASUREMENTS, MEASUREMENT_FLAGS, strict=True)
+            [f"run_{name}.py", str(run.directory.path), *shlex.split(given[flag])]
+            for name, flag in zip(MEASUREMENTS, MEASUREMENT_FLAGS, strict=True)
             if name in missing
         ]
 
     def call(self, command: Sequence[str], run: SweepRun, environment: Mapping[str, str]) -> Ending:
-        """Run a script to its end, its output added to the run's log; exit code 99 if the sweep is stopping already."""
+        """Run a script to its end and append its output to the run's log; return code 99 if the sweep is stopping."""
         script, *flags = command
         argv = [str(PROJECT / script), *flags]
         processes = self.options["processes"]
@@ -121,7 +122,7 @@ class Worker:
             return Ending(code, read_outcome(outcome), count_memory_kills() > memory_kills)
 
     def wait(self) -> None:
-        """Return when the children have ended. A signal handler may call it, for it reaps none."""
+        """Wait until the children have ended. It reaps none of them, so a signal handler may call it."""
         for child in list(self.children):
             with contextlib.suppress(ChildProcessError):
                 os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)

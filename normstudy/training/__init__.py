@@ -1,4 +1,4 @@
-"""Training: the step and the loop, optimizers, the probe recorder, several processes."""
+"""Training: the step, the loop, the optimizer, the probe recorder and runs on several processes."""
 
 from normstudy.training.train_run import train_run
 

@@ -1,4 +1,4 @@
-"""The losses of an epoch, read without waiting for the device."""
+"""Losses of one epoch, read without waiting for the device."""
 
 import time
 from collections.abc import Mapping
@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-LOOK_SECONDS = 1.0  # between looks at the losses
-RECENT = 50  # steps whose mean loss is shown
+LOOK_SECONDS = 1.0  # minimum time between two reads of the losses
+RECENT = 50  # number of last steps whose mean loss is shown
 
 
 class LossesSoFar(NamedTuple):
-    """A mean loss, the accuracy, and the first step whose loss was not finite, or None."""
+    """A mean loss, the accuracy, and the index of the first step whose loss was not finite, or None."""
 
     loss: float
     accuracy: float
@@ -19,38 +19,39 @@ class LossesSoFar(NamedTuple):
 
 
 class EpochLosses:
-    """The losses and right answers of one epoch, kept on the device and looked at without waiting for it."""
+    """Losses and correct predictions of one epoch, kept on the device and read without waiting for it."""
 
     def __init__(self, steps: int, device: torch.device) -> None:
         self.losses = torch.zeros(steps, device=device)
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
         self.samples = self.recorded = 0
         self.looked_at = time.perf_counter()
-        # The look that has begun: values on their way to the CPU, the samples they are of, their arrival on CUDA.
+        # The pending read: values on their way to the CPU, the samples they cover, and on CUDA the event of arrival.
         self._begun: tuple[torch.Tensor, int, torch.cuda.Event | None] | None = None
 
     def record(self, loss: torch.Tensor, correct: torch.Tensor, samples: int) -> None:
-        """Keep the mean loss and the number of right answers of a step on so many samples."""
+        """Record the mean loss and the number of correct predictions of a step on `samples` samples."""
         self.losses[self.recorded] = loss
         self.correct += correct.to(self.correct.dtype)
         self.recorded += 1
         self.samples += samples
 
     def state_dict(self) -> dict[str, Any]:
-        """The state from which the next process goes on within the epoch."""
+        """Return the state from which another process can continue within the epoch."""
         losses = self.losses[: self.recorded].cpu()
         return {"losses": losses, "correct": int(self.correct), "samples": self.samples}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what state_dict() gave."""
+        """Restore the state that state_dict() returned."""
         self.recorded, self.samples = len(state["losses"]), state["samples"]
         self.losses[: self.recorded] = state["losses"]
         self.correct.fill_(state["correct"])
 
     def look(self) -> LossesSoFar | None:
-        """The mean loss of the last steps, the accuracy so far and the first bad step, at most once in LOOK_SECONDS.
+        """Return the mean loss of the last steps, the accuracy so far and the first bad step.
 
-        None in between, and as long as a device is at work on them; the numbers are then some steps old.
+        A read starts at most once in LOOK_SECONDS. Return None in between and while the device still computes the
+        numbers, which are therefore some steps old when they arrive.
         """
         if self._begun is None and time.perf_counter() - self.looked_at >= LOOK_SECONDS:
             self._begin()
@@ -65,7 +66,7 @@ class EpochLosses:
         return LossesSoFar(loss, correct / samples, int(bad_step) if is_bad else None)
 
     def _begin(self) -> None:
-        """Start to copy the numbers of a look to the CPU."""
+        """Start to copy the current numbers to the CPU."""
         so_far = self.losses[: self.recorded]
         bad = (~so_far.isfinite()).float()  # float32 throughout: not every device has float64
         values = torch.stack([so_far[-RECENT:].mean(), self.correct.float(), bad.max(), bad.argmax().float()])
@@ -79,7 +80,7 @@ class EpochLosses:
         self._begun = values, self.samples, arrival
 
     def result(self, batch_size: int) -> LossesSoFar:
-        """The mean loss over samples, the accuracy and the first bad step of all that was recorded; waits for it."""
+        """Return the mean loss over samples, the accuracy and the first bad step; wait for all recorded steps."""
         losses = self.losses[: self.recorded].cpu().double()
         bad = (~losses.isfinite()).nonzero()
         sizes = torch.full_like(losses, batch_size)

@@ -17,7 +17,7 @@ from normstudy.training.training_step import forward_in_precision
 def evaluate(
     config: Config, model: Network, split: Split, pause: Callable[[], object] = lambda: None, world: World = ALONE
 ) -> tuple[float, float]:
-    """(mean cross-entropy, accuracy) over a split, in eval mode, unaugmented.
+    """Return (mean cross-entropy, accuracy) over a split, in eval mode, without augmentation.
 
     The processes of a world take the batches in turn, and all of them call pause() after each turn.
     """
@@ -27,7 +27,7 @@ def evaluate(
     own_batches = evaluation_batches(split, config.image_size, first=world.rank, every=world.size)
     with progress_bar(len(split), "evaluating") as bar:
         for _ in range(0, len(split), EVALUATION_BATCH * world.size):
-            batch = next(own_batches, None)  # the last turn may not reach all processes
+            batch = next(own_batches, None)  # in the last turn, some processes may get no batch
             if batch is not None:
                 images, labels = batch
                 logits = forward_in_precision(config, model, images)

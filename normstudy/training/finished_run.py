@@ -1,4 +1,4 @@
-"""A finished run: its report, its table row, and the files that can be made again."""
+"""A finished run: its report, its row of the table, and the files that can be rebuilt."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ from normstudy.storage import (
     update_table,
 )
 
-CHANCE = 110  # % of the accuracy of guessing, up to which a network has learned nothing
+CHANCE = 110  # % of the accuracy of guessing; up to this value a network has learned nothing
 
 
 class Plots(Protocol):
@@ -30,31 +30,32 @@ class Plots(Protocol):
 
 
 def report_run(run: RunDirectory) -> None:
-    """Say how a run ended, and put its row into the table. Raises RunError where its files are not what it wrote."""
+    """Print how a run ended, and add its row to the table. Raises RunError if its files are not as it wrote them."""
     summary = read_summary(run)
     print(describe_outcome(run, summary))
     update_table([run])
     changed = changed_files(run, summary)
     if changed:
         raise RunError(
-            f"{run.path}: {', '.join(changed)} damaged or changed after it was written; --overwrite=True trains again"
+            f"{run.path}: {', '.join(changed)} damaged or changed since the run wrote it: "
+            "use --overwrite=True to start the run over"
         )
 
 
 def has_ended(run: RunDirectory) -> bool:
-    """Whether a run left a whole summary. A damaged one is said, and made again from the last state."""
+    """Whether a run left a complete summary. A damaged one is reported; training rebuilds it from the last state."""
     if not run.summary.exists():
         return False
     try:
         read_summary(run)
     except RunError as error:
-        print(f"{error}; it is made again from {run.last.name}", file=sys.stderr)
+        print(f"{error}; rebuilding it from {run.last.name}", file=sys.stderr)
         return False
     return True
 
 
 def damaged_outputs(run: RunDirectory, plots: Plots) -> list[tuple[Path, Callable[[], object]]]:
-    """[(path, function that makes it again)] of a finished run's outputs that are missing or damaged."""
+    """Return [(path, function that rebuilds it)] for the missing or damaged outputs of a finished run."""
     damaged: list[tuple[Path, Callable[[], object]]] = []
     if not are_metrics_whole(run):
         damaged.append((run.metrics, lambda: restore_metrics(run)))
@@ -68,20 +69,20 @@ def damaged_outputs(run: RunDirectory, plots: Plots) -> list[tuple[Path, Callabl
 
 
 def remake_outputs(run: RunDirectory, plots: Plots) -> None:
-    """Make the damaged outputs again, or say why one cannot be made."""
+    """Rebuild missing and damaged outputs; print the reason for each that cannot be rebuilt."""
     for path, make in damaged_outputs(run, plots):
         try:
             make()
         except RunError as error:
-            print(f"{path.name} could not be made: {error}", file=sys.stderr)
+            print(f"{path.name} could not be rebuilt: {error}", file=sys.stderr)
 
 
 def describe_outcome(run: RunDirectory, summary: Mapping[str, Any]) -> str:
-    """How a run ended and where its files are. Raises RunError where summary.json or config.json lacks something."""
+    """Return how a run ended and where its files are. Raises RunError if summary.json or config.json lacks a value."""
     try:
         if summary["status"] == "diverged":
             step, epochs = summary["diverged_at_step"], summary["epochs_done"]
-            return f"diverged at step {step}, after {epochs} whole epochs; what was recorded is in {run.path}"
+            return f"diverged at step {step}, after {epochs} complete epochs; all that was recorded is in {run.path}"
         test, train = 100 * summary["test_accuracy"], 100 * summary["train_accuracy"]
         pictures = [str(path) for path in (run.curves, run.probes_picture) if path.exists()]
         classes = len(read_json(run.config)["data"]["classes"])
@@ -89,7 +90,7 @@ def describe_outcome(run: RunDirectory, summary: Mapping[str, Any]) -> str:
         return (
             f"done in {summary['seconds']:.0f} s: test accuracy {test:.2f} %, train accuracy {train:.2f} % "
             f"(eval mode, no augmentation)\n{hint if train * classes < CHANCE else ''}"
-            f"look at {', '.join(pictures) or run.metrics}; everything is in {run.path}"
+            f"see {', '.join(pictures) or run.metrics}; all files are in {run.path}"
         )
     except (KeyError, TypeError) as error:
-        raise RunError(f"{run.summary} is damaged ({error}); --overwrite=True starts the run over") from None
+        raise RunError(f"{run.summary} is damaged ({error}): use --overwrite=True to start the run over") from None

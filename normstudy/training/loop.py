@@ -1,4 +1,4 @@
-"""One run from its last saved state to its end: epochs of SGD, evaluation, and everything that is recorded."""
+"""One run from its last saved state to its end: epochs of SGD, evaluation, and all recording."""
 
 import math
 import sys
@@ -36,7 +36,7 @@ from normstudy.training.training_step import build_step
 
 
 class Diverged(Exception):
-    """The loss or a gradient of a global step is not finite."""
+    """The loss or a gradient of the global step `step` is not finite."""
 
     def __init__(self, step: int) -> None:
         super().__init__(f"diverged at step {step}")
@@ -44,10 +44,10 @@ class Diverged(Exception):
 
 
 class Training:
-    """The training of one run on a Dataset that lies on `device`, continued from what the run directory holds.
+    """The training of one run on a Dataset on `device`, continued from the state in the run directory.
 
-    `points` are the SafePoints at which a signal stops it: between steps, and between batches of an evaluation,
-    after last.pt is written. Of the processes of a `world`, the first one writes, and all stop at the same step.
+    `points` are the SafePoints at which a signal stops the run, after last.pt is written: between steps, and between
+    batches of an evaluation. Only the first process of a `world` writes, and all stop at the same step.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Training:
         world: World,
     ) -> None:
         torch.manual_seed(config.seed)
-        torch.backends.cudnn.benchmark = True  # on CUDA, kernels are chosen by trial: shapes hardly change
+        torch.backends.cudnn.benchmark = True  # cuDNN times its kernels and takes the fastest: shapes hardly change
         self.config, self.run, self.dataset, self.fingerprint = config, run, dataset, fingerprint
         self.device, self.points, self.world = device, points, world
         self.steps_per_epoch = math.ceil(len(dataset.train) / config.batch_size)
@@ -78,24 +78,24 @@ class Training:
         self.saved_at = time.monotonic()
 
     def load(self) -> dict[str, Any]:
-        """Load the last state, and return the progress, with a note of what trains from here on."""
+        """Load the last state; return its progress, with an entry in its history for what trains from here on."""
         progress = load_state(self.run, self.config, self.fingerprint, self.parts)
         origin = history_entry(self.steps_done(progress), self.device, self.world.size)
         add_to_history(progress["history"], origin)
         return progress
 
     def finish(self) -> None:
-        """Train from the saved state on, and write everything but the pictures; summary.json comes last."""
+        """Train from the saved state to the end; write everything except the pictures, summary.json last."""
         config, run = self.config, self.run
         self.announce()
         if self.world.is_first and self.progress["rows"]:
-            self.write_metrics()  # a process killed after it saved the state may not have written the last row
+            self.write_metrics()  # a process killed right after it saved the state may not have written the last row
         try:
             diverged_at = self.train_epochs()
             summary = self.summarize(diverged_at)
         except KeyboardInterrupt as stop:
             command = "the same command" + (" without --overwrite" if config.overwrite else "")
-            raise type(stop)(f"{command} continues after {self.how_far()} of {config.epochs} epochs") from None
+            raise type(stop)(f"run {command} to continue after {self.how_far()} of {config.epochs} epochs") from None
         finally:
             if self.recorder is not None:
                 self.recorder.close()
@@ -105,7 +105,7 @@ class Training:
             write_json(run.summary, summary)
 
     def announce(self) -> None:
-        """Say what is trained, where, and from which epoch on."""
+        """Print what is trained, on which device, and from which epoch."""
         if not self.world.is_first:
             return
         config = self.config
@@ -116,10 +116,10 @@ class Training:
             flush=True,
         )
         if config.precision == "bf16" and is_bf16_emulated(self.device):
-            print("this processor has no bf16 units: --precision=fp32 is many times as fast here", file=sys.stderr)
+            print("this processor has no bf16 units: --precision=fp32 is many times as fast on it", file=sys.stderr)
 
     def train_epochs(self) -> int | None:
-        """Train the epochs that are missing; return the step at which the run diverged, or None."""
+        """Train the remaining epochs; return the step at which the run diverged, or None."""
         try:
             while self.progress["epoch"] < self.config.epochs:
                 self.train_epoch(self.progress["epoch"] + 1)
@@ -128,7 +128,7 @@ class Training:
         return None
 
     def train_epoch(self, epoch: int) -> None:
-        """Train one epoch and record it: dumps, checkpoint, state, and its row of metrics.csv. Raises Diverged."""
+        """Train one epoch; write its probes, checkpoint, state and row of metrics.csv. Raises Diverged."""
         config, progress = self.config, self.progress
         try:
             row = self.run_epoch(epoch)
@@ -150,7 +150,7 @@ class Training:
             print(epoch_line(config, row), flush=True)
 
     def run_epoch(self, epoch: int) -> dict[str, float]:
-        """Take the steps of one epoch and evaluate after them; return its row of metrics.csv. Raises Diverged."""
+        """Take the steps of one epoch, then evaluate; return its row of metrics.csv. Raises Diverged."""
         losses, start = EpochLosses(self.steps_per_epoch, self.device), time.perf_counter()
         begun = self.progress["within"]
         if begun is not None:
@@ -173,9 +173,9 @@ class Training:
         return row
 
     def take_steps(self, epoch: int, losses: EpochLosses, start: float) -> tuple[float, float]:
-        """Take the steps that `losses` lacks of an epoch begun at `start`; return its mean loss and accuracy.
+        """Take the steps of an epoch, started at `start`, that `losses` lacks; return its mean loss and accuracy.
 
-        Nothing waits for the device before all steps are on their way; once a second the bar shows how far it is.
+        Nothing waits for the device until all steps are queued. The progress bar shows new numbers once a second.
         Raises Diverged.
         """
         config, split, steps = self.config, self.dataset.train, self.steps_per_epoch
@@ -201,9 +201,9 @@ class Training:
         return result.loss, result.accuracy
 
     def pause(self, losses: EpochLosses, seconds: float, has_diverged: bool = False) -> bool:
-        """Within an epoch: save where it is time to, or where a signal has come, which then stops the run.
+        """Within an epoch, save the state if it is due or a signal has arrived; the signal then stops the run.
 
-        Return whether any process has seen that the loss is not finite; nothing is saved then.
+        Return whether any process has seen a loss that is not finite. In that case nothing is saved.
         """
         is_due = time.monotonic() - self.saved_at >= 60 * self.config.checkpoint_minutes
         signal, is_due_anywhere, has_diverged_anywhere = self.world.max_over_processes(
@@ -217,25 +217,25 @@ class Training:
         return False
 
     def save(self, within: Mapping[str, Any] | None = None) -> None:
-        """Write last.pt; `within` is the state of a begun epoch."""
+        """Write last.pt; `within` is the state of a partial epoch."""
         self.progress["within"] = within
         if self.world.is_first:
             save_state(self.run, self.config, self.fingerprint, self.parts, self.progress)
         self.saved_at = time.monotonic()
 
     def dump_probes(self, epoch: int) -> None:
-        """Write the probes since the last dump, where they are recorded."""
+        """Write the probe statistics since the last dump, if they are recorded."""
         if self.recorder is not None:
             dump = self.recorder.dump()
             if self.world.is_first:
                 save_probes(self.run, epoch, dump, self.progress["files"])
 
     def write_metrics(self) -> str:
-        """Write metrics.csv, and return its SHA-256."""
+        """Write metrics.csv; return its SHA-256."""
         return write_csv(self.run.metrics, METRICS_COLUMNS, self.progress["rows"])
 
     def summarize(self, diverged_at: int | None) -> dict[str, Any]:
-        """The content of summary.json: the result of the last epoch, or how far the run came before it diverged."""
+        """Return the content of summary.json: the result of the last epoch, or where the run diverged."""
         progress = self.progress
         summary = {"status": "done", "epochs_done": progress["epoch"], "seconds": progress["seconds"]}
         last = progress["rows"][-1] if progress["rows"] else {}
@@ -258,17 +258,17 @@ class Training:
         return summary | about | {"files": dict(progress["files"])}
 
     def steps_done(self, progress: Mapping[str, Any]) -> int:
-        """The global steps behind a saved state."""
+        """Return the number of global steps that a saved state contains."""
         within = progress["within"]
         return progress["epoch"] * self.steps_per_epoch + (len(within["losses"]) if within else 0)
 
     def how_far(self) -> str:
-        """The epochs of the saved state, in text: 3, or 3.25 within the fourth."""
+        """Return the number of epochs in the saved state as text: 3, or 3.25 within the fourth."""
         return f"{self.steps_done(self.progress) / self.steps_per_epoch:.4g}"
 
 
 def epoch_line(config: Config, row: Mapping[str, float]) -> str:
-    """One finished epoch in a line, from its row of metrics.csv."""
+    """Return one line about a finished epoch, given its row of metrics.csv."""
     parts = [
         f"epoch {row['epoch']:>{len(str(config.epochs))}}/{config.epochs}",
         f"lr {row['learning_rate']:.3g}",

@@ -1,4 +1,4 @@
-"""Records the statistics of docs/files.md (Probes) while a network trains, through hooks."""
+"""Records the probe statistics that docs/files.md defines, with hooks, while a network trains."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -14,22 +14,23 @@ from normstudy.storage import CONV_KEYS, PROBE_KEYS
 from normstudy.training.processes import ALONE, World
 
 SiteValues = dict[str, dict[int, torch.Tensor]]  # {statistic: {index of a site: zero-dimensional value}}
-GRAM = "gram"  # beside the statistics: (N, N) matrices, of which the rest are made at the end of a pass
+GRAM = "gram"  # an extra key: (N, N) matrices, from which other statistics are computed at the end of a pass
 
 
 @dataclass
 class Observation:
-    """One forward and backward pass that the hooks observe; `row` is for keep(), once the pass has ended well."""
+    """One observed forward and backward pass; `row` is for keep(), and None unless the pass has succeeded."""
 
     row: torch.Tensor | None = None
 
 
 class ProbeRecorder:
-    """Records the statistics of one training step after another.
+    """Records the probe statistics of training steps.
 
-    with recorder.step(iteration): forward and backward are recorded. `dump()` gives the dict of the iterations
-    since the last dump and forgets them. Hooks go with `close()`. Neither losses nor the state_dict change.
-    Where processes share a batch, its parts meet for each site in one of them, and all get the same rows.
+    The forward and backward pass inside `with recorder.step(iteration):` are recorded. `dump()` returns the dict of
+    the iterations since the last dump and forgets them; `close()` removes the hooks. Neither losses nor the
+    state_dict change. If processes share a batch, one process gathers its parts for each site, and all get the same
+    rows.
     """
 
     def __init__(self, model: Network, world: World = ALONE) -> None:
@@ -38,7 +39,7 @@ class ProbeRecorder:
         self.iterations: list[int] = []
         self.rows: list[torch.Tensor] = []
         self.device = next(model.parameters()).device
-        self._values: SiteValues | None = None  # of the pass that is observed
+        self._values: SiteValues | None = None  # of the observed pass
         self._handles = [
             model.get_submodule(name).register_forward_hook(self._hook(kind, site))
             for kind, names in self.sites.items()
@@ -76,7 +77,7 @@ class ProbeRecorder:
 
     @contextlib.contextmanager
     def observe(self) -> Iterator[Observation]:
-        """A context in which one forward and backward pass is observed."""
+        """Observe one forward and backward pass, inside a `with` block."""
         observation = Observation()
         self._values = {key: {} for key in (*PROBE_KEYS, GRAM)}
         try:
@@ -87,10 +88,10 @@ class ProbeRecorder:
 
     @torch.no_grad()
     def _assemble_row(self, values: SiteValues) -> torch.Tensor:
-        """The row (statistics and sites,) of one pass, in the order of _columns().
+        """Return the row of one pass: one value per statistic and site, in the order of _columns().
 
-        Of several processes, each has the values of some sites, and of every gradient the norm of its part, as many
-        times too large as there are processes.
+        With several processes, each holds the values of some sites. Of each gradient it holds the norm of its own
+        part, which is too large by a factor equal to the number of processes.
         """
         grams = values.pop(GRAM)
         if grams:
@@ -108,24 +109,24 @@ class ProbeRecorder:
         return row
 
     def keep(self, iteration: int, row: torch.Tensor) -> None:
-        """Keep the row of an observed step as `iteration`."""
+        """Keep the row of an observed step under `iteration`."""
         self.iterations.append(iteration)
         self.rows.append(row)
 
     @contextlib.contextmanager
     def step(self, iteration: int) -> Iterator[None]:
-        """A context in which one training step is recorded as `iteration`; nothing is kept if it does not end."""
+        """Record one training step as `iteration`, inside a `with` block; a step that fails leaves no row."""
         with self.observe() as observation:
             yield
         if observation.row is not None:
             self.keep(iteration, observation.row)
 
     def _width(self, key: str) -> int:
-        """The number of sites that have a statistic."""
+        """Return the number of sites at which a statistic is recorded."""
         return len(self.sites["conv" if key in CONV_KEYS else "activation"])
 
     def _columns(self) -> dict[str, slice]:
-        """{statistic: its part of a row}."""
+        """Return {statistic: its slice of a row}."""
         columns, start = {}, 0
         for key in PROBE_KEYS:
             columns[key] = slice(start, start + self._width(key))
@@ -133,9 +134,10 @@ class ProbeRecorder:
         return columns
 
     def state_dict(self) -> dict[str, Any]:
-        """The probe dict of docs/files.md for the iterations since the last dump, on the CPU.
+        """Return the probe dict of docs/files.md for the iterations since the last dump, on the CPU.
 
-        iteration (T,) int64, sites {"conv": names, "activation": names}, and one (T, sites) float32 tensor a key.
+        It holds iteration (T,) int64, sites {"conv": names, "activation": names}, and for each statistic a
+        (T, sites) float32 tensor.
         """
         columns = self._columns()
         width = columns[PROBE_KEYS[-1]].stop
@@ -144,7 +146,7 @@ class ProbeRecorder:
         return state | {key: rows[:, part].clone() for key, part in columns.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what state_dict() gave."""
+        """Restore the state that state_dict() returned."""
         self.iterations = state["iteration"].tolist()
         self.rows = list(torch.cat([state[key] for key in PROBE_KEYS], dim=1).to(self.device))
 
@@ -154,7 +156,7 @@ class ProbeRecorder:
         self.iterations, self.rows = self.iterations[:kept], self.rows[:kept]
 
     def dump(self) -> dict[str, Any]:
-        """Return state_dict(), and forget its iterations."""
+        """Return state_dict() and forget its iterations."""
         state = self.state_dict()
         self.iterations, self.rows = [], []
         return state

@@ -1,7 +1,7 @@
-"""One run on several devices: what the processes that torchrun starts share out and put together again.
+"""One run on several devices: the communication between the processes that torchrun starts.
 
-Every process holds all images and walks through the same batches; each computes its share of a batch, gradients are
-averaged by DistributedDataParallel, and the first process alone writes. A World of one process does none of this.
+Every process holds all images and goes through the same batches, and each computes its share of a batch. Gradients are
+averaged by DistributedDataParallel, and only the first process writes. A World of one process communicates nothing.
 """
 
 import itertools
@@ -19,20 +19,20 @@ from torch.distributed.rendezvous import rendezvous
 from normstudy.cli import RunError, UsageError
 from normstudy.kernels import pick_device
 
-LONGEST_WAIT = timedelta(hours=2)  # for the first process, which may have many images to decode
+LONGEST_WAIT = timedelta(hours=2)  # the first process may have many images to decode
 T = TypeVar("T")
 
 
 def count_processes() -> int:
-    """How many processes torchrun, or another launcher that sets the same variables, started for this run."""
+    """Return the number of processes that torchrun, or a launcher with the same variables, started for this run."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
 def join_processes(device_name: str) -> tuple["World", torch.device]:
-    """Meet the other processes of this run; return (World, the device of this process).
+    """Connect to the other processes of this run; return (World, the device of this process).
 
-    Raises UsageError where there are fewer GPUs than processes on this machine, RunError where the others cannot be
-    met.
+    Raises UsageError if --device names a single device or this machine has fewer GPUs than processes, and RunError if
+    the others cannot be reached.
     """
     if count_processes() == 1:
         return World(), pick_device(device_name)
@@ -41,45 +41,47 @@ def join_processes(device_name: str) -> tuple["World", torch.device]:
     try:
         store, rank, size = next(rendezvous("env://", timeout=LONGEST_WAIT))
         if int(os.environ.get("LOCAL_WORLD_SIZE", "0")) == size:
-            # torchrun's store outlives a restart, with the addresses of the dead in it; the count of restarts tells
-            # attempts apart where one machine has all processes.
+            # torchrun's store survives a restart and still holds the addresses of dead processes. If one machine has
+            # all processes, the restart count tells the attempts apart.
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]  # public, but not in its __all__
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=LONGEST_WAIT)
     except (RuntimeError, ValueError) as error:
-        raise RunError(f"the processes of this run cannot meet: {str(error).splitlines()[0]}") from None
+        raise RunError(f"the processes of this run cannot connect: {str(error).splitlines()[0]}") from None
     return World(rank, size), device
 
 
 def _device_of_process(name: str) -> torch.device:
-    """The GPU of this process on its machine, or the CPU where the name or the machine leaves no other."""
+    """Return the GPU of this process on its machine, or the CPU if it was chosen or there is no GPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name not in ("cpu", "cuda"):
-        raise UsageError(f"--device={name} is one device for all processes of torchrun: leave it out, or cpu")
+        raise UsageError(f"--device={name} is one device for all processes of torchrun: leave it out or use cpu")
     if name == "cpu":
         return torch.device("cpu")
     local_rank, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1))
     if local_size > gpus:
-        raise UsageError(f"torchrun started {local_size} processes, and here are {gpus} GPUs: --nproc_per_node={gpus}")
+        raise UsageError(
+            f"torchrun started {local_size} processes, but this machine has {gpus} GPUs: use --nproc_per_node={gpus}"
+        )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
 
 
 class World:
-    """The processes of one run: this is number `rank` of `size`, and the first one, 0, writes."""
+    """The processes of one run. This one is number `rank` of `size`; number 0 is the first one, which writes."""
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
-        self.share_sizes = [0] * size  # samples of each process in the batch that was last shared out
+        self.share_sizes = [0] * size  # samples of each process in the batch shared last
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
 
     def from_first(self, function: Callable[[], T]) -> T:
-        """Return, in every process, the result of function() in the first one; if it raises there, all of them end."""
+        """Call function() in the first process only and return its result in all; if it raises, all of them end."""
         if self.size == 1:
             return function()
         result, failure = None, None
@@ -93,11 +95,11 @@ class World:
         if failure is not None:
             raise failure
         if answer[1]:
-            raise SystemExit(1)  # the first process says why
+            raise SystemExit(1)  # the first process prints the reason
         return answer[0]
 
     def first_before_others(self, function: Callable[[], T]) -> T:
-        """Return the process's own function(), called in the others once it has returned in the first one.
+        """Return the result of function(), called in every process; the others wait until the first has called it.
 
         If it raises in the first one, all of them end.
         """
@@ -106,7 +108,7 @@ class World:
         return results[0] if results else function()
 
     def max_over_processes(self, *numbers: int) -> tuple[int, ...]:
-        """The largest that any process has of each whole number. Waits for the processes, not for their GPUs."""
+        """Return the maximum over processes of each integer. Waits for the processes, not for their GPUs."""
         if self.size == 1:
             return numbers
         values = torch.tensor(numbers, dtype=torch.int64)
@@ -114,32 +116,32 @@ class World:
         return tuple(values.tolist())
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum of a tensor over processes, in place."""
+        """Sum a tensor over processes, in place; return it."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Overwrite tensors by those of the first process."""
+        """Overwrite tensors with those of the first process."""
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The network as training calls it: its gradients become the averages over processes."""
+        """Return the network as training calls it, with gradients averaged over processes."""
         if self.size == 1:
             return model
-        # Said of parameters with dimensions of size 1, whose strides mean nothing.
+        # PyTorch warns about parameters with dimensions of size 1, whose strides mean nothing.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         device = next(model.parameters()).device
         devices = None if device.type == "cpu" else [device]
         return nn.parallel.DistributedDataParallel(model, devices, gradient_as_bucket_view=True)
 
     def share(self, *batch: torch.Tensor) -> tuple[Sequence[torch.Tensor], float]:
-        """(this process's part of tensors (N, ...), the weight of its mean loss in the average over processes).
+        """Return (this process's part of tensors (N, ...), the weight of its mean loss in the average over processes).
 
-        Parts are as equal as can be. Where a batch has fewer samples than there are processes, some take a sample
-        with weight 0, so that all of them meet in every collective.
+        Parts are as equal as possible. If a batch has fewer samples than there are processes, some processes take a
+        sample with weight 0, so that all of them take part in every collective operation.
         """
         if self.size == 1:
             return batch, 1.0
@@ -151,19 +153,19 @@ class World:
         return [part[own] for part in batch], self.size * own_size / samples
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
-        """The mean over all samples, given the mean over this process's: differentiable, equal in all processes."""
+        """Return the mean over all samples, given that of this process: differentiable, the same in all processes."""
         return _Total.apply(values * (self.share_sizes[self.rank] / sum(self.share_sizes)))
 
     def gather(self, x: torch.Tensor, owner: int) -> torch.Tensor | None:
-        """The whole batch (N, ...) of which x is this process's part, in process `owner`; None in the others."""
+        """Return the whole batch (N, ...) in process `owner`, None in the others; x is this process's part of it."""
         if self.size == 1:
             return x
         x = x.detach()[: self.share_sizes[self.rank]]
-        is_map = x.dim() == 4  # which lies in memory with its channels last
+        is_map = x.dim() == 4  # stored with its channels last
         rows = (x.permute(0, 2, 3, 1) if is_map else x).contiguous()
         padded = rows.new_zeros(max(self.share_sizes), *rows.shape[1:])
         padded[: len(rows)] = rows
-        as_bytes = padded.view(torch.uint8)  # whose transfer every backend knows
+        as_bytes = padded.view(torch.uint8)  # every backend can transfer bytes
         parts = [torch.empty_like(as_bytes) for _ in self.share_sizes] if self.rank == owner else None
         dist.gather(as_bytes, parts, owner)
         if parts is None:
@@ -172,7 +174,7 @@ class World:
         return whole.permute(0, 3, 1, 2) if is_map else whole
 
     def leave(self) -> None:
-        """End the meeting, once all processes have come to the end."""
+        """Disconnect once all processes have finished."""
         if self.size > 1:
             self.max_over_processes(0)
             dist.destroy_process_group()
@@ -182,7 +184,7 @@ ALONE = World()
 
 
 class _Total(torch.autograd.Function):
-    """The sum over processes, differentiated: every process's loss depends on every process's term."""
+    """The differentiable sum over processes: each process's loss depends on the terms of all processes."""
 
     @staticmethod
     def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
@@ -198,7 +200,7 @@ class _Total(torch.autograd.Function):
 
 
 def is_lost_process(error: BaseException) -> bool:
-    """Whether an exception says that another process of this run is gone."""
+    """Whether an exception means that another process of this run has died."""
     words = ("gloo", "nccl", "connection", "process group", "broken pipe", "timed out")
     return (
         count_processes() > 1 and isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)

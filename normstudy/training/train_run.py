@@ -1,4 +1,4 @@
-"""One run from its settings to its report: open its directory, train what is missing, say how it ended."""
+"""One run from its settings to its report: open its directory, train the rest, report how it ended."""
 
 import contextlib
 from pathlib import Path
@@ -16,7 +16,7 @@ from normstudy.training.processes import World, count_processes, is_lost_process
 
 
 def train_run(config: Config, plots: Plots) -> Path:
-    """Train the run of a Config from its last saved state to its end, and report it; return its directory.
+    """Train the run of a Config from its last saved state to its end; print its result and return its directory.
 
     `plots` is the package normstudy.plots, which draws the run's pictures.
     """
@@ -30,8 +30,8 @@ def train_run(config: Config, plots: Plots) -> Path:
         except (MemoryError, RuntimeError) as error:
             if is_lost_process(error):
                 raise RunError(
-                    f"another process of this run is gone ({str(error).splitlines()[0][:100]}); {run.last} is whole, "
-                    "and the same command goes on"
+                    f"another process of this run has died ({str(error).splitlines()[0][:100]}); {run.last} is "
+                    "complete: run the same command again to continue"
                 ) from None
             if not is_out_of_memory(error):
                 raise
@@ -48,8 +48,8 @@ def train_run(config: Config, plots: Plots) -> Path:
 def _train_or_check(
     config: Config, run: RunDirectory, device: torch.device, world: World, is_ended: bool, plots: Plots
 ) -> None:
-    """Train a run; if it has ended, only check that it is a run on these images."""
-    dataset = world.first_before_others(lambda: load(config))  # which may fetch and decode them for the others
+    """Train a run; if it has ended, only check that it used these images."""
+    dataset = world.first_before_others(lambda: load(config))  # the first may download and decode for all
     with contextlib.ExitStack() as stack:
 
         def begin() -> str:

@@ -1,4 +1,4 @@
-"""Training steps. Nothing here waits for the device."""
+"""Training steps. Nothing in this module waits for the device."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -16,11 +16,11 @@ from normstudy.training.optimizer import SGD
 from normstudy.training.probe_recorder import ProbeRecorder
 from normstudy.training.processes import ALONE, World
 
-STEPS_BEFORE_CAPTURE = 3  # in which libraries choose their kernels and allocate what they keep
+STEPS_BEFORE_CAPTURE = 3  # libraries choose their kernels and allocate their buffers in these
 
 
 class StepResult(NamedTuple):
-    """The mean loss, the number of right answers (both zero-dimensional), and the probes' row if they observed it."""
+    """The mean loss, the number of correct predictions (both zero-dimensional), and the row of probes if recorded."""
 
     loss: torch.Tensor
     correct: torch.Tensor
@@ -28,14 +28,14 @@ class StepResult(NamedTuple):
 
 
 def forward_in_precision(config: Config, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """The logits (N, classes) in float32, computed in the run's precision."""
+    """Return the logits (N, classes) in float32, computed in the run's precision."""
     with torch.autocast(images.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         logits = model(images)
     return logits.float()
 
 
 def loss_or_nan(loss: torch.Tensor, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The loss; NaN if any gradient is not finite. Nothing waits for the device."""
+    """Return the loss, or NaN if any gradient is not finite, without waiting for the device."""
     total = torch.stack([gradient.sum() for gradient in gradients]).sum()
     return loss + 0 * total  # 0·∞ is NaN
 
@@ -43,9 +43,9 @@ def loss_or_nan(loss: torch.Tensor, gradients: Sequence[torch.Tensor]) -> torch.
 class Step:
     """One step of SGD on a batch of `split`, given by its indices and flips (N,), both on the split's device.
 
-    step(indices, flips, rate, iteration) gives the mean loss before the step (NaN where a gradient is not finite) and
-    the number of right answers, both zero-dimensional tensors that stay valid until the next step. Probes are kept
-    under `iteration`, if recorded. Where several processes make up a `world`, each computes its share of the batch.
+    step(indices, flips, rate, iteration) returns the mean loss before the step (NaN if a gradient is not finite) and
+    the number of correct predictions. Both are zero-dimensional tensors that stay valid until the next step. Probe
+    statistics, if recorded, are kept under `iteration`. Each process of a `world` computes its share of the batch.
     """
 
     def __init__(
@@ -73,18 +73,18 @@ class Step:
         return loss, correct
 
     def recorder_at(self, iteration: int) -> ProbeRecorder | None:
-        """The recorder, if it records this iteration."""
+        """Return the recorder if it records this iteration, else None."""
         return self.recorder if iteration % self.config.probe_every == 0 else None
 
     def keep(self, iteration: int, row: torch.Tensor | None) -> None:
-        """Keep the row of probes, if there is one."""
+        """Keep the row of probe statistics, if there is one."""
         if self.recorder is not None and row is not None:
             self.recorder.keep(iteration, row)
 
     def compute(
         self, indices: torch.Tensor, flips: torch.Tensor, rate: float | torch.Tensor, recorder: ProbeRecorder | None
     ) -> StepResult:
-        """Change the weights by one step that the recorder, if there is one, observes."""
+        """Update the weights by one step; `recorder`, unless None, observes it."""
         (indices, flips), weight = self.world.share(indices, flips)
         images, labels = training_batch(self.split, indices, flips, self.config.image_size)
         with nullcontext() if recorder is None else recorder.observe() as observation:
@@ -103,10 +103,10 @@ class Step:
 
 
 class GraphedStep(Step):
-    """The same step on CUDA, launched as one graph: small batches are otherwise bound by the launches of kernels.
+    """The same step on CUDA, launched as one graph: small batches are otherwise limited by kernel launches.
 
-    The first steps run as they are; then one graph is captured for steps with probes and one for steps without.
-    Batches of another size than batch_size (the last of an epoch) never go through a graph.
+    The first steps run without a graph. Then one graph is captured for steps with probes and one for steps without.
+    Batches of a size other than batch_size (the last of an epoch) never use a graph.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class GraphedStep(Step):
         self.rate = torch.zeros((), device=device)
         self.stream = torch.cuda.Stream(device)
         self.has_failed = False
-        # By whether the step is probed.
+        # Keys: whether the step records probes.
         self.steps = {True: 0, False: 0}
         self.graphs: dict[bool, tuple[torch.cuda.CUDAGraph, StepResult]] = {}
 
@@ -137,7 +137,7 @@ class GraphedStep(Step):
             except RuntimeError as error:
                 self.has_failed = True
                 reason = str(error).partition("\n")[0]
-                print(f"--cuda_graph: could not be captured ({reason}); going on without", file=sys.stderr)
+                print(f"--cuda_graph: could not be captured ({reason}); continuing without it", file=sys.stderr)
                 return self(indices, flips, rate, iteration)
         self.indices.copy_(indices)
         self.flips.copy_(flips)
@@ -150,7 +150,7 @@ class GraphedStep(Step):
     def on_side_stream(
         self, function: Callable[[], tuple[torch.Tensor, torch.Tensor]]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """function() on a stream of its own, on which steps have to run before they are captured."""
+        """Run function() on a separate stream, where steps have to run before they are captured."""
         current = torch.cuda.current_stream(self.rate.device)
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
@@ -159,7 +159,7 @@ class GraphedStep(Step):
         return result
 
     def capture(self, recorder: ProbeRecorder | None) -> tuple[torch.cuda.CUDAGraph, StepResult]:
-        """(graph, its results). Capturing computes nothing: the first replay does."""
+        """Return (graph, its results). Capturing computes nothing; the first replay does."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self.stream):
             results = self.compute(self.indices, self.flips, self.rate, recorder)
@@ -174,7 +174,7 @@ def build_step(
     recorder: ProbeRecorder | None = None,
     world: World = ALONE,
 ) -> Step:
-    """The step that suits the device, the flags and the processes."""
+    """Return the step for the device, the flags and the number of processes."""
     if config.cuda_graph and split.labels.device.type == "cuda" and world.size == 1:
         return GraphedStep(config, model, optimizer, split, recorder)
     return Step(config, model, optimizer, split, recorder, world)

@@ -1,4 +1,4 @@
-"""How commands end: one line and an exit code for what a user can cause, and for a signal at any moment."""
+"""How commands end: with one line and an exit code for what a user can cause, and for a signal at any moment."""
 
 import contextlib
 import os
@@ -26,7 +26,7 @@ except BaseException:
 
 @pytest.fixture
 def start(tmp_path):
-    """A function that starts a script, command.py, whose main() has the given lines; tmp_path is its folder."""
+    """Return a function that starts a script, command.py in tmp_path, whose main() consists of the given lines."""
     processes = []
 
     def run(*lines, **variables):
@@ -48,7 +48,7 @@ def start(tmp_path):
 
 
 def ending(process):
-    """(exit code, stdout, stderr) of a process that ends by itself."""
+    """Return (exit code, stdout, stderr) of a process that ends by itself."""
     stdout, stderr = process.communicate(timeout=30)
     return process.returncode, stdout, stderr
 
@@ -61,8 +61,16 @@ def ending(process):
         ("open('nowhere')", 1, "command.py: error: No such file or directory (nowhere)\n"),
         ("return 3", 3, ""),
         ("return 'a path'", 0, ""),
-        ("os.kill(os.getpid(), signal.SIGINT)", 130, "command.py: interrupted; the same command goes on\n"),
-        ("os.kill(os.getpid(), signal.SIGTERM)", 99, "command.py: stopped by a signal; the same command goes on\n"),
+        (
+            "os.kill(os.getpid(), signal.SIGINT)",
+            130,
+            "command.py: interrupted; run the same command again to continue\n",
+        ),
+        (
+            "os.kill(os.getpid(), signal.SIGTERM)",
+            99,
+            "command.py: stopped by a signal; run the same command again to continue\n",
+        ),
         ("raise KeyboardInterrupt('3 measured')", 130, "command.py: interrupted; 3 measured\n"),
     ],
 )
@@ -77,13 +85,13 @@ def test_an_error_of_the_program_keeps_its_traceback(start):
 
 @pytest.mark.parametrize("line", ["import no_such_module", "with loading_modules(): import no_such_module"])
 def test_a_package_that_is_not_installed_is_one_line(start, line):
-    how = "pip install -r requirements.txt, with the pip of the Python that runs this"
-    assert ending(start(line)) == (1, "", f"command.py: error: Python has no no_such_module: {how}\n")
+    how = "run pip install -r requirements.txt with the pip of this Python"
+    assert ending(start(line)) == (1, "", f"command.py: error: the module no_such_module is not installed: {how}\n")
 
 
 @pytest.mark.parametrize("package", ["torch", "filelock", "tqdm"])
 def test_packages_load_after_the_flags_are_checked(package):
-    """Neither the commands nor the folders that plan and collect need them to be imported."""
+    """Importing the commands, or the folders that plan and collect, does not import these packages."""
     commands = "main, run_hessian, run_class_similarity, run_sweep, run_report"
     code = f"import sys, {commands}; sys.exit(sys.argv[1] in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code, package], cwd=ROOT).returncode == 0
@@ -101,7 +109,7 @@ def test_a_signal_while_modules_load_ends_the_process_at_once(start, tmp_path, n
     assert process.stdout.readline() == "loading\n"
     process.send_signal(number)
     name = "interrupted" if code == 130 else "stopped by a signal"
-    assert ending(process) == (code, "", f"{name} before anything began\n")
+    assert ending(process) == (code, "", f"{name} before any work started\n")
 
 
 @pytest.mark.parametrize(("number", "code"), EXIT_CODES)
@@ -111,7 +119,7 @@ def test_a_signal_after_modules_were_loaded_is_handled_as_before(start, number, 
     lines = ["try:", "    with loading_modules():", f"        import {module}", "except ImportError:", "    pass"]
     returned, _, stderr = ending(start(*lines, f"os.kill(os.getpid(), {number:d})"))
     assert (returned, stderr.count("\n")) == (code, 1)
-    assert "the same command goes on" in stderr
+    assert "run the same command again to continue" in stderr
 
 
 def test_a_signal_after_the_end_changes_no_exit_code(start):
@@ -141,7 +149,7 @@ def test_inside_a_command_loading_takes_signals_and_gives_them_back():
 
 
 def test_a_thread_may_load_modules_and_run_commands(start):
-    """There, Python lets nobody set a handler; a signal still stops the command in the main thread."""
+    """Python allows no signal handler to be set in a thread; a signal still stops the command in the main thread."""
     lines = [
         "def work():",
         "    with loading_modules(), stops_at_safe_points():",
@@ -152,5 +160,5 @@ def test_a_thread_may_load_modules_and_run_commands(start):
         "thread.start(); thread.join()",
         "os.kill(os.getpid(), signal.SIGTERM)",
     ]
-    message = "command.py: stopped by a signal; the same command goes on\n"
+    message = "command.py: stopped by a signal; run the same command again to continue\n"
     assert ending(start(*lines)) == (99, "loaded\nran\n", message)

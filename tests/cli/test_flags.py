@@ -1,4 +1,4 @@
-"""Any command line, however odd: it trains, or one line says what is wrong."""
+"""Any command line, however odd, trains or is refused with one line that says what is wrong."""
 
 import dataclasses
 import itertools
@@ -27,7 +27,7 @@ ODD = st.sampled_from(WORDS.split("|"))
 ANYTHING = ODD | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=8)
 NUMBERS = st.integers(-2, 40).map(str) | st.floats().map(str)
 FIELDS = {option.name: option for option in dataclasses.fields(Config)}
-# What a flag of a run that is really made may be: small where it makes work, of any size where it does not.
+# The values of flags of runs that really train: small if they determine the work, of any size otherwise.
 SMALL = st.integers(-1, 12).map(str)
 SIZED = {
     "epochs": st.integers(0, 2).map(str),
@@ -46,7 +46,7 @@ QUICK = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, Hea
 
 
 def values(option):
-    """Texts for one flag: right ones, wrong ones, and odd ones."""
+    """Return a strategy for texts of one flag: right, wrong and odd ones."""
     meta = option.metadata
     if meta["choices"]:
         right = st.sampled_from(meta["choices"])
@@ -59,7 +59,7 @@ def values(option):
 
 
 def command_lines(of_one, but=()):
-    """Lists of arguments in which each flag stands at most once, some never; of_one(option) gives a flag's texts."""
+    """Return a strategy for lists of arguments with each flag at most once; of_one(option) gives a flag's texts."""
 
     def flag(name):
         text = of_one(FIELDS[name])
@@ -71,7 +71,7 @@ def command_lines(of_one, but=()):
 
 
 def refused(parse, argv, capsys):
-    """Whether argparse refused a command line, which must be with exit code 2 and one line."""
+    """Return whether argparse refused a command line; it must do so with exit code 2 and one line."""
     capsys.readouterr()
     try:
         parse(argv)
@@ -108,7 +108,7 @@ def test_any_flags_of_a_measurement_are_parsed_or_refused_in_one_line(parser, da
 
 
 def sized(option):
-    """As values(), where a run stays small; mostly right ones, so that many runs begin."""
+    """Like values(), but the run stays small, and most values are right, so that many runs start."""
     meta = option.metadata
     if option.name in SIZED:
         return SIZED[option.name]
@@ -124,8 +124,8 @@ def sized(option):
 @settings(QUICK, max_examples=50)
 @given(argv=command_lines(sized, but=("results_dir", "data_dir")))
 def test_any_run_trains_or_is_refused_in_one_line(argv, small, tmp_path, capsys):
-    """Every flag; other flags after them keep the run small. What trains ends with a status and whole files."""
-    config.VGG_LAYERS["cfg_10"] = (32, (32, 2))  # of which EvoNormSO's 32 groups can be made
+    """Every flag is tried; other flags after them keep the run small. A run that trains ends with complete files."""
+    config.VGG_LAYERS["cfg_10"] = (32, (32, 2))  # widths that are divisible into EvoNormSO's 32 groups
     bounds = {"dataset": small[0], "epochs": "--epochs=1", "results_dir": f"--results_dir={tmp_path / 'results'}"}
     given_names = {word.partition("=")[0].lstrip("-") for word in argv}
     argv = [flag for name, flag in bounds.items() if name not in given_names] + argv

@@ -8,7 +8,7 @@ from normstudy.cli import stops_at_safe_points
 
 
 def interrupted(presses, checks):
-    """How many of the checks were passed before so many presses of Ctrl-C ended the work."""
+    """Return how many of the checks were reached before `presses` times Ctrl-C ended the work."""
     passed = 0
     try:
         with stops_at_safe_points() as points:

@@ -1,4 +1,4 @@
-"""Every test of curvature starts from one seed."""
+"""Seed PyTorch before every test of curvature."""
 
 import pytest
 import torch

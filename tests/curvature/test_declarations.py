@@ -1,4 +1,4 @@
-"""What the classes of layers declare for their derivatives, and the double backward that needs no declaration."""
+"""Declarations of layer classes about their derivatives, and the double backward that needs no declaration."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from normstudy.kernels import with_differentiable_jvp
 
 
 class FunctionalLayerNorm(layer_defs._Norm):
-    """A norm as somebody adds it: its JVP, that of F.layer_norm, is wrong when it is differentiated again."""
+    """A norm as a user might add it. Its JVP, that of F.layer_norm, is wrong when it is differentiated again."""
 
     def forward(self, x):
         return self.affine(F.layer_norm(x, x.shape[1:]))
@@ -36,7 +36,7 @@ class OverriddenNorm(DeclaredNorm):
 
 
 def one_layer(norm):
-    """A convolution with a norm and a classifier, for 6×6 images."""
+    """Return a convolution with a norm and a classifier, for 6×6 images."""
     layers = [nn.Conv2d(3, 4, 3, padding=1), norm(4), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 6 * 6, 3)]
     return nn.Sequential(*layers).double()
 
@@ -52,7 +52,7 @@ def test_an_added_norm_has_the_hessian_of_its_double_backward(norm, keep_graphs)
 
 
 def test_forward_mode_alone_would_be_wrong(monkeypatch):
-    """The test above can fail: with the claim forced, the product is off by more than a percent."""
+    """The test above can fail: if the JVP is declared differentiable, the product is off by more than 1 %."""
     monkeypatch.setattr(FunctionalLayerNorm, "has_differentiable_jvp", lambda self: True, raising=False)
     model = one_layer(FunctionalLayerNorm).eval()
     images, labels = torch.randn(5, 3, 6, 6).double(), torch.arange(5) % 3
@@ -77,7 +77,7 @@ def test_every_class_of_ours_declares_itself(name, norm_type):
 
 
 class Halved(nn.Module):
-    """A norm that cannot be folded, and says so."""
+    """A norm that declares that it cannot be folded."""
 
     def forward(self, x):
         return x / 2
@@ -87,7 +87,7 @@ class Halved(nn.Module):
 
 
 class Doubled(Halved):
-    """A norm that folds into any convolution."""
+    """A norm that can be folded into the convolution of `one_layer`."""
 
     def forward(self, x):
         return 2 * x

@@ -1,4 +1,4 @@
-"""Lanczos and its quadrature against known spectra."""
+"""Lanczos and its Gauss quadrature against known spectra."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The copy of a model that derivatives are taken of, and the model itself, which stays as it was."""
+"""The copy of a model whose derivatives are computed, and the model itself, which must not change."""
 
 import pytest
 import torch

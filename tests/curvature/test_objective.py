@@ -1,4 +1,4 @@
-"""The loss that products are taken of: batches, parameters, and the requests that it refuses."""
+"""The loss whose Hessian is multiplied: batches, parameters, and rejected arguments."""
 
 import pytest
 import torch
@@ -66,7 +66,7 @@ def test_unknown_names_are_refused(options):
     [
         (lambda images, labels: (images, labels), "list of pairs"),
         (lambda images, labels: [(images.to(torch.uint8), labels)], "floating-point"),
-        (lambda images, labels: [(images, labels.double())], "whole ones"),
+        (lambda images, labels: [(images, labels.double())], "labels must be integers"),
     ],
     ids=["no list", "bytes", "floats as labels"],
 )

@@ -1,4 +1,4 @@
-"""Full float32 arithmetic."""
+"""Float32 products without TF32 or bf16."""
 
 import torch
 

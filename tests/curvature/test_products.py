@@ -1,4 +1,4 @@
-"""Products against exact answers in float64: dense Hessians, two backward passes, closed forms, a peer library."""
+"""Products against exact answers in float64: dense Hessians, two backward passes, closed forms and curvlinops."""
 
 import pytest
 import torch
@@ -82,7 +82,7 @@ def test_every_norm_in_every_network_against_double_backward(name, norm_type):
 
 
 class Foreign(nn.Module):
-    """A network with modules whose forward-mode derivative PyTorch differentiates wrongly, or not at all."""
+    """A network with modules whose forward-mode derivative PyTorch differentiates incorrectly, or not at all."""
 
     def __init__(self):
         super().__init__()
@@ -192,5 +192,5 @@ def test_the_memory_of_a_product_is_foretold(options):
         layers = nn.Linear(50, width), nn.Tanh(), nn.Linear(width, 4)
         model = nn.Sequential(*layers).double()
         bytes_of_width[width] = bytes_per_sample(model, batch, **options)
-    # What tanh gave and its tangent must be kept, 8 bytes each; nothing needs ten copies of them.
+    # The output of tanh and its tangent must be kept, 8 bytes per entry; a product needs fewer than ten such tensors.
     assert 2 * 900 * 8 <= bytes_of_width[1000] - bytes_of_width[100] <= 10 * 900 * 8

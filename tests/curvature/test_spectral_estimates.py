@@ -1,4 +1,4 @@
-"""Estimates of a spectrum, and their errors, against known spectra."""
+"""Estimates of a spectrum and their errors, against known spectra."""
 
 import math
 
@@ -34,9 +34,9 @@ def test_standard_errors_cover_the_truth(probes, trace_probes):
             deviations[name].append((getattr(found, name) - value) / getattr(found, f"{name}_standard_error"))
     for name, values in deviations.items():
         within = [(torch.tensor(values).abs() < bound).double().mean().item() for bound in (1, 3)]
-        # Student's t with 11 degrees of freedom: 66 % and 98.8 %; 400 seeds leave ±2.4 % and ±0.6 % (s.d.).
+        # Student's t with 11 degrees of freedom gives 66 % and 98.8 %. 400 seeds leave ±2.4 % and ±0.6 % (s.d.).
         assert 0.57 < within[0] < 0.76, name
-        # The second moment's estimates lean to one side, so that their errors are somewhat too small.
+        # Estimates of the second moment are skewed, so their standard errors are somewhat too small.
         assert within[1] > (0.94 if name == "eigen_variance" else 0.965), name
 
 
@@ -156,7 +156,7 @@ def test_bad_requests_are_refused():
 
 def test_a_seed_is_no_generator():
     with pytest.raises(TypeError, match="Generator"):
-        spectrum(lambda v: v, 4, 1, 2, 0)  # type: ignore[arg-type]  # somebody's mistake
+        spectrum(lambda v: v, 4, 1, 2, 0)  # type: ignore[arg-type]  # the mistake under test
 
 
 def test_the_measures_of_a_network_are_those_of_its_dense_hessian():

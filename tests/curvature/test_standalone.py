@@ -1,4 +1,4 @@
-"""The folder normstudy/curvature alone, copied elsewhere, gives the same numbers: it needs torch and numpy only."""
+"""A copy of the folder normstudy/curvature gives the same numbers elsewhere; it requires only torch and numpy."""
 
 import shutil
 import subprocess

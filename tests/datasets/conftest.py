@@ -1,4 +1,4 @@
-"""A Synthetic data set that is made at once."""
+"""A small Synthetic data set, which is made quickly."""
 
 import pytest
 

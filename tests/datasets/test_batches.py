@@ -16,7 +16,7 @@ def batch_sizes(batches):
 
 
 def epoch_images(split, **options):
-    """All images of one epoch of training batches, in the order they come."""
+    """Return all images of one epoch of training batches, in order."""
     return torch.cat([images for images, _ in training_batches(split, **options)])
 
 
@@ -48,7 +48,7 @@ def test_the_order_differs_between_all_epochs_and_seeds():
 
 
 def test_flips_differ_between_all_epochs_and_seeds():
-    """On 50 copies of one image the order cannot be seen, the flips can."""
+    """On 50 copies of one image, only the flips make a difference."""
     split = Split(random_images(1).repeat(50, 1, 1, 1), torch.zeros(50, dtype=torch.long))
     plain = to_network_input(split.images[:1])[0]
     flips = set()
@@ -89,7 +89,7 @@ def test_first_step_continues_the_same_stream(first_step):
 
 def test_every_image_is_an_original_or_its_mirror_image_and_about_half_are_mirrored():
     split = numbered_split(250)
-    split.images[:, :, :, 0] = 255  # a white left edge: the number stands on the right
+    split.images[:, :, :, 0] = 255  # a white left edge marks the side; the number is in the other pixels
     plain, mirrored = to_network_input(split.images), to_network_input(split.images.flip(3))
     num_mirrored = 0
     for image in epoch_images(split, batch_size=32, seed=0, epoch=1):

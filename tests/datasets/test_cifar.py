@@ -1,4 +1,4 @@
-"""CIFAR arrives as it is on disk, and its cache is never trusted."""
+"""CIFAR is loaded exactly as it is on disk, and its cache is used only if its checksum is right."""
 
 import errno
 import hashlib
@@ -29,7 +29,7 @@ def vision():
 
 
 def cifar_batches(name):
-    """(the Dataset, {file name: content}) of a small archive with the layout of CIFAR-10 or CIFAR-100."""
+    """Return (Dataset, {file name: content}) of a small archive with the layout of CIFAR-10 or CIFAR-100."""
     generator = np.random.default_rng(0)
     if name == "CIFAR-10":
         counts = {f"data_batch_{index}": 3 + index for index in range(1, 6)} | {"test_batch": 5}
@@ -61,7 +61,7 @@ def md5(content):
 
 @pytest.fixture(params=["CIFAR-10", "CIFAR-100"])
 def archive(request, vision, tmp_path, monkeypatch):
-    """name, expected Dataset, folder that holds the unpacked batches; torchvision knows their md5 sums."""
+    """A namespace with the name, expected Dataset and folder of unpacked batches, whose md5 sums torchvision knows."""
     expected, contents = cifar_batches(request.param)
     reader = {"CIFAR-10": vision.CIFAR10, "CIFAR-100": vision.CIFAR100}[request.param]
     for attribute in ("train_list", "test_list"):
@@ -77,7 +77,7 @@ def archive(request, vision, tmp_path, monkeypatch):
 
 @pytest.fixture
 def packed_archive(archive, vision, tmp_path, monkeypatch):
-    """The same batches, packed, at a file:// address; nothing is unpacked."""
+    """The same batches, packed in an archive at a file:// address and not unpacked."""
     packed = tmp_path / "site" / archive.reader.filename
     packed.parent.mkdir()
     with tarfile.open(packed, "w:gz") as tar:
@@ -89,7 +89,7 @@ def packed_archive(archive, vision, tmp_path, monkeypatch):
     def retrieve(url, path, *_):
         shutil.copyfile(url2pathname(urlparse(url).path), path)
 
-    monkeypatch.setattr(vision.utils, "_urlretrieve", retrieve)  # its own asks for a length, which files lack
+    monkeypatch.setattr(vision.utils, "_urlretrieve", retrieve)  # the original needs a length, which file:// lacks
     archive.packed = packed
     return archive
 
@@ -138,7 +138,7 @@ def test_code_in_a_cifar_batch_does_not_run(archive, tmp_path):
     complaint(lambda: load(dataset=archive.name, data_dir=archive.folder.parent))
     assert not made.exists()
     pickle.loads(content)
-    assert made.exists(), "the payload is not live: this test would prove nothing"
+    assert made.exists(), "the payload does not run, so this test proves nothing"
 
 
 @pytest.mark.parametrize("flip_or_remove", ["flip", "remove"])

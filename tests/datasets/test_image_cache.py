@@ -1,4 +1,4 @@
-"""The cache of a folder of images is used while the files are as they were, and never trusted."""
+"""The cache of a folder of images is used only while the files are unchanged and its checksum is right."""
 
 import errno
 import os
@@ -23,7 +23,7 @@ from normstudy.datasets.image_folder import load_image_folder
 
 @pytest.fixture
 def no_decoding(monkeypatch):
-    """A function that forbids PIL from then on."""
+    """A function that makes PIL fail from then on."""
 
     def forbid():
         def refuse(*_, **__):
@@ -64,7 +64,7 @@ def test_images_of_one_size_keep_it_and_their_cache_serves_every_image_size(tmp_
 
 
 def make_folder_without_times(root):
-    """Files of the same names, sizes and times in each class, as an archive that keeps no times unpacks them."""
+    """Make files of the same names, sizes and times in each class, as an archive without times unpacks them."""
     make_folder(root)
     for folder in root.glob("*/*"):
         for index, path in enumerate(sorted(folder.iterdir())):
@@ -72,7 +72,7 @@ def make_folder_without_times(root):
 
 
 def rewrite_later(root):
-    """New pixels in as many bytes, a second later."""
+    """Write new pixels in as many bytes, one second later."""
     path = root / "train" / "ant" / "1.bmp"
     changed = path.stat().st_mtime_ns + 10**9
     write_image(path, random_images(1, seed=9)[0])
@@ -80,7 +80,7 @@ def rewrite_later(root):
 
 
 def rewrite_longer(root):
-    """New pixels in more bytes, at the same time stamp."""
+    """Write new pixels in more bytes, with the same time stamp."""
     path = root / "train" / "ant" / "1.bmp"
     changed = path.stat().st_mtime_ns
     write_image(path, random_images(1, seed=9)[0])
@@ -114,7 +114,7 @@ def add_class(root):
 
 
 def swap_classes(root):
-    """The class folders exchange their names."""
+    """Exchange the names of the class folders."""
     for split in ("train", "test"):
         ants, bees, aside = (root / split / name for name in ("ant", "bee", "aside"))
         ants.rename(aside)
@@ -177,7 +177,7 @@ def test_a_damaged_cache_is_noticed_and_mended(damage, tmp_path, no_decoding, ca
     cache.write_bytes(DAMAGES[damage](cache.read_bytes(), expected))
     capsys.readouterr()
     assert same_dataset(load_image_folder(tmp_path), expected)
-    assert capsys.readouterr().err == f"{cache} is damaged: the images are read anew\n"
+    assert capsys.readouterr().err == f"{cache} is damaged: reading the images again\n"
     no_decoding()
     assert same_dataset(load_image_folder(tmp_path), expected)
 

@@ -1,4 +1,4 @@
-"""A folder of images arrives as it is on disk, in every usual format, and wrong folders and files are named."""
+"""A folder of images is loaded as it is on disk, in every usual format; wrong folders and files are named."""
 
 import itertools
 from typing import Any
@@ -15,7 +15,7 @@ from normstudy.datasets.image_folder import load_image_folder
 
 
 def quadrants():
-    """Four flat colours in 8×8 blocks, which every format can hold: (3, 16, 16)."""
+    """Return four flat colors in 8×8 blocks, which every format can store: (3, 16, 16)."""
     colours = torch.tensor([[200, 30, 40], [20, 180, 60], [30, 50, 220], [240, 240, 10]], dtype=torch.uint8)
     return colours.T.reshape(3, 2, 2).repeat_interleave(8, 1).repeat_interleave(8, 2).contiguous()
 
@@ -43,7 +43,7 @@ def test_every_usual_format_is_read(extension, options, tolerance, tmp_path):
 
 
 def gray_image(mode):
-    """(the image in `mode`, the (8, 8) levels from 0 to 255 that it shows)."""
+    """Return (image in `mode`, the (8, 8) levels from 0 to 255 that it shows)."""
     levels = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
     return {
         "grayscale": lambda: (Image.fromarray(levels), levels),
@@ -63,7 +63,7 @@ def test_gray_images_become_rgb_with_three_equal_channels(mode, extension, tmp_p
     assert torch.equal(load_image_folder(tmp_path).train.images[0], torch.from_numpy(levels).expand(3, 8, 8))
 
 
-@pytest.mark.filterwarnings("error")  # a user can do nothing about a warning here
+@pytest.mark.filterwarnings("error")  # a user could do nothing about a warning here
 @pytest.mark.parametrize("mode", ["RGBA", "palette", "palette with one transparent colour", "palette with alpha"])
 def test_colour_images_become_rgb_without_their_alpha(mode, tmp_path):
     pixels = quadrants()
@@ -135,7 +135,7 @@ def test_images_of_several_sizes_are_resized_to_image_size(image_size, tmp_path)
     assert torch.equal(found.train.images, colours[:2].expand(2, 3, image_size, image_size))
 
 
-# Errors that a user can repair
+# Errors that a user can fix
 
 
 UNREADABLE = {

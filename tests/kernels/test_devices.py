@@ -1,4 +1,4 @@
-"""What the machine has, and that freed memory is kept for the next tensor."""
+"""The devices of the machine, and keeping freed memory for the next tensor."""
 
 import ctypes
 import math

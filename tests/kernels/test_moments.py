@@ -1,4 +1,4 @@
-"""Moments and x · scale + shift against torch's own, with derivatives of both modes and orders."""
+"""Moments and x · scale + shift against torch, with derivatives of both modes and orders."""
 
 from typing import Any
 
@@ -53,7 +53,7 @@ def test_derivatives_of_both_modes_and_orders(function):
 
 @pytest.mark.parametrize("rows", [(1, 1), (3, 1), (1, 3), (3, 3)], ids=str)
 def test_batched_hessian_products_of_torch_func(rows):
-    """A vmap of forward mode over a vmap of backward mode, which is how curvlinops takes them."""
+    """A vmap of forward mode over a vmap of backward mode, which is how curvlinops computes them."""
     x = random(3, 4, 2, 3)
     scale, shift = (random(count, 4, seed=seed) for seed, count in enumerate(rows, start=1))
     directions = torch.stack([random(*x.shape, seed=seed) for seed in (3, 4)])

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("form")  # each test runs in every form of 
 
 
 def textbook(x):
-    """The four statistics in float64 by their definitions: loops over pairs, an SVD. x is (N, C, H, W)."""
+    """Return the four statistics in float64 by their definitions: loops over pairs, an SVD. x is (N, C, H, W)."""
     x = x.double()
     rows = [sample.flatten() for sample in x]
     norms = [row.square().sum().sqrt() for row in rows]
@@ -67,7 +67,7 @@ def test_statistics_of_half_precision_keep_two_digits(key):
 
 
 def test_stable_rank_of_a_nearly_degenerate_spectrum():
-    """256 random directions in 2048 dimensions: the largest singular values lie as close as they can."""
+    """256 random directions in 2048 dimensions: the largest singular values are as close as they can be."""
     x = torch.randn(256, 512, 2, 2, generator=torch.Generator().manual_seed(0))
     singular_values = torch.linalg.svdvals(F.normalize(x.double().flatten(1)))
     expected = 256 / singular_values[0] ** 2
@@ -101,7 +101,10 @@ def test_statistics_are_zero_dimensional_and_off_the_graph():
 
 
 def large_batches():
-    """128 samples without negative entries, whose leading direction is more and less easy to find."""
+    """Return batches of 128 samples whose leading direction is more or less easy to find.
+
+    Only the last batch has negative entries.
+    """
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand(128, 8, 4, 4, generator=generator)
     basis = torch.eye(128).view(128, 8, 4, 4)
@@ -144,7 +147,7 @@ def test_statistics_of_large_batches(name, dtype):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 2e-3)])
 @pytest.mark.parametrize("offset", [0.0, 1.0, 2.9, 3.1, 30.0])
 def test_variance_of_a_large_batch_keeps_its_digits(form, offset, dtype, tolerance):
-    """On the CPU, the kernel that other devices take adds float32 one by one."""
+    """On the CPU, the kernel for other devices adds float32 numbers one by one, which loses digits."""
     tolerance = 1e-3 if form == "device" and not torch.cuda.is_available() else tolerance
     noise = torch.randn(128, 16, 32, 32, generator=torch.Generator().manual_seed(0))
     x = (noise + offset).to(dtype, memory_format=torch.channels_last)

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from layer_defs import build_conv
 from normstudy.kernels import convolutions, small_convolution, use_form
 
-# samples, height, width, stride: windows, and dense layers where the map is two by two or less
+# (samples, height, width, stride): windows, and dense layers for maps of at most 2×2
 CASES = [(3, 4, 4, 1), (3, 4, 4, 2), (3, 7, 7, 2), (3, 3, 5, 1), (2, 5, 1, 1), (5, 2, 2, 1), (5, 2, 2, 2), (5, 1, 2, 1)]
 IN, OUT = 3, 2
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -20,7 +20,7 @@ each_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 @pytest.fixture(autouse=True)
 def even_small_ones(monkeypatch):
-    """Few channels and samples are enough for either form here."""
+    """Let few channels and samples be enough for either form."""
     monkeypatch.setattr(small_convolution, "SMALL_CHANNELS", 1)
     monkeypatch.setattr(small_convolution, "DENSE_BATCH", 5)
 
@@ -77,7 +77,7 @@ def test_torch_func_goes_through(case):
 
 @each_case
 def test_batched_hessian_products_of_torch_func(case):
-    """A vmap of forward mode over a vmap of backward mode, which is how curvlinops takes them."""
+    """A vmap of forward mode over a vmap of backward mode, which is how curvlinops computes them."""
     *shape, stride = case
     x, weight, bias = tensors(*shape)
     directions = torch.randn(2, *weight.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
@@ -97,7 +97,7 @@ def test_the_output_is_laid_out_as_channels_last():
 
 @pytest.fixture
 def counted_small(monkeypatch):
-    """A stand-in for small_convolution that computes the same and counts its calls."""
+    """Return a mock that computes small_convolution and counts its calls."""
     mock = Mock(wraps=small)
     monkeypatch.setattr(convolutions, "small_convolution", mock)
     return mock

@@ -31,5 +31,5 @@ def test_the_form_comes_back_after_an_error():
 
 @pytest.mark.parametrize(("form", "kernels"), [("fast", ()), ("plain", ("moments",))])
 def test_unknown_names_are_errors(form, kernels):
-    with pytest.raises(ValueError, match="is none of"), use_form(form, *kernels):
+    with pytest.raises(ValueError, match="is not one of"), use_form(form, *kernels):
         pass

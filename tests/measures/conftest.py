@@ -1,4 +1,4 @@
-"""A small run that is measured, and runs beside it that cannot be."""
+"""A small run that can be measured, and three runs that cannot."""
 
 import pytest
 from measures_helpers import SMALL, copy, read, replace
@@ -9,7 +9,7 @@ from normstudy.storage import files, run_directory
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A finished run with checkpoints of epochs 5 and 6, and an unfinished, a diverged and a damaged one."""
+    """Results with a finished run (checkpoints of epochs 5 and 6), and an unfinished, a diverged and a damaged run."""
     results = tmp_path_factory.mktemp("trained")
     done = run_directory.RunDirectory(main.main([*SMALL, "--epochs=6", f"--results_dir={results}"]))
     unfinished, diverged, damaged = (results / name for name in ("unfinished", "diverged", "damaged"))
@@ -31,5 +31,5 @@ def results(trained, tmp_path):
 
 @pytest.fixture
 def run(results):
-    """The finished run in it."""
+    """The finished run in `results`."""
     return run_directory.RunDirectory(next(results.glob("vgg_*")))

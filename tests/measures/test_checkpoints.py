@@ -1,4 +1,4 @@
-"""Runs whose network cannot be measured, and the images that a checkpoint is measured on."""
+"""Runs whose network cannot be measured, and the images on which a checkpoint is measured."""
 
 import math
 import shutil
@@ -14,7 +14,7 @@ import run_hessian
     ("damage", "words"),
     [
         (lambda run: damage_config(run, momentum=...), "another version"),
-        (lambda run: damage_config(run, norm_type="LayerNorm"), "not of the same run"),
+        (lambda run: damage_config(run, norm_type="LayerNorm"), "do not belong to the same run"),
         (lambda run: damage_unchecked_config(run, cfg="cfg_20"), "does not fit"),
         (lambda run: damage_unchecked_config(run, norm_type="Plain"), "does not fit"),
         (lambda run: damage_unchecked_config(run, seed=1), "other images"),
@@ -43,7 +43,7 @@ def test_a_network_that_is_not_finite_is_left_out(run, capsys):
     torch.save(state, run.checkpoint(6))
     forget_checksums(run)
     assert run_hessian.main([str(run.path), *QUICK]) == 1
-    assert "classifier.weight that are not finite" in capsys.readouterr().err
+    assert "non-finite values in classifier.weight" in capsys.readouterr().err
 
 
 def test_more_samples_than_there_are_means_all(run):

@@ -1,4 +1,4 @@
-"""run_class_similarity.py: its numbers against brute force."""
+"""The numbers of run_class_similarity.py against brute force."""
 
 import pytest
 import torch

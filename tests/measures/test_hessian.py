@@ -1,4 +1,4 @@
-"""run_hessian.py: its numbers against autograd, and its flags."""
+"""The numbers of run_hessian.py against autograd, and its flags."""
 
 import math
 
@@ -52,7 +52,7 @@ def test_loss_and_gradient_are_those_of_the_subset_in_eval_mode(run):
 
 
 def test_the_trace_probes_are_quadratic_forms_of_the_hessian(run):
-    """One probe of one step: the trace is vᵀHv of its Rademacher vector, by two backward passes."""
+    """With one probe and one step, the trace is vᵀHv of the Rademacher vector, here from two backward passes."""
     run_hessian.main([str(run.path), *ONE_PRODUCT])
     model, images, labels = reference(run, 30)
     parameters = list(model.parameters())
@@ -75,7 +75,7 @@ def test_trace_probes_are_added_for_the_error_that_is_asked_for(run, capsys):
     assert content["trace_samples"] == 1 + 20 * 2
     assert content["products"] == 2 + 20 * 2
     said = capsys.readouterr()
-    assert "at least 4 products" in said.out
+    assert "at least 4 matrix-vector products" in said.out
     part = content["trace_standard_error"] / abs(content["trace"])
     assert said.err == f"the standard error is still {part:.0%} of the trace after 41 probes\n"
     assert run_hessian.main([*flags, "--trace_probes=2", "--trace_error=1e9", "--overwrite"]) == 0

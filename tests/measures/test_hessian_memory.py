@@ -1,4 +1,4 @@
-"""How run_hessian.py does with little memory."""
+"""run_hessian.py with little memory."""
 
 import re
 
@@ -18,20 +18,20 @@ def test_too_little_memory_for_the_basis_names_the_flag(run, capsys, monkeypatch
     assert not (run.path / "hessian.json").exists()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
 def test_a_basis_device_that_is_not_there_is_said(run, capsys):
     assert run_hessian.main([str(run.path), *ONE_PRODUCT, "--basis_device=cuda"]) == 1
-    assert "cuda is not on this machine" in capsys.readouterr().err
+    assert "cuda is not available on this machine" in capsys.readouterr().err
 
 
 def test_a_batch_that_does_not_fit_is_made_smaller(run, monkeypatch, capsys):
     run_hessian.main([str(run.path), *ONE_PRODUCT])
     expected = read(run.path / "hessian.json")
-    assert "a batch of 30 holds" in capsys.readouterr().out
+    assert "GB for a batch of 30," in capsys.readouterr().out
     monkeypatch.setattr(hessian_memory, "place_basis", lambda *_: "cpu")
     monkeypatch.setattr(hessian_memory, "free_memory", lambda device: 2e6)
     assert run_hessian.main([str(run.path), *ONE_PRODUCT, "--overwrite"]) == 0
-    assert re.search(r"a batch of [1-9] holds", capsys.readouterr().out)
+    assert re.search(r"GB for a batch of [1-9],", capsys.readouterr().out)
     assert read(run.path / "hessian.json")["trace"] == pytest.approx(expected["trace"], rel=1e-2)
     assert run_hessian.main([str(run.path), *ONE_PRODUCT, "--overwrite", "--bn_mode=train"]) == 1
     assert "lower --batch_size to" in capsys.readouterr().err
@@ -40,7 +40,7 @@ def test_a_batch_that_does_not_fit_is_made_smaller(run, monkeypatch, capsys):
 def test_graphs_are_kept_where_they_fit_and_change_no_result(run, monkeypatch, capsys):
     flags = [str(run.path), *ONE_PRODUCT, "--dtype=float64", "--overwrite"]
     run_hessian.main(flags)
-    assert "the graphs of all, kept for speed" in capsys.readouterr().out
+    assert "GB for gradient graphs, kept for speed" in capsys.readouterr().out
     kept = read(run.path / "hessian.json")
     monkeypatch.setattr(hessian_memory, "fit_graphs", lambda *_: 0)
     run_hessian.main(flags)

@@ -1,4 +1,4 @@
-"""The measuring commands as a user runs them: what they leave, leave out, and say."""
+"""The measuring commands as a user runs them: their files, the runs they leave out, and their messages."""
 
 import csv
 import os
@@ -166,6 +166,6 @@ def test_ctrl_c_keeps_what_is_finished(run):
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert len(error.splitlines()) == 1
-    assert "the same command measures the rest" in error
+    assert "run the same command again to measure the rest" in error
     assert read(run.path / "hessian_epoch_0005.json")["products"] == 1
     assert not (run.path / "hessian.json").exists()

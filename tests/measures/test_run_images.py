@@ -17,7 +17,7 @@ def test_images_that_are_not_there_are_said_with_the_run_and_where_its_path_come
     shutil.move(images, tmp_path / "moved")
     assert run_class_similarity.main([str(folder)]) == 1
     line = capsys.readouterr().err
-    assert all(words in line for words in (str(folder), f"config.json says that they lie in {images}", "--data_dir"))
+    assert all(words in line for words in (str(folder), f"config.json says that they are in {images}", "--data_dir"))
     assert run_class_similarity.main([str(folder), f"--data_dir={tmp_path / 'moved' / 'train'}"]) == 1
     assert f"try --data_dir={tmp_path / 'moved'}" in capsys.readouterr().err
     assert run_class_similarity.main([str(folder), f"--data_dir={tmp_path / 'moved'}"]) == 0

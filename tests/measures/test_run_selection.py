@@ -1,4 +1,4 @@
-"""Which runs and checkpoints are measured, and what is said of names that are none."""
+"""The choice of runs and checkpoints, and the messages about names that do not exist."""
 
 import pytest
 from measures_helpers import QUICK, read
@@ -27,7 +27,7 @@ def test_a_run_without_its_settings_is_not_passed_over(run, results, capsys):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (lambda run: [str(run.checkpoint(6))], "give the run's folder, and --checkpoint"),
+        (lambda run: [str(run.checkpoint(6))], "give the run's folder, and --checkpoint for a checkpoint other than"),
         (lambda run: [str(run.path.parent)], "--results_dir="),
         (lambda run: [str(run.path), "--samples=5"], "raise --samples"),
     ],

@@ -1,4 +1,4 @@
-"""The density of a spectrum, and the digits of its edges."""
+"""The spectral density, and the digits of extreme eigenvalues."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Colours and places of probe statistics."""
+"""The colour scales of layer statistics, and the places of sites in a block."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The style that all pictures share."""
+"""The style shared by all pictures."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def test_names_that_the_program_does_not_know_have_a_colour_and_a_marker():
 
 def test_a_picture_is_whole_until_it_is_damaged(tmp_path):
     figure, [[panel]] = style.new_figure(1, 1, figsize=(2, 2))
-    panel.set_title("字")  # which matplotlib's font lacks
+    panel.set_title("字")  # a character that matplotlib's font lacks
     path = tmp_path / "new" / "picture.png"
     style.save_figure(figure, path)
     assert style.is_whole_picture(path)

@@ -1,4 +1,4 @@
-"""Reports that several files of tests look into, and a browser."""
+"""Fixtures shared by the report tests: two reports and a browser."""
 
 import shutil
 
@@ -16,7 +16,7 @@ import run_report
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory):
-    """The folder of the report on a made-up table, with text that must be escaped and two failed runs."""
+    """The folder of the report on a made-up table that has text to escape and two failed runs."""
     folder = tmp_path_factory.mktemp("made")
     table = made_up()
     table.loc[0, "Dataset"] = '<script>document.title="broken"</script>'
@@ -27,7 +27,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def real(tmp_path_factory, small):
-    """The folder of six small runs of five settings, measured, with their report."""
+    """The folder of six small, measured runs of five settings, with their report."""
     results = tmp_path_factory.mktemp("real")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(config.VGG_LAYERS, "cfg_10", NARROW)
@@ -51,7 +51,7 @@ def real(tmp_path_factory, small):
 def browser():
     chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
     if chromium is None or chromedriver is None:
-        pytest.skip("no chromium and chromedriver here; .ci/browser installs them")
+        pytest.skip("chromium or chromedriver is not installed; .ci/browser installs both")
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()

@@ -1,4 +1,4 @@
-"""The report as a whole on made-up tables, odd ones too, and on real runs."""
+"""The complete report on made-up tables, unusual tables and real runs."""
 
 import re
 import subprocess
@@ -15,8 +15,8 @@ from normstudy.cli import RunError
 from normstudy.report import rankings, tables
 
 ROOT = Path(__file__).parents[2]
-SECTIONS = ["Summary", "Which norm is best, and where", "What goes with generalization", "Claims of the original study"]
-SECTIONS += ["Runs", "Methods"]
+SECTIONS = ["Summary", "Which norm is best, and where", "Correlations with generalization"]
+SECTIONS += ["Claims of the original study", "Runs", "Methods"]
 
 
 def test_the_page_has_every_section_and_needs_nothing_else(made):
@@ -49,8 +49,8 @@ def test_another_table_is_set_beside(tmp_path):
     other.to_csv(tmp_path / "other.csv", index=False)
     flags = [f"--compare={tmp_path / 'other.csv'}", "--same_data=other,CIFAR-10"]
     page = report(tmp_path, of_norms(made_up()).assign(weight_decay=0), *flags)
-    section = section_of(page, "Beside another table")
-    assert f"40 runs of {tmp_path / 'other.csv'}; other and CIFAR-10 are taken for one." in section
+    section = section_of(page, "Comparison with another table")
+    assert f"40 runs of {tmp_path / 'other.csv'}; other and CIFAR-10 count as one data set." in section
     [order] = pd.read_csv(tmp_path / "out" / "tables" / "orders.csv").to_dict("records")
     assert (order["cell"], order["norms"]) == ("vgg, CIFAR-10, 16.0, true, false", 6)
     signs = pd.read_csv(tmp_path / "out" / "tables" / "signs.csv").set_index(["measure", "outcome"])

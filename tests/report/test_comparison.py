@@ -1,4 +1,4 @@
-"""The trends of one table beside those of another."""
+"""The comparison of one table's trends with those of another."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_orders_of_norms_are_compared_in_cells_that_both_have():
     assert line[1] == "BatchNorm, EvoNormBO, LayerNorm, InstanceNorm, RMSNorm, Plain"
     assert line[2] == "BatchNorm, EvoNormBO, LayerNorm, RMSNorm, InstanceNorm, Plain"
     assert line[3:] == ["6", f"{expected.statistic:.3g}", f"{expected.pvalue:.2g}", "agrees"]
-    assert "No measure is there" in page
+    assert "No measure has enough settings in both tables" in page
 
 
 def test_skipinit_is_of_resnets_alone():
@@ -64,5 +64,5 @@ def test_signs_agree_where_both_intervals_leave_out_zero():
     for name, theirs in (("same", made(-1, 0.1, 2)), ("opposite", made(1, 0.1, 2)), ("noise", made(0, 1, 2))):
         table = table_rows(beside(ours, theirs, resamples=200))
         found[name] = {(line[0], line[1]): line[4] for line in table[1:]}["class similarity", "test accuracy (%)"]
-    assert (found["same"], found["opposite"]) == ("agrees", "does not")
-    assert found["noise"].startswith("cannot be said")
+    assert (found["same"], found["opposite"]) == ("agrees", "does not agree")
+    assert found["noise"].startswith("inconclusive")

@@ -1,4 +1,4 @@
-"""Coefficients of measures and outcomes against scipy, pooled and within cells; Holm's adjustment."""
+"""Coefficients of measures and outcomes, pooled and within cells, compared with scipy; Holm's adjustment."""
 
 import numpy as np
 import pandas as pd
@@ -48,7 +48,7 @@ def test_more_seeds_of_the_same_norms_make_no_correlation_surer():
 
 
 def test_within_cells_does_not_see_what_differs_between_cells():
-    """Simpson: falls in each cell, rises over all."""
+    """Simpson's paradox: the outcome falls in each cell and rises over all runs."""
     x = np.tile(np.arange(10.0), 2) + np.repeat([0, 100], 10)
     runs = random_runs(
         20, **{"Model": ["VGG"] * 20, "Mom & WD": ["True"] * 20, "Batch Size": ["16"] * 10 + ["256"] * 10}
@@ -74,7 +74,7 @@ def test_holm(p, adjusted):
 
 
 def test_holm_rejects_too_much_no_more_often_than_it_says():
-    """20 true hypotheses at 5 %: some is rejected in 5 % of 2,000 families, ± 3 standard errors."""
+    """With 20 true hypotheses at 5 %, at least one is rejected in 5 % of 2,000 families, ± 3 standard errors."""
     p = np.random.default_rng(0).uniform(size=(2000, 20))
     rejected = np.mean([correlation.holm_adjusted(family).min() < 0.05 for family in p])
     assert rejected == pytest.approx(0.05, abs=0.015)

@@ -1,4 +1,4 @@
-"""Which pictures are drawn of what, and in which colours."""
+"""Which pictures are drawn, and in which colours."""
 
 import pandas as pd
 from report_helpers import NORMS

@@ -1,4 +1,4 @@
-"""Granulated rank correlation against loops over pairs."""
+"""Granulated rank correlation compared with loops over pairs."""
 
 import itertools
 

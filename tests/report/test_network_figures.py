@@ -1,4 +1,4 @@
-"""The frame and the scale of lines, some of which end early."""
+"""The frame and the scale of panels in which some lines end early."""
 
 import pytest
 from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""The original study's claims beside made-up runs in which they hold."""
+"""The original study's claims on made-up runs in which they hold."""
 
 import re
 

@@ -36,7 +36,7 @@ def test_the_page_works_in_a_browser(browser, made):
         browser.execute_script("arguments[0].click()", heads[place])
         values = [float(value) for value in column(browser, place) if value]
         assert values == sorted(values, reverse=not up)
-        assert column(browser, place)[-2:] == ["", ""], "what is missing comes last"
+        assert column(browser, place)[-2:] == ["", ""], "missing values come last"
     box = browser.find_element("id", "filter")
     box.send_keys("batchnorm vgg")
     shown = browser.execute_script(

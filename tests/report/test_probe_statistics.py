@@ -22,7 +22,7 @@ def test_probe_measures_are_means_over_sites(real):
 
 @pytest.mark.parametrize("name", ["probes.json", "probes/epoch_0002.pt"])
 def test_damaged_probes_are_said_and_left_out(real, tmp_path, capsys, name):
-    """The dict is read where the summary is missing."""
+    """Without probes.json, the probe dicts are read."""
     copy = shutil.copytree(real, tmp_path / "copy")
     damaged = next(copy.glob(f"*/{name}"))
     (copy / damaged.relative_to(copy).parts[0] / "probes.json").unlink()

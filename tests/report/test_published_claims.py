@@ -1,4 +1,4 @@
-"""Claims of papers beside made-up runs in which they hold, or do not, against scipy."""
+"""Claims of papers on made-up runs in which they hold or do not hold, compared with scipy."""
 
 import math
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 
 def probed(rows, **statistics):
-    """What read_probe_statistics gives of such runs; a statistic is a list of values by site for each run."""
+    """Return what read_probe_statistics gives for such runs; a statistic is a list of values by site for each run."""
     sites = {"activation": ["activation", "blocks.0.activation2", "blocks.1.activation1", "blocks.1.activation2"]}
     pairs = []
     for index, row in enumerate(runs_of(rows).to_dict("records")):
@@ -27,10 +27,13 @@ def said(rows, pairs):
     return published_claims.published_claims_html(published_claims.published_claims(runs_of(rows), pairs))
 
 
-@pytest.mark.parametrize(("growth", "verdict"), [(1000.0, "agrees"), (0.001, "does not")])
+@pytest.mark.parametrize(("growth", "verdict"), [(1000.0, "agrees"), (0.001, "does not agree")])
 def test_growth_of_activation_variance_is_between_outputs_of_blocks(growth, verdict):
-    """Branches, and what stands before the first block, do not count; nor does Plain, which is neither kind, nor what
-    SkipInit silences, nor what is normalized before the sums."""
+    """Sites in branches and before the first block do not count.
+
+    Neither do runs of Plain, which is neither kind of norm, runs with SkipInit, which silences the branches, and
+    pre-activation runs, which normalize before the sums.
+    """
     norms = ["WeightNorm", "ScaledWeightStandardization"] * 2 + ["BatchNorm", "LayerNorm"] * 2 + ["Plain"]
     variances = [[9, 2, 5, 2 * growth * (1 + 0.1 * index)] for index in range(4)]
     variances += [[9, 2, 5, 2 + 0.1 * index] for index in range(4)] + [[1, 1, 1, 1e30]]
@@ -47,21 +50,21 @@ def test_growth_of_activation_variance_is_between_outputs_of_blocks(growth, verd
 def test_a_claim_without_enough_runs_cannot_be_said():
     rows = [{"Model": "ResNet-56", "Norm": norm} for norm in ("WeightNorm", "BatchNorm", "LayerNorm", "RMSNorm")]
     [line] = table_rows(said(rows, probed(rows, activation_variance=[[1, 1, 1, 8]] * 4)))
-    assert line[-1] == "cannot be said with n = 4"
+    assert line[-1] == "inconclusive (n = 4)"
     assert said(rows, []) == ""
 
 
 def test_groupings_are_those_of_one_cell_with_channels_counted():
     sizes = [1.0, 0.5, 0.25, 0.125, 0.0625, 1e-7]
     rows = [{"Norm": "GroupNorm", "P Grouping": p, "epochs": "2"} for p in sizes]
-    rows += [{"Norm": "GroupNorm", "P Grouping": p, "epochs": "2"} for p in (8, 32)]  # whose size differs by layer
-    rows += [{"Norm": "GroupNorm", "P Grouping": 1e-7, "epochs": "9"}]  # of another cell
+    rows += [{"Norm": "GroupNorm", "P Grouping": p, "epochs": "2"} for p in (8, 32)]  # group size differs by layer
+    rows += [{"Norm": "GroupNorm", "P Grouping": 1e-7, "epochs": "9"}]  # another cell
     ranks = [[1, 9 - index] for index in range(6)] + [[1, 50], [1, 50], [1, 99]]
     gradients = [[3 + index, 1] for index in range(6)] + [[9, 1], [9, 1], [0, 1]]
     pairs = probed(rows, stable_rank=ranks, grad_norm=gradients, activation_variance=ranks)
     higher, larger = table_rows(said(rows, pairs))
     assert (higher[2], higher[3], higher[5]) == ("1", "6", "agrees")
-    assert (larger[2], larger[3], larger[5]) == ("-1", "6", "does not")
+    assert (larger[2], larger[3], larger[5]) == ("-1", "6", "does not agree")
     assert "6 groupings" in higher[1]
 
 

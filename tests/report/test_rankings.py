@@ -1,4 +1,4 @@
-"""Rankings of norms: what they take out, leave out and count, and how often their intervals hold."""
+"""Rankings of norms: differences between cells, failed runs, and the coverage of the intervals."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 
 def test_the_ranking_takes_out_what_the_cells_differ_in():
-    """A norm that was only tried where everything is easy gains nothing by it."""
+    """A norm gains nothing by being tried only in cells with high accuracy."""
     runs = random_runs(
         9, **{"Model": ["VGG"] * 6 + ["ResNet-56"] * 3, "Batch Size": ["16"] * 9, "Mom & WD": ["True"] * 9}
     )
@@ -24,7 +24,7 @@ def test_the_ranking_takes_out_what_the_cells_differ_in():
 
 
 def test_each_network_has_a_ranking_of_its_own():
-    """BatchNorm is better than EvoNormBO wherever both are, and stands in worse company."""
+    """BatchNorm is better than EvoNormBO in every common cell, but its other cells have stronger comparison norms."""
     rows = [("vgg", "BatchNorm", 77), ("vgg", "EvoNormBO", 75), ("vgg", "Plain", 10)]
     rows += [("vit", "BatchNorm", 38), ("vit", "LayerNorm", 40), ("vit", "RMSNorm", 39)]
     runs = random_runs(6, Model=[row[0] for row in rows], Norm=[row[1] for row in rows]).assign(
@@ -49,7 +49,7 @@ def test_intervals_of_two_norms_mirror_each_other():
 
 
 def test_the_interval_of_norms_covers_the_truth_about_as_often_as_it_says():
-    """Two norms that differ by 4 points in 20 cells of two runs each, 100 tables: 95 % intervals hold ± 2."""
+    """Two norms differ by 4 points in 20 cells with two runs each: in 100 tables, the 95 % intervals cover ± 2."""
     generator, held = np.random.default_rng(0), 0
     runs = random_runs(
         80, **{"Model": ["VGG"] * 80, "Batch Size": np.repeat(np.arange(20), 4), "Mom & WD": ["True"] * 80}

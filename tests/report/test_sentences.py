@@ -1,4 +1,4 @@
-"""What the summary says and does not say of made-up runs."""
+"""The findings and limits that the summary states for made-up runs."""
 
 import re
 
@@ -10,7 +10,7 @@ def test_the_summary_says_what_was_put_in(made):
     summary = (made / "report.html").read_text(encoding="utf-8").partition("<h2>Which")[0]
     assert "EvoNormBO had the highest test accuracy of 5 norms" in summary
     assert "InstanceNorm had the lowest test accuracy" in summary
-    assert re.search(r"class similarity goes with (test accuracy|the gap|the ratio)", summary)
+    assert re.search(r"class similarity correlates with (test accuracy|the gap|the ratio)", summary)
     assert "160 runs, 2 of which failed" in summary
     assert "2 of 160 failed (Plain 2)" in summary
 
@@ -20,8 +20,8 @@ def test_two_norms_support_a_finding_and_no_claim_of_four(tmp_path):
     table = table[table["Norm"].isin(["EvoNormBO", "Instance_Normalization"])].assign(**{"Class Similarity": np.nan})
     page = report(tmp_path, table.drop(columns=["Trace", "Max Eigen"]).assign(epochs=3))
     assert "EvoNormBO had the highest test accuracy of 2 norms" in page
-    assert "cannot be said: no cell has four norms" in page
-    assert "which all runs share: Dataset: CIFAR-10, Mom &amp; WD: on, SkipInit: off, epochs: 3." in page
+    assert "inconclusive: no cell has four norms" in page
+    assert "settings that all runs share: Dataset: CIFAR-10, Mom &amp; WD: on, SkipInit: off, epochs: 3." in page
     assert "class similarity; class similarity, pooled features;" in page
 
 
@@ -35,4 +35,4 @@ def test_a_norm_with_one_run_is_not_said_to_be_best(tmp_path):
 def test_intervals_from_few_runs_are_said_to_be_too_narrow(tmp_path):
     page = report(tmp_path, made_up(10).assign(Model="vgg", **{"Batch Size": 16}))
     assert re.search(r"\(vgg: \w+ 2(, \w+ 2){4}\)", page)
-    assert "those of two runs only span both values" in page
+    assert "an interval from two runs only spans their values" in page

@@ -1,4 +1,4 @@
-"""Tables of runs: spellings, missing values, failures, and settings averaged over their seeds."""
+"""Tables of runs: spellings, missing values, failed runs, and settings averaged over their seeds."""
 
 import numpy as np
 import pytest

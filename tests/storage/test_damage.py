@@ -1,4 +1,4 @@
-"""Files of a run that were damaged, swapped or lost: noticed, named, made again where that can be, never believed."""
+"""Damaged, swapped or lost files of a run are detected, named, rebuilt where possible, and never trusted."""
 
 import ast
 import contextlib
@@ -37,7 +37,7 @@ OF_THE_END = ("summary.json", "checkpoints/epoch_0006.pt", "probes/epoch_0006.pt
 
 @pytest.fixture(scope="module")
 def recorded(small, tmp_path_factory):
-    """Folders with a finished run, the same run stopped in its last epoch, and a finished run of another norm."""
+    """A finished run, the same run stopped in its last epoch, and a finished run of another norm."""
     folders = {name: tmp_path_factory.mktemp(name) for name in ("finished", "unfinished", "other")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(config.VGG_LAYERS, "cfg_10", NARROW)
@@ -58,7 +58,7 @@ def recorded(small, tmp_path_factory):
 
 @pytest.fixture
 def again(small):
-    """A function that gives the same command once more, for a copy of a recorded run."""
+    """A function that runs the same command again on a copy of a recorded run."""
 
     def train(run, *flags):
         settings = [*small, "--epochs=6", "--norm_type=LayerNorm", f"--results_dir={run.path.parent}"]
@@ -73,7 +73,7 @@ def copy(run, folder):
 
 
 def damage(path, kind, where=0.5, bit=0):
-    """Changes a file as faulty disks, broken copies and people do. `where` is the place in it, from 0 to 1."""
+    """Change a file as faulty disks, broken copies and people do. `where` is the position in it, from 0 to 1."""
     whole = path.read_bytes()
     place = min(int(where * len(whole)), len(whole) - 1)
     if kind == "missing":
@@ -99,7 +99,7 @@ def test_a_stopped_run_goes_on_from_what_is_whole_or_names_what_is_not(
     recorded, again, tmp_path, name, kind, where, bit
 ):
     run = copy(recorded["unfinished"], tmp_path / "r")
-    shutil.copy(recorded["finished"].curves, run.curves)  # drawn already: drawing is slow, and another test's
+    shutil.copy(recorded["finished"].curves, run.curves)  # drawing is slow, and another test covers it
     shutil.copy(recorded["finished"].probes_picture, run.probes_picture)
     damage(run.path / name, kind, where, bit)
     try:
@@ -109,9 +109,9 @@ def test_a_stopped_run_goes_on_from_what_is_whole_or_names_what_is_not(
         assert run.summary.exists(), "the run could have ended"
         assert name in ("checkpoints/epoch_0005.pt", "probes/epoch_0005.pt")
     expected, found = content(recorded["finished"]), content(run)
-    if name in ("checkpoints/epoch_0005.pt", "probes/epoch_0005.pt"):  # of the past; a deleted one is nobody's loss
+    if name in ("checkpoints/epoch_0005.pt", "probes/epoch_0005.pt"):  # from earlier epochs: they may be missing
         expected.pop(name), found.pop(name, None)
-    if name.startswith("probes/"):  # probes.json is made of what is left of the probe dicts
+    if name.startswith("probes/"):  # probes.json is made from the remaining probe dicts
         expected.pop("probes.json"), found.pop("probes.json", None)
     assert found == expected
 
@@ -128,7 +128,7 @@ def test_a_finished_run_is_made_whole_again_or_names_the_rest(recorded, again, t
     except RunError as error:
         assert name in str(error)  # noqa: PT017
         assert name.endswith(".pt")
-        assert (run.path / name).read_bytes() == damaged, "what is left of a file is not thrown away"
+        assert (run.path / name).read_bytes() == damaged, "a damaged file is not thrown away"
     after = content(run)
     if name.endswith(".pt"):
         before.pop(name, None), after.pop(name, None)
@@ -151,14 +151,14 @@ def test_a_damaged_measurement_is_in_no_table(recorded, tmp_path_factory, capsys
     [row], complaints = table_of(copied)
     if row != expected:
         empty = {key: value for key, value in row.items() if value != expected[key]}
-        assert all(value in (None, "") for value in empty.values()), "a number that nobody measured"
+        assert all(value in (None, "") for value in empty.values()), "a number that was never measured"
         assert kind == "missing" or "class_similarity.json" in complaints
     assert run_class_similarity.main([str(copied.path), "--overwrite=True"]) == 0
     assert table_of(copied)[0] == [expected]
 
 
 def table_of(run):
-    """(rows of results.csv, complaints)."""
+    """Return (rows of results.csv, complaints)."""
     row, complaints = results_table.table_row(run)
     return [row], "\n".join(complaints)
 
@@ -202,7 +202,7 @@ def test_where_all_states_are_lost_nothing_is_trained_from_zero(recorded, again,
 
 @pytest.mark.parametrize("name", ["checkpoints/last.pt", "config.json", "checkpoints/epoch_0006.pt", "summary.json"])
 def test_files_of_another_run_are_not_taken_for_this_ones(recorded, again, tmp_path, name):
-    """LayerNorm and RMSNorm differ in no file by shape alone; every checksum is right."""
+    """The files of LayerNorm and RMSNorm have the same shapes, and every checksum is right."""
     run = copy(recorded["finished"], tmp_path / "r")
     before = content(run)
     shutil.copy(recorded["other"].path / name, run.path / name)
@@ -228,7 +228,7 @@ def test_a_state_of_another_run_is_passed_over_for_the_one_before(recorded, agai
 def test_c_dir_with_a_damaged_config_says_how_to_go_on(recorded, tmp_path):
     run = copy(recorded["unfinished"], tmp_path / "r")
     damage(run.config, "flipped")
-    with pytest.raises(RunError, match="flags that the run was begun with"):
+    with pytest.raises(RunError, match="give the flags that it was started with"):
         main.main([f"--c_dir={run.path}"])
 
 
@@ -243,7 +243,7 @@ def test_settings_that_no_flag_can_give_are_refused(recorded, tmp_path, name, va
         main.main([f"--c_dir={run.path}"])
 
 
-# Numbers that lie
+# Wrong numbers
 
 
 def change_state(run, **changes):
@@ -294,11 +294,11 @@ def test_a_damaged_measurement_is_made_again(recorded, tmp_path, capsys):
     expected = table_of(run)
     damage(run.measurement("class_similarity"), "cut")
     assert run_class_similarity.main([f"--results_dir={tmp_path}"]) == 0
-    assert "to be measured again" in capsys.readouterr().err
+    assert "the checkpoint is measured again" in capsys.readouterr().err
     assert table_of(run) == expected
 
 
-# Untrusted
+# Untrusted files
 
 
 @pytest.mark.parametrize("name", ["last.pt", "previous.pt", "epoch_0005.pt"])
@@ -307,14 +307,14 @@ def test_code_in_a_runs_files_does_not_run(recorded, again, tmp_path, name):
     folder = tmp_path / "made by the payload"
     for path in {run.last, run.path / "checkpoints" / name, run.probes(5)}:
         torch.save({"epoch": Payload(folder), "weight": Payload(folder)}, path)
-    with contextlib.suppress(RunError):  # where another state is whole, the run goes on from that
+    with contextlib.suppress(RunError):  # if another state is intact, the run continues from it
         again(run)
     run_class_similarity.main([str(run.path), "--checkpoint=all"])
     assert not folder.exists()
 
 
 def test_nothing_loads_pickles_or_runs_text():
-    """Every call of torch.load says weights_only=True; nothing else in the project could run what a file holds."""
+    """Every call of torch.load has weights_only=True, and nothing else in the project can run code from a file."""
     loads = 0
     project = Path(main.__file__).parent
     for path in [*project.glob("*.py"), *project.glob("normstudy/**/*.py")]:
@@ -334,7 +334,7 @@ def test_nothing_loads_pickles_or_runs_text():
 
 
 def test_names_from_disk_are_names_and_nothing_else(tmp_path):
-    """Class names and a run's name that would be formulas, markup or paths somewhere else."""
+    """Class names and a run's name may look like formulas, markup or paths."""
     names = [r"$\frac{", "<script>alert(1)", "..  ", "a\tb\nc", "=1+1", "%s {0}", "x" * 200, os.fsdecode(b"bad \xff")]
     generator = np.random.default_rng(0)
     for split in ("train", "test"):

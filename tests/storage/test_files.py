@@ -1,4 +1,4 @@
-"""Files are whole or not there, and whatever cannot be read is said in one line."""
+"""Files are complete or absent, and a file that cannot be read is reported in one line."""
 
 import contextlib
 import errno
@@ -19,7 +19,7 @@ READERS = {"json": files.read_json, "pt": files.read_torch}
 
 
 def complaint(read, path):
-    """The one line, naming the file, with which `read` refuses `path`."""
+    """Return the one line, naming the file, with which `read` refuses `path`."""
     line = complaint_of(lambda: read(path))
     assert str(path) in line
     return line
@@ -76,7 +76,7 @@ def test_a_failed_write_names_the_file_that_was_asked_for(tmp_path, monkeypatch)
 
 
 def test_a_read_only_file_system_names_the_file_that_was_asked_for(tmp_path, monkeypatch):
-    """There even the removal of a file that does not exist fails, as Linux looks at the file system first."""
+    """There, even removing a file that does not exist fails, because Linux checks the file system first."""
     read_only = OSError(errno.EROFS, "Read-only file system")
     monkeypatch.setattr(files, "open", fail_with(read_only), raising=False)
     monkeypatch.setattr(os, "unlink", fail_with(read_only))
@@ -111,7 +111,7 @@ def test_json_keeps_every_script_readable(tmp_path):
 @given(st.dictionaries(st.text(), st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.text()))
 @example({"checksum": 0.0, "loss": 1.0})
 def test_json_gives_back_what_was_written(tmp_path_factory, content):
-    """All but a checksum, which is the file's own."""
+    """A key "checksum" is not returned, because the file has its own."""
     path = tmp_path_factory.getbasetemp() / "round-trip.json"
     files.write_json(path, content)
     assert files.read_json(path) == {key: value for key, value in content.items() if key != files.CHECKSUM}
@@ -140,7 +140,7 @@ def test_csv_text_survives_commas_quotes_line_breaks_and_unicode(tmp_path):
     assert files.read_csv(path) == rows
 
 
-# Reading what is not whole
+# Reading damaged files
 
 
 def test_torch_files_give_back_tensors_and_plain_python(tmp_path):
@@ -211,6 +211,6 @@ def test_code_in_a_file_is_refused_and_does_not_run(save, tmp_path):
     save({"epoch": Payload(folder)}, path)
     complaint(files.read_torch, path)
     assert not folder.exists()
-    with contextlib.suppress(RuntimeError):  # torch.load runs a plain pickle before it says that it is none of its own
+    with contextlib.suppress(RuntimeError):  # torch.load runs a plain pickle before it rejects it
         torch.load(path, weights_only=False)
-    assert folder.exists(), "the payload is not live: this test would prove nothing"
+    assert folder.exists(), "the payload does not run, so this test proves nothing"

@@ -1,4 +1,4 @@
-"""results.csv: rows that runs and measurements add one by one are those that rebuilding from the folders gives."""
+"""results.csv: rows that runs and measurements add one by one equal those of a table rebuilt from the folders."""
 
 import csv
 import os
@@ -61,7 +61,7 @@ def test_added_rows_are_those_of_a_rebuilt_table(results, train):
 
 
 def test_rows_of_runs_that_are_elsewhere_stay_until_the_table_is_rebuilt(results, train, capsys):
-    """Someone hands on a run's folder and the table of all his runs."""
+    """Someone passes on one run's folder with the table of all runs."""
     shutil.rmtree(next(results.glob("vgg_Plain*")))
     run = train(results, "--seed=0", "--epochs=1")
     assert run_class_similarity.main([str(run.path), "--samples=20"]) == 0
@@ -69,7 +69,7 @@ def test_rows_of_runs_that_are_elsewhere_stay_until_the_table_is_rebuilt(results
     assert sorted(row["seed"] for row in before) == ["0", "0", "1"]
     results_table.collect_table(results)
     assert sorted(row["seed"] for row in rows(results)) == ["0", "1"]
-    assert "it is results.old.csv now" in capsys.readouterr().err
+    assert "it was renamed to results.old.csv" in capsys.readouterr().err
     with open(results / "results.old.csv", newline="", encoding="utf-8") as file:
         assert list(csv.DictReader(file)) == before
     assert_rebuilt_is_the_same(results)
@@ -102,12 +102,12 @@ def test_a_table_that_cannot_be_written_costs_no_measurement(results, capsys):
     (results / results_table.LOCK).mkdir()
     assert run_class_similarity.main([str(run.path), "--samples=20"]) == 0
     found = capsys.readouterr()
-    assert "results.csv lacks what was measured" in found.err
-    assert "1 measured" in found.out
+    assert "the measurements could not be added to results.csv" in found.err
+    assert "checkpoints measured: 1" in found.out
 
 
 def test_runs_that_differ_in_a_setting_alone_are_no_copies(results, capsys):
-    """Two that diverged at once, in the same second."""
+    """Both runs diverged at the same step and in the same second."""
     run = next(results.glob("vgg_Plain*"))
     shutil.copytree(run, results / "another")
     path = results / "another" / "config.json"
@@ -125,7 +125,7 @@ def test_a_copied_run_is_reported_once(results, capsys):
     shutil.copytree(run, results / "a copy")
     assert run_class_similarity.main([str(run), "--samples=20"]) == 0
     assert run_report.main([f"--results_dir={results}", "--resamples=100"]) == 0
-    assert "left out: a copy of" in capsys.readouterr().err
+    assert "left out: a copy in" in capsys.readouterr().err
     assert "<h1>Normalization: a report on 2 runs</h1>" in (results / "report.html").read_text(encoding="utf-8")
 
 
@@ -165,7 +165,7 @@ def test_a_damaged_run_is_said_and_has_no_row(results, capsys):
     path.write_text(path.read_text().replace("diverged", "done"))
     results_table.collect_table(results)
     assert [row["seed"] for row in rows(results)] == ["1"]
-    assert "does not fit its checksum" in capsys.readouterr().err
+    assert "does not match its checksum" in capsys.readouterr().err
 
 
 def test_cells_are_what_the_files_say(results):
@@ -200,7 +200,7 @@ def test_a_run_in_the_working_directory_gets_its_row(results, monkeypatch):
 
 
 def test_processes_that_add_rows_at_once_lose_none(results):
-    """Both runs' rows are taken out and put in again by eight processes."""
+    """Eight processes remove and add the rows of two runs."""
     names = [str(path.parent) for path in results.glob("*/summary.json")]
     expected = (results / "results.csv").read_bytes()
     program = (

@@ -1,4 +1,4 @@
-"""What a sweep makes of a child's end: of scripts in main.py's place that end in every way, and of real commands."""
+"""How a sweep interprets the end of a child process: of scripts in place of main.py, and of real commands."""
 
 import os
 import resource
@@ -30,7 +30,7 @@ KILL = "os.kill(os.getpid(), signal.SIGKILL)"
 
 @pytest.fixture
 def work_off(tmp_path, monkeypatch):
-    """A function that works off a run whose main.py does what a line says; it gives (result, reason)."""
+    """Return a function that executes a run whose main.py consists of a given line; it returns (result, reason)."""
     monkeypatch.setattr(workers, "PROJECT", tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     [run], _ = grid.expand({"results_dir": str(tmp_path / "results")})
@@ -51,7 +51,10 @@ def work_off(tmp_path, monkeypatch):
         ("raise RunError('no images,\\n at all')", "main.py: error: no images,  at all"),
         ("raise UsageError('--a needs --b')", "main.py: error: --a needs --b"),
         ("open('/nowhere/at all')", "main.py: error: No such file or directory (/nowhere/at all)"),
-        ("raise ModuleNotFoundError(name='timm')", "main.py: error: Python has no timm: pip install -r"),
+        (
+            "raise ModuleNotFoundError(name='timm')",
+            "main.py: error: the module timm is not installed: run pip install -r",
+        ),
         ("raise ValueError('a bug\\nin two lines')", "ValueError: a bug in two lines"),
         ("print('left out: main.py: error: is being worked on by'); sys.exit(3)", "exit code 3, see the log"),
         (KILL, UNKNOWN_MEMORY),
@@ -104,9 +107,9 @@ def test_the_signal_of_a_shell_is_understood():
     assert endings.Ending(139).reason == "ended by signal 11 (SIGSEGV)"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux counts")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the counter")
 def test_the_counter_of_memory_kills_is_read(monkeypatch, tmp_path):
-    """The control group's own counter comes before the machine's."""
+    """The counter of the control group has priority over that of the machine."""
     system = {"/proc/vmstat": "oom_kill_x 1\noom_kill 7\n", "/proc/self/cgroup": "4:memory:/b\n0::/job/step\n"}
     for name, text in system.items():
         (tmp_path / name[1:]).parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +128,7 @@ def test_the_first_of_several_processes_gives_the_reason(work_off):
 
 
 def test_of_several_processes_one_that_is_killed_leaves_no_reason(work_off):
-    """torchrun stops the first process, which says that it was stopped: that is no reason."""
+    """torchrun stops the first process, which then reports that it was stopped. This is not a reason."""
     line = f"{KILL} if os.environ['RANK'] == '1' else time.sleep(60)"
     assert work_off(line, processes=2) == (workers.FAILED, "exit code 1, see the log")
 
@@ -179,14 +182,14 @@ def test_a_run_that_another_process_works_on_has_not_failed(trained, capsys, see
     with run.directory.lock():
         assert sweep(trained, f"--seed={seed}", "--measure=class_similarity", "--retry_failed") == 1
     said = capsys.readouterr().out
-    assert f"another process works on {run.directory.path.name}" in said
+    assert f"another process is working on {run.directory.path.name}" in said
     assert "0 of 1 runs are done, 1 unfinished" in said
     assert not standings.failure_path(run).exists()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the limit holds on Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux enforces the limit")
 def test_too_little_memory_is_a_reason(tmp_path):
-    """Images of 51 GB each, in a process that may have 32 GB."""
+    """Images take 51 GB each, in a process that is limited to 32 GB."""
     size = 32 * 2**30
     argv = [*SMALL, "--image_size=65536", f"--results_dir={tmp_path}", "--measure=none"]
     done = subprocess.run(

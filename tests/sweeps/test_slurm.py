@@ -1,4 +1,4 @@
-"""Sweeps on a real Slurm, whose jobs are stopped, queued again, cancelled and refused."""
+"""Sweeps on a real Slurm, whose jobs are stopped, queued again, cancelled and rejected."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ def has_slurm():
 @pytest.fixture
 def cluster(monkeypatch, tmp_path):
     if not has_slurm():
-        pytest.skip("no Slurm takes jobs here; .ci/slurm starts one")
+        pytest.skip("no Slurm accepts jobs here; .ci/slurm starts one")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     yield
     for path in tmp_path.glob("**/logs/slurm-*.json"):
@@ -43,7 +43,7 @@ def sweep(results, *flags):
 def wait_for(condition):
     deadline = time.monotonic() + 180
     while not condition():
-        assert time.monotonic() < deadline, "it does not happen"
+        assert time.monotonic() < deadline, "the condition is not met after 180 s"
         time.sleep(0.1)
 
 
@@ -60,7 +60,7 @@ def job_of(results):
 @pytest.mark.usefixtures("cluster")
 class TestOnSlurm:
     def test_jobs_train_measure_and_add_their_rows(self, tmp_path, capsys):
-        """The command that follows is another one than that which queued them."""
+        """A second command follows the jobs that the first one queued."""
         flags = ["--seed=0,1", "--epochs=1", "--train_samples=50", "--measure=class_similarity", "--jobs=2"]
         assert sweep(tmp_path, *flags, "--wait=False") == 0
         assert sweep(tmp_path, *flags, "--wait=False") == 0
@@ -94,9 +94,9 @@ class TestOnSlurm:
         ids=["signal", "requeue", "preemption"],
     )
     def test_a_job_that_is_stopped_is_queued_again_and_gives_the_same_bits(self, tmp_path, stop):
-        """USR2 comes before the time limit; a job of a partition of higher priority takes the whole node."""
+        """Slurm sends USR2 before the time limit. A job in a partition of higher priority takes the whole node."""
         if "urgent" in stop and not subprocess.run(["sinfo", "-h", "-p", "urgent"], capture_output=True).stdout:
-            pytest.skip("no partition urgent that preempts others; .ci/slurm makes one")
+            pytest.skip("no partition named urgent that preempts others; .ci/slurm makes one")
         assert sweep(tmp_path / "stopped", *LONG, "--wait=False") == 0
         wait_for(lambda: list((tmp_path / "stopped").glob("*/checkpoints/last.pt")))
         run = the_run(tmp_path / "stopped")
@@ -105,7 +105,9 @@ class TestOnSlurm:
         assert sweep(tmp_path / "stopped", *LONG) == 0
         log = standings.log_path(grid.SweepRun(Config(), (), run)).read_text()
         assert log.count("of 8 epochs done") == 2
-        assert log.count("the same command continues after") == 1, "the run was killed, not asked to save"
+        assert log.count("run the same command to continue after") == 1, (
+            "the run was killed instead of being asked to save"
+        )
         assert "training vgg with LayerNorm on Synthetic (cpu), 0 of" in log
         argv = [sys.executable, str(ROOT / "main.py"), *SMALL, *LONG, f"--results_dir={tmp_path / 'undisturbed'}"]
         subprocess.run([word for word in argv if "measure" not in word], check=True, capture_output=True)
@@ -117,12 +119,12 @@ class TestOnSlurm:
         subprocess.run(["scancel", job_of(tmp_path)], check=True)
         wait_for(lambda: not slurm.queued_runs(tmp_path))
         run = the_run(tmp_path)
-        assert not (run.path / ".owner").exists(), "a child is still at work"
-        assert "the same command continues after" in (tmp_path / "logs" / f"{run.path.name}.log").read_text()
+        assert not (run.path / ".owner").exists(), "a child process is still running"
+        assert "run the same command to continue after" in (tmp_path / "logs" / f"{run.path.name}.log").read_text()
         assert not run.summary.exists()
         capsys.readouterr()
         assert sweep(tmp_path, *LONG, "--dry_run") == 0
-        assert "1 begun" in capsys.readouterr().out
+        assert "1 unfinished" in capsys.readouterr().out
 
     def test_what_slurm_refuses_is_one_line(self, tmp_path):
         argv = [sys.executable, str(ROOT / "run_sweep.py"), *SMALL, "--cluster=slurm", f"--results_dir={tmp_path}"]
@@ -141,7 +143,7 @@ def test_times_are_read_as_slurm_reads_them(text, minutes):
 
 @pytest.mark.parametrize("text", ["", "0", "1h", "1:2:3:4", "-5", "1-"])
 def test_what_is_no_time_is_refused(text):
-    with pytest.raises(ValueError, match=r"is none of|is no time"):
+    with pytest.raises(ValueError, match=r"is not a time (as minutes|above zero)"):
         flags.slurm_minutes(text)
 
 

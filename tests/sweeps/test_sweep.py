@@ -1,4 +1,4 @@
-"""Grids: what they expand to, what is done; and small sweeps of real runs, failing, stopped and continued."""
+"""Expansion of grids, and small sweeps of real runs that succeed, fail, are stopped and continue."""
 
 import collections
 import csv
@@ -61,7 +61,7 @@ def test_where_main_would_refuse_everything_it_is_a_usage_error():
 
 
 def test_the_original_study_is_a_preset():
-    """Its table has 742 rows: vgg's 152 twice, for skipinit does nothing there, and all but two of vit's."""
+    """Its table has 742 rows: vgg's 152 twice, because skipinit does nothing there, and all but two of vit's."""
     runs, left_out = expand("--preset=original")
     assert collections.Counter(run.config.arch for run in runs) == {"vgg": 152, "resnet-56": 288, "vit": 152}
     assert sum(left_out.values()) == 16
@@ -148,8 +148,8 @@ def test_what_is_done_is_not_done_again(swept, capsys):
 def test_a_dry_run_estimates_time_and_disk_from_what_is_done(swept, capsys):
     assert sweep(swept, "--norm_type=LayerNorm", "--seed=0,1", "--dry_run") == 0
     said = capsys.readouterr().out
-    assert "1 runs take about" in said
-    assert "judged by the finished ones" in said
+    assert "1 remaining: about" in said
+    assert "estimated from the finished runs" in said
     assert "done  vgg_LayerNorm" in said
 
 
@@ -164,7 +164,7 @@ def test_a_measurement_that_is_missing_is_made_and_nothing_else(swept, capsys):
 
 
 def test_failures_are_carried_past_shown_and_retried_on_request(tmp_path, capsys):
-    """The images of ImageFolder are not there; Synthetic's are made."""
+    """The images of ImageFolder do not exist; those of Synthetic are generated."""
     flags = ["--dataset=ImageFolder,Synthetic", "--measure=none"]
     assert sweep(tmp_path, *flags) == 1
     said = capsys.readouterr().out
@@ -174,7 +174,7 @@ def test_failures_are_carried_past_shown_and_retried_on_request(tmp_path, capsys
     assert sweep(tmp_path, *flags) == 1
     assert "1 done, 1 failed" in capsys.readouterr().out
     assert sweep(tmp_path, *flags, "--retry_failed") == 1
-    assert "1 done, 1 begun" in capsys.readouterr().out
+    assert "1 done, 1 unfinished" in capsys.readouterr().out
 
 
 def test_fail_fast_stops_at_the_first_failure(tmp_path, capsys):
@@ -197,17 +197,17 @@ def test_a_stopped_sweep_stops_its_children_and_goes_on(tmp_path, number, code):
     begun = sorted(tmp_path.glob("vgg_*"))
     assert len(begun) == 2
     for folder in begun:
-        assert not (folder / ".owner").exists(), "a child is still at work"
+        assert not (folder / ".owner").exists(), "a child process is still running"
         assert files.read_torch(folder / "checkpoints" / "last.pt")["epoch"] >= 1
-        assert "the same command continues after" in (tmp_path / "logs" / f"{folder.name}.log").read_text()
+        assert "run the same command to continue after" in (tmp_path / "logs" / f"{folder.name}.log").read_text()
     assert not list((tmp_path / "logs").glob("*.failed"))
     argv = [sys.executable, str(ROOT / "run_sweep.py"), *long, "--seed=0,1,2", "--dry_run"]
     dry = subprocess.run(argv, capture_output=True, text=True, check=True)
-    assert "2 begun, 1 new" in dry.stdout
+    assert "2 unfinished, 1 new" in dry.stdout
 
 
 def test_two_sweeps_of_one_grid_share_the_work(tmp_path):
-    """Started at once, as on two machines that share a disk: no run is trained twice, none fails."""
+    """Two sweeps start together, as on two machines that share a disk. No run is trained twice, and none fails."""
     flags = [*SMALL, "--norm_type=LayerNorm,Plain,RMSNorm", f"--results_dir={tmp_path}"]
     argv = [sys.executable, str(ROOT / "run_sweep.py"), *flags]
     both = [subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]

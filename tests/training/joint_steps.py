@@ -1,4 +1,4 @@
-"""Steps on shared batches against those of one process on whole ones: test_processes.py starts it as two processes."""
+"""Compare steps on shared batches with steps of one process. test_processes.py starts this file as two processes."""
 
 import sys
 from pathlib import Path
@@ -17,11 +17,11 @@ from normstudy.datasets.splits import Split
 from normstudy.training import optimizer, processes, training_step
 from normstudy.training.probe_recorder import ProbeRecorder
 
-BATCHES = (8, 7, 1)  # the last ones cannot be halved; of one sample, one process gets none
+BATCHES = (8, 7, 1)  # the last two cannot be halved; a batch of one leaves one process without a sample
 
 
 def train(world, arch, norm_type, is_synchronized=True):
-    """(losses, right answers, state_dict, probe rows) of a step on each of BATCHES, in float64."""
+    """Take a step on each of BATCHES in float64; return ([(loss, correct)], state_dict, probe rows)."""
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"image_size": 8, "patch_size": 4} if arch == "vit" else {}
     model = build_model(arch, norm_type=norm_type, num_classes=3, **sizes).double()
@@ -53,7 +53,7 @@ def is_close(ours, theirs):
 
 
 def check(world, arch, norm_type):
-    """What of the steps differs from those of one process: a list of words."""
+    """Return a list of the results that differ from those of one process."""
     losses, state, rows = train(world, arch, norm_type)
     expected_losses, expected_state, expected_rows = train(processes.World(), arch, norm_type)
     wrong = [name for name in state if not is_close(state[name], expected_state[name])]
@@ -62,7 +62,7 @@ def check(world, arch, norm_type):
     ]
     for (loss, correct), (expected_loss, expected_correct) in zip(losses, expected_losses, strict=True):
         if abs(loss - expected_loss) > 1e-5 * expected_loss or correct != expected_correct:
-            wrong.append(f"loss {loss}, {correct} right; alone {expected_loss}, {expected_correct}")
+            wrong.append(f"loss {loss}, {correct} correct; one process: {expected_loss}, {expected_correct}")
     return wrong
 
 
@@ -76,10 +76,10 @@ def main():
         ("vit", "BatchNorm"),
     ]:
         failures[arch, norm_type] = check(world, arch, norm_type)
-    for norm_type in BATCH_NORMS:  # each share by itself gives something else
+    for norm_type in BATCH_NORMS:  # statistics of each share give other losses
         losses, *_ = train(world, "vgg", norm_type, is_synchronized=False)
         alone, *_ = train(processes.World(), "vgg", norm_type)
-        failures["unsynchronized", norm_type] = [] if losses[1] != alone[1] else ["the same losses as alone"]
+        failures["unsynchronized", norm_type] = [] if losses[1] != alone[1] else ["the same losses as one process"]
     world.leave()
     failures = {name: wrong for name, wrong in failures.items() if wrong}
     if failures:

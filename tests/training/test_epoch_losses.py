@@ -1,4 +1,4 @@
-"""The losses of an epoch: their means, their first bad step, and when they are looked at."""
+"""Losses of an epoch: their means, the first bad step, and when they are read."""
 
 import math
 

@@ -1,6 +1,6 @@
-"""Runs that are killed, stopped, damaged, out of space or fought over: nothing is lost, nothing lies.
+"""Runs that are killed, stopped, damaged, out of disk space or started twice lose nothing and report the truth.
 
-The runs are real, with a narrower VGG than any flag asks for, so that many of them fit into a minute.
+The runs are real, with a narrower VGG than the flags offer, so that many of them fit into a minute.
 """
 
 import contextlib
@@ -32,19 +32,19 @@ pytestmark = pytest.mark.usefixtures("narrow")
 
 ROOT = Path(__file__).parents[2]
 EVERY_STEP = "--checkpoint_minutes=1e-9"
-KILLS, KILL_SECONDS = 50, 240  # random kills, and the time after which they end
+KILLS, KILL_SECONDS = 50, 240  # number of random kills, and the time limit for them
 
-processes = multiprocessing.get_context("forkserver")  # its children start in no time, with torch loaded
+processes = multiprocessing.get_context("forkserver")  # its children start at once, with torch loaded
 processes.set_forkserver_preload(["normstudy.training", "main", "PIL.Image"])
 
 
 def child(argv, fatal_operation=None):
-    """A run in a process of its own; it kills itself right before its n-th operation on a file, where that is given.
+    """Run main.main(argv) in this process, killed right before its file operation number `fatal_operation`, if given.
 
-    Its pictures are empty: drawing takes ten times as long as all else, and would get most of the kills.
+    Its pictures are empty: drawing takes ten times as long as everything else and would get most of the kills.
     """
     config.VGG_LAYERS["cfg_10"] = NARROW
-    patches = pytest.MonkeyPatch()  # for good: the process ends with the run
+    patches = pytest.MonkeyPatch()  # never undone: the process ends with the run
     patches.setattr(plots, "draw_curves", lambda run, title: files.write_bytes(run.curves, b""))
     patches.setattr(plots, "draw_probes", lambda run, title: files.write_bytes(run.probes_picture, b""))
     torch.set_num_threads(1)
@@ -55,7 +55,7 @@ def child(argv, fatal_operation=None):
 
 
 def count_operations(fatal):
-    """Kills this process before its `fatal`-th operation that changes what is on disk."""
+    """Kill this process before its `fatal`-th operation that changes the disk."""
     done = 0
 
     def counted(operation):
@@ -86,10 +86,10 @@ def finish(argv):
 
 @pytest.fixture(scope="module")
 def whole(small, tmp_path_factory):
-    """An uninterrupted run, and the seconds that it took."""
+    """Return an uninterrupted run and its duration in seconds."""
     results = tmp_path_factory.mktemp("whole")
     argv = [*small, "--epochs=6", f"--results_dir={results}"]
-    finish(argv)  # imports that happen on first use are behind us
+    finish(argv)  # so that imports on first use are not timed
     shutil.rmtree(results)
     begin = time.monotonic()
     finish(argv)
@@ -105,7 +105,7 @@ def rows(results):
 
 
 def test_killed_at_random_moments(small, whole, tmp_path):
-    """SIGKILL again and again; every run that ends has the bits of the one that was left alone."""
+    """After repeated SIGKILLs, every run that ends equals an undisturbed one bit for bit."""
     reference, seconds = whole
     expected = content(reference)
     moments = random.Random(0)
@@ -128,11 +128,11 @@ def test_killed_at_random_moments(small, whole, tmp_path):
     assert content(run_directory.RunDirectory(tmp_path / reference.path.name)) == expected
     assert [row["run"] for row in rows(tmp_path)] == [reference.path.name]
     assert kills >= KILLS or time.monotonic() >= deadline
-    print(f"{kills} kills, {ended + 1} runs ended as they should")
+    print(f"{kills} kills, {ended + 1} runs ended with the expected files")
 
 
 def test_killed_before_each_operation_on_a_file(small, tmp_path):
-    """Two epochs, saved at each step: killed before every rename, flush, removal and new folder, one after another."""
+    """Two epochs, saved at each step, are killed before every rename, flush, removal and new folder in turn."""
     flags = [*small, "--epochs=2", EVERY_STEP]
     finish([*flags, f"--results_dir={tmp_path / 'whole'}"])
     name = next((tmp_path / "whole").glob("vgg_*")).name
@@ -154,7 +154,7 @@ def test_killed_before_each_operation_on_a_file(small, tmp_path):
 
 
 def test_killed_while_it_recovers_from_a_damaged_state(small, whole, tmp_path):
-    """The state before the damaged one outlives whatever happens until there is a new one."""
+    """The state before the damaged one survives until a new one is saved."""
     argv = [*small, "--epochs=6", EVERY_STEP]
     start([*argv, f"--results_dir={tmp_path / 'begun'}"], fatal_operation=60).join()
     for operation in range(1, 16):
@@ -194,7 +194,7 @@ def test_a_signal_finishes_the_step_and_the_same_command_continues_within_the_ep
     _, stderr = process.communicate(timeout=60)
     assert (process.returncode, stderr.count("\n")) == (code, 1)
     assert word in stderr
-    assert "the same command continues after 0." in stderr
+    assert "run the same command to continue after 0." in stderr
     run = run_directory.RunDirectory(next(tmp_path.glob("vgg_*")))
     steps = len(files.read_torch(run.last)["within"]["losses"])
     assert 0 < steps < 250
@@ -210,7 +210,7 @@ def test_a_signal_while_modules_load_is_one_line():
 
 @pytest.mark.parametrize("stop_at", [1, 4, 5, 9, 30, 31])
 def test_stopped_at_a_safe_point_it_continues_bit_for_bit(train, whole, tmp_path, monkeypatch, stop_at):
-    """Each epoch has four, after its steps, and one in its evaluation; the 31st is in the evaluation of the end."""
+    """Each epoch has four safe points after steps and one in evaluation; the 31st is in the final evaluation."""
     passed = 0
 
     def came(points):
@@ -220,7 +220,7 @@ def test_stopped_at_a_safe_point_it_continues_bit_for_bit(train, whole, tmp_path
 
     with monkeypatch.context() as patch:
         patch.setattr("normstudy.cli.signals.SafePoints.signal", came)
-        with pytest.raises(KeyboardInterrupt, match="the same command continues after"):
+        with pytest.raises(KeyboardInterrupt, match="run the same command to continue after"):
             train(tmp_path)
     assert content(train(tmp_path)) == content(whole[0])
 
@@ -238,7 +238,7 @@ def test_a_closed_pipe_is_one_line():
 
 @contextlib.contextmanager
 def small_disk(folder, size):
-    """A file system of its own, of so many bytes."""
+    """Mount a file system of `size` bytes."""
     folder.mkdir(exist_ok=True)
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True)
     if mounted.returncode:
@@ -250,7 +250,7 @@ def small_disk(folder, size):
 
 
 def leave_free(disk, size):
-    """Fills a disk until so many bytes are left, and returns what fills it."""
+    """Fill a disk until `size` bytes are free; return the file that fills it."""
     filler = disk / "filler"
     filler.write_bytes(b"0" * max(shutil.disk_usage(disk).free - size, 0))
     return filler
@@ -281,7 +281,7 @@ def test_a_full_disk_as_a_user_sees_it(small, tmp_path):
 
 
 def said(*argv, script="main.py", **options):
-    """(exit code, stderr) of a script as a user runs it."""
+    """Run a script as a user would; return (exit code, stderr)."""
     answer = subprocess.run([sys.executable, ROOT / script, *argv], capture_output=True, text=True, **options)
     return answer.returncode, answer.stderr
 
@@ -300,7 +300,7 @@ def test_a_read_only_disk_is_one_line(small, whole, tmp_path):
 
 
 def without_privileges(argv, report):
-    """A command of a user who is not root, its stderr in a file."""
+    """Run main.py as a user who is not root, with stderr in the file `report`."""
     sys.stderr = open(report, "w")  # noqa: SIM115
     if not os.geteuid():
         os.setgroups([])
@@ -348,14 +348,14 @@ def test_folders_may_have_any_name_and_be_links(train, whole, tmp_path):
 
 
 def test_two_processes_on_one_run_do_not_mix(small, whole, tmp_path):
-    """One trains, the other ends with an error; whoever comes later finds what an uninterrupted run leaves."""
+    """One trains and the other ends with an error; later processes find the files of an uninterrupted run."""
     argv = [*small, "--epochs=6", f"--results_dir={tmp_path}", EVERY_STEP]
     for _ in range(3):
         both = [start(argv), start(argv)]
         for process in both:
             process.join()
         codes = sorted(process.exitcode for process in both)
-        assert codes in ([0, 0], [0, 1])  # both end well where the second one finds the run finished
+        assert codes in ([0, 0], [0, 1])  # both succeed if the second one finds the run finished
     assert content(run_directory.RunDirectory(tmp_path / whole[0].path.name)) == content(whole[0])
 
 
@@ -376,11 +376,11 @@ def test_on_a_disk_without_locks_a_run_says_so_and_goes_on(train, whole, tmp_pat
 
     monkeypatch.setattr("filelock.FileLock.acquire", acquire)
     assert content(train(tmp_path)) == content(whole[0])
-    assert "no locks on this disk" in capsys.readouterr().err
+    assert "this disk has no locks" in capsys.readouterr().err
 
 
 def test_many_processes_add_to_the_table_at_once(small, tmp_path):
-    """32 runs end at about the same time, while somebody reads: no row is lost, and no half of a file is seen."""
+    """32 runs end at about the same time while the table is read: no row is lost, no partial file is seen."""
     running = [start([*small, "--epochs=1", f"--seed={seed}", f"--results_dir={tmp_path}"]) for seed in range(32)]
     seen = [0]
     while any(process.exitcode is None for process in running):
@@ -398,7 +398,7 @@ def test_many_processes_add_to_the_table_at_once(small, tmp_path):
 
 
 def watched(argv, every, readings):
-    """A run in a process of its own that reports, after each so many steps, its (resident bytes, open files)."""
+    """Run child(argv); after every `every` steps, put (resident bytes, number of open files) into `readings`."""
     original, steps = loop.Training.pause, 0
 
     def pause(*arguments):
@@ -418,7 +418,7 @@ def watched(argv, every, readings):
     ("epochs", "batch_size", "steps"), [(1, 1, 50), (20, 10, 5)], ids=["over 200 steps", "over 20 epochs"]
 )
 def test_memory_and_open_files_stay_flat(small, tmp_path, epochs, batch_size, steps):
-    """Probes on, states saved at each step; steps include the batches of each evaluation."""
+    """Probes are on and a state is saved at each step. Steps include the batches of each evaluation."""
     settings = [f"--epochs={epochs}", f"--batch_size={batch_size}", f"--results_dir={tmp_path}", EVERY_STEP]
     if epochs == 1:
         settings += ["--dataset=Synthetic", "--train_samples=250", "--test_samples=20"]
@@ -439,6 +439,6 @@ def test_memory_and_open_files_stay_flat(small, tmp_path, epochs, batch_size, st
 def test_a_missing_package_is_one_line(script):
     """-S leaves out what pip installed."""
     done = subprocess.run([sys.executable, "-S", ROOT / f"{script}.py"], capture_output=True, text=True)
-    words = f"{script}.py: error: Python has no "
+    words = f"{script}.py: error: the module "
     assert (done.returncode, done.stderr.count("\n"), done.stderr[: len(words)]) == (1, 1, words)
-    assert "pip install -r requirements.txt" in done.stderr
+    assert "is not installed: run pip install -r requirements.txt" in done.stderr

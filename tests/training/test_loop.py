@@ -1,4 +1,4 @@
-"""How a run ends where its numbers do."""
+"""How a run ends when a loss or gradient is not finite."""
 
 import math
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("narrow")
 
 
 def poison(step):
-    """A hook on gradients that makes one entry of one gradient NaN at a global step."""
+    """Return a gradient hook that sets one entry to NaN at the global step `step`."""
     seen = 0
 
     def hook(gradient):
@@ -40,7 +40,7 @@ def test_bf16_on_a_processor_without_it_is_said(train, tmp_path, capfd):
 @pytest.mark.parametrize("step", [0, 6, 23])
 @pytest.mark.parametrize("layer", ["classifier.weight", "blocks.0.conv.weight"])
 def test_a_gradient_that_is_not_finite_ends_the_run_at_its_step(small, tmp_path, monkeypatch, step, layer):
-    """The loss of that step is finite still; 24 steps in all."""
+    """The loss of that step is still finite. The run has 24 steps."""
     original = models.build_from_config
 
     def build(*arguments):

@@ -1,4 +1,4 @@
-"""SGD against that of torch."""
+"""SGD gives the results of torch.optim.SGD, and the state of other parameters is refused."""
 
 import subprocess
 import sys
@@ -41,7 +41,7 @@ def test_sgd_refuses_the_state_of_other_parameters():
 
 
 def test_training_does_not_load_the_compiler(tmp_path):
-    """It would take seconds at the start of every run."""
+    """Loading it would take seconds at the start of every run."""
     flags = ["--dataset=Synthetic", "--train_samples=20", "--test_samples=20", "--epochs=1"]
     code = f"""
 import sys

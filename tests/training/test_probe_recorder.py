@@ -1,4 +1,4 @@
-"""The probe recorder: what it records, keeps and forgets, and that it disturbs nothing."""
+"""The probe recorder: what it records, keeps and forgets, and that it leaves training unchanged."""
 
 import copy
 from typing import Any
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("form")  # each test runs in every form of 
 
 
 def train_steps(arch, recorder_of=None, steps=3, **options):
-    """The losses and the final weights of a few SGD steps."""
+    """Take a few SGD steps; return (losses, model, recorder)."""
     torch.manual_seed(0)
     model = build_model(arch, num_classes=10, **options).to(memory_format=torch.channels_last)
     keys_before = list(model.state_dict())
@@ -66,12 +66,12 @@ def test_probing_changes_neither_losses_nor_weights(arch, options):
 
 @pytest.mark.parametrize("arch", config.ARCHS)
 def test_recorded_values_are_those_of_the_sites(arch):
-    """Against outputs and gradients that plain hooks of the test's own collect."""
+    """The reference outputs and gradients come from the test's own hooks."""
     torch.manual_seed(0)
     options: dict[str, Any] = SMALL_VIT if arch == "vit" else {}
     model = build_model(arch, norm_type="BatchNorm", num_classes=10, **options)
     x, y = torch.randn(5, 3, 16, 16), torch.randint(10, (5,))
-    if arch == "vit":  # a classifier from 0 sends no gradient back
+    if arch == "vit":  # a classifier initialized to 0 sends no gradient back
         torch.nn.init.normal_(model.classifier.weight)
     reference = copy.deepcopy(model)
     outputs = {}

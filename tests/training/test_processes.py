@@ -1,4 +1,4 @@
-"""Two processes that torchrun starts for one run: what they compute, write, and leave when one of them dies."""
+"""Two processes that torchrun starts for one run: what they compute and write, and what remains when one dies."""
 
 import csv
 import os
@@ -19,7 +19,7 @@ from normstudy.storage import PROBE_KEYS, files, probe_files, results_table, run
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-# main.py with the narrow network of the other tests; KILL=rank,step,mark ends a process there, once
+# main.py with the narrow network of the other tests; KILL=rank,step,mark kills process `rank` at `step`, once
 PROGRAM = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -51,7 +51,7 @@ def program(tmp_path_factory):
 
 @pytest.fixture
 def joint(program, small, tmp_path):
-    """A function that starts two processes of a run in tmp_path/`folder`, and waits for them."""
+    """Return a function that starts two processes of a run in tmp_path/`folder` and waits for them."""
 
     def start(folder, *flags, torchrun=(), wait=True, **variables):
         argv = [*TORCHRUN, *torchrun, program, *small, "--epochs=6", f"--results_dir={tmp_path / folder}", *flags]
@@ -99,7 +99,7 @@ def test_the_norms_that_are_synchronized_are_those_with_batch_statistics():
 
 @pytest.mark.parametrize("flags", [["--norm_type=GroupNorm", "--p_grouping=8"], ["--norm_type=BatchNorm", "--sync_bn"]])
 def test_two_processes_give_the_run_of_one(joint, alone, tmp_path, flags):
-    """25 images a class, batches of 16: the last batch of an epoch has 2 samples."""
+    """There are 25 images per class in batches of 16, so the last batch of an epoch has 2 samples."""
     process = joint("two", *flags)
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("epoch 6/6") == process.stdout.count("done in") == 1
@@ -131,7 +131,9 @@ def test_statistics_of_shares_make_another_run_that_others_do_not_continue(joint
     assert row is not None
     assert row["batch_shares"] == "2"
     given = config.parse_args([f"--c_dir={run.path}"])
-    with pytest.raises(RunError, match="2 shares of each batch: torchrun with 2 processes, without"):
+    with pytest.raises(
+        RunError, match=r"2 share\(s\) of each batch; continue it with torchrun with 2 processes and without"
+    ):
         run_settings.open_run(given, 1)
     assert run_settings.open_run(given, 2)[0].batch_shares == 2
     whole = config.parse_args(["--epochs=1"])
@@ -139,7 +141,7 @@ def test_statistics_of_shares_make_another_run_that_others_do_not_continue(joint
 
 
 def test_a_dead_process_ends_the_run_and_leaves_a_state_to_go_on_from(joint, alone, tmp_path):
-    """Process 1 dies in the fourth epoch; one process alone goes on, to the result of an undisturbed run."""
+    """Process 1 dies in the fourth epoch; one process continues to the result of an undisturbed run."""
     flags = ["--norm_type=LayerNorm"]
     process = joint("two", *flags, KILL=f"1,14,{tmp_path / 'mark'}")
     assert process.returncode != 0
@@ -154,7 +156,7 @@ def test_a_dead_process_ends_the_run_and_leaves_a_state_to_go_on_from(joint, alo
 
 
 def test_torchruns_restart_continues(joint, tmp_path):
-    """To the bits of two processes that nothing happened to, whichever of them dies."""
+    """Whichever process dies, the result is bit for bit that of two undisturbed processes."""
     assert joint("undisturbed").returncode == 0
     for rank in (0, 1):
         mark = tmp_path / f"mark{rank}"
@@ -173,14 +175,14 @@ def test_a_signal_saves_and_ends_all(joint, tmp_path):
     process.send_signal(signal.SIGTERM)
     _, complained = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert "the same command continues after" in complained
+    assert "run the same command to continue after" in complained
     run = the_run(tmp_path / "two")
     assert not (run.path / ".owner").exists()
     assert files.read_torch(run.last)["epoch"] >= 1
 
 
 def test_what_ends_the_first_process_ends_the_other(joint, tmp_path):
-    """The run is locked: one line says so, and nothing waits."""
+    """If the run is locked, one line says so and no process waits."""
     joint("two", "--epochs=1", "--norm_type=Plain")
     run = the_run(tmp_path / "two")
     run.summary.unlink()

@@ -1,4 +1,4 @@
-"""One training step against the plain loop, and on CUDA the graph against the step itself."""
+"""The training step against a plain loop and, on CUDA, the graph against the step."""
 
 import math
 
@@ -26,7 +26,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 
 def parts(flags, device="cpu", has_probes=False):
-    """(settings, model, optimizer, split, recorder) of a small run."""
+    """Return (settings, model, optimizer, split, recorder) of a small run."""
     settings = config.parse_args([*FLAGS, *flags])
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (70, 3, 16, 16), dtype=torch.uint8, generator=generator)
@@ -38,7 +38,7 @@ def parts(flags, device="cpu", has_probes=False):
 
 
 def run_steps(step, epochs=2, rate=0.02):
-    """(losses, right answers) of every step, the last batch of an epoch smaller."""
+    """Return (loss, correct) of every step; the last batch of an epoch is smaller."""
     results, size = [], step.config.batch_size
     count = math.ceil(len(step.split) / size)
     for epoch in range(epochs):
@@ -69,7 +69,7 @@ def test_a_step_is_that_of_the_plain_loop(arch):
 
 
 def test_a_learning_rate_in_a_tensor_is_the_number_in_it():
-    """What a graph has: the rate changes between replays without being captured again."""
+    """A graph depends on this: the rate changes between replays without a new capture."""
     results = []
     for kind in (float, torch.tensor):
         settings, model, optimizer, split, _ = parts(NETWORKS["vgg"])
