@@ -16,8 +16,8 @@ def build_parser() -> Parser:
     parser = measurement_parser(
         "run_class_similarity.py",
         "class_similarity",
-        "Measure the mean cosine similarity between the class means of the features that the classifier pools, and\n"
-        "the within-class and between-class variance.",
+        "Measure the mean cosine similarity between the class means of the last features (flattened, pooled and\n"
+        "centred), and the variance within and between classes.",
         10000,
         """examples:
   python run_class_similarity.py                                every run in results/ that is not measured yet

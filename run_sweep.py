@@ -20,7 +20,7 @@ from normstudy.sweeps import (
     log_path,
     queued_runs,
     run_on_slurm,
-    runs_by_standing,
+    runs_by_status,
 )
 
 OWN: tuple[str, ...] = (  # the sweep's own flags; all others are main.py's
@@ -54,30 +54,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"left out: {number} combinations, because {reason}")
     results_dir = runs[0].directory.path.parent
     queued = (queued_runs(results_dir) or {}) if options["cluster"] == "slurm" else {}
-    standing = runs_by_standing(runs, options["measure"], queued)
+    by_status = runs_by_status(runs, options["measure"], queued)
     if options["retry_failed"]:
-        standing["unfinished"] += standing.pop("failed")
-        standing["failed"] = []
-    counts = ", ".join(f"{len(found)} {name}" for name, found in standing.items() if found)
+        by_status["unfinished"] += by_status.pop("failed")
+        by_status["failed"] = []
+    counts = ", ".join(f"{len(found)} {name}" for name, found in by_status.items() if found)
     print(f"{len(runs)} runs in {results_dir}: {counts}", flush=True)
-    ahead = standing["to measure"] + standing["unfinished"] + standing["new"]
+    ahead = by_status["to measure"] + by_status["unfinished"] + by_status["new"]
     if options["dry_run"]:
-        return plan(standing, ahead, options["measure"])
+        return plan(by_status, ahead, options["measure"])
     if options["cluster"] == "slurm":
         run_on_slurm(runs, ahead, options, results_dir)
         if not options["wait"]:
             return 0
     elif ahead:
         OneMachine(options).work(runs, ahead)
-    return conclude(runs_by_standing(runs, options["measure"]), len(runs), results_dir)
+    return conclude(runs_by_status(runs, options["measure"]), len(runs), results_dir)
 
 
-def plan(standing: Mapping[str, Sequence[SweepRun]], ahead: Sequence[SweepRun], measurements: Sequence[str]) -> int:
+def plan(by_status: Mapping[str, Sequence[SweepRun]], ahead: Sequence[SweepRun], measurements: Sequence[str]) -> int:
     """List the runs with their status, and the time and disk space of the remaining ones; return exit code 0."""
-    for name, found in standing.items():
+    for name, found in by_status.items():
         for run in found:
             print(f"{name:>10}  {run.directory.path.name}")
-    cost = estimate_cost(ahead, standing["done"], measurements)
+    cost = estimate_cost(ahead, by_status["done"], measurements)
     if cost is None:
         print("time and disk space cannot be estimated: a network has no finished run in this sweep yet")
     elif ahead:
@@ -94,12 +94,12 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.3g} hours" if seconds >= 5400 else f"{seconds / 60:.2g} minutes"
 
 
-def conclude(standing: Mapping[str, Sequence[SweepRun]], total: int, results_dir: Path) -> int:
+def conclude(by_status: Mapping[str, Sequence[SweepRun]], total: int, results_dir: Path) -> int:
     """Print how a sweep ended; return its exit code."""
-    for run in standing["failed"]:
+    for run in by_status["failed"]:
         reason = failure_path(run).read_text(encoding="utf-8").strip()
         print(f"failed: {run.directory.path.name} ({reason}), see {log_path(run)}")
-    done, failed = len(standing["done"]), len(standing["failed"])
+    done, failed = len(by_status["done"]), len(by_status["failed"])
     rest = total - done - failed
     words = [f"{done} of {total} runs are done", f"{failed} failed" * bool(failed), f"{rest} unfinished" * bool(rest)]
     print(", ".join(word for word in words if word))

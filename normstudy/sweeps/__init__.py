@@ -3,8 +3,8 @@
 from normstudy.sweeps.flags import MEASUREMENT_FLAGS, build_parser
 from normstudy.sweeps.grid import SweepRun, expand
 from normstudy.sweeps.one_machine import OneMachine
+from normstudy.sweeps.run_status import estimate_cost, failure_path, log_path, runs_by_status
 from normstudy.sweeps.slurm import queued_runs, run_on_slurm
-from normstudy.sweeps.standings import estimate_cost, failure_path, log_path, runs_by_standing
 
 __all__ = [
     "MEASUREMENT_FLAGS",
@@ -17,5 +17,5 @@ __all__ = [
     "log_path",
     "queued_runs",
     "run_on_slurm",
-    "runs_by_standing",
+    "runs_by_status",
 ]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from normstudy.cli import progress_bar, stops_at_safe_points
 from normstudy.sweeps.grid import SweepRun
-from normstudy.sweeps.standings import log_path
+from normstudy.sweeps.run_status import log_path
 from normstudy.sweeps.workers import DONE, ELSEWHERE, FAILED, STOPPED, Worker, thread_environment
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from normstudy.cli import RunError, UsageError, progress_bar
 from normstudy.storage import write_bytes
 from normstudy.sweeps.grid import SweepRun
-from normstudy.sweeps.standings import failure_path, runs_by_standing
+from normstudy.sweeps.run_status import failure_path, runs_by_status
 from normstudy.sweeps.workers import FAILED, PROJECT, STOPPED, Worker, thread_environment
 
 if TYPE_CHECKING:
@@ -163,21 +163,21 @@ def run_on_slurm(
 def follow_jobs(runs: Sequence[SweepRun], options: Mapping[str, Any], results_dir: Path) -> None:
     """Show the progress of the jobs until none of these runs is in the queue."""
     names = {run.directory.path.name for run in runs}
-    standing = runs_by_standing(runs, options["measure"])
-    said = {name: {run.directory.path.name for run in standing[name]} for name in ("done", "failed")}
+    by_status = runs_by_status(runs, options["measure"])
+    said = {name: {run.directory.path.name for run in by_status[name]} for name in ("done", "failed")}
     with progress_bar(len(runs), "sweep", len(said["done"] | said["failed"]), unit="run") as bar:
         while True:
             queued = queued_runs(results_dir)
-            standing = runs_by_standing(runs, options["measure"], queued or {})
+            by_status = runs_by_status(runs, options["measure"], queued or {})
             for name in said:
-                for run in standing[name]:
+                for run in by_status[name]:
                     if run.directory.path.name not in said[name]:
                         said[name].add(run.directory.path.name)
                         bar.write(f"{name}: {run.directory.path.name}")
                         bar.update()
-            running = sum((queued or {}).get(run.directory.path.name, False) for run in standing["queued"])
-            waiting = len(standing["queued"]) - running
-            bar.set_postfix_str(f"{running} running, {waiting} queued, {len(standing['failed'])} failed")
+            running = sum((queued or {}).get(run.directory.path.name, False) for run in by_status["queued"])
+            waiting = len(by_status["queued"]) - running
+            bar.set_postfix_str(f"{running} running, {waiting} queued, {len(by_status['failed'])} failed")
             if queued is not None and names.isdisjoint(queued):
                 return
             time.sleep(LOOK_SECONDS)

@@ -16,7 +16,7 @@ from normstudy.storage import MEASUREMENTS, write_bytes
 from normstudy.sweeps.endings import Ending, count_memory_kills
 from normstudy.sweeps.flags import MEASUREMENT_FLAGS
 from normstudy.sweeps.grid import SweepRun
-from normstudy.sweeps.standings import failure_path, is_done, log_path, missing_measurements
+from normstudy.sweeps.run_status import failure_path, is_done, log_path, missing_measurements
 
 PROJECT = Path(__file__).resolve().parents[2]
 DONE, FAILED, STOPPED, ELSEWHERE = "done", "failed", "stopped", "elsewhere"

@@ -10,7 +10,7 @@ import pytest
 
 import run_sweep
 from normstudy.cli import outcome
-from normstudy.sweeps import endings, flags, grid, standings, workers
+from normstudy.sweeps import endings, flags, grid, run_status, workers
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--dataset=Synthetic", "--image_size=8", "--train_samples=50", "--test_samples=20", "--batch_size=16"]
@@ -38,7 +38,7 @@ def work_off(tmp_path, monkeypatch):
     def work(line, processes=1):
         (tmp_path / "main.py").write_text(SCRIPT.format(line))
         result, reason = workers.Worker({"measure": (), "processes": processes}).work_off(run)
-        noted = standings.failure_path(run)
+        noted = run_status.failure_path(run)
         assert (noted.read_text() if noted.exists() else None) == (f"{reason}\n" if result == workers.FAILED else None)
         return result, reason
 
@@ -184,7 +184,7 @@ def test_a_run_that_another_process_works_on_has_not_failed(trained, capsys, see
     said = capsys.readouterr().out
     assert f"another process is working on {run.directory.path.name}" in said
     assert "0 of 1 runs are done, 1 unfinished" in said
-    assert not standings.failure_path(run).exists()
+    assert not run_status.failure_path(run).exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux enforces the limit")

@@ -14,7 +14,7 @@ import run_sweep
 from config import Config
 from normstudy.cli import UsageError
 from normstudy.storage import files, run_directory
-from normstudy.sweeps import flags, grid, slurm, standings
+from normstudy.sweeps import flags, grid, run_status, slurm
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--dataset=Synthetic", "--image_size=8", "--test_samples=20", "--batch_size=16"]
@@ -103,7 +103,7 @@ class TestOnSlurm:
         wait_for(lambda: files.read_torch(run.last)["epoch"] >= 2)
         subprocess.run(stop.format(job=job_of(tmp_path / "stopped")).split(), check=True)
         assert sweep(tmp_path / "stopped", *LONG) == 0
-        log = standings.log_path(grid.SweepRun(Config(), (), run)).read_text()
+        log = run_status.log_path(grid.SweepRun(Config(), (), run)).read_text()
         assert log.count("of 8 epochs done") == 2
         assert log.count("run the same command to continue after") == 1, (
             "the run was killed instead of being asked to save"

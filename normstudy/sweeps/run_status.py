@@ -36,7 +36,7 @@ def is_done(run: SweepRun, measurements: Iterable[str]) -> bool:
     return run.directory.summary.exists() and not missing_measurements(run, measurements)
 
 
-def runs_by_standing(
+def runs_by_status(
     runs: Sequence[SweepRun], measurements: Sequence[str], queued: Container[str] = ()
 ) -> dict[str, list[SweepRun]]:
     """Return {"done", "to measure", "failed", "queued", "unfinished", "new": runs}.
