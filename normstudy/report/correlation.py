@@ -127,7 +127,8 @@ def _within(
             variance = 2 * (2 * size + 5) / (9 * size * (size - 1)) if name == "Kendall" else 1 / (size - 1)
             values[name] += weight * value
             variances[name] += weight**2 * variance
-            samples[name] += weight * np.nan_to_num(drawn[name], nan=value)
+            has_samples = np.isfinite(drawn[name]).any()  # Kendall's coefficient of many points has none
+            samples[name] += weight * (np.nan_to_num(drawn[name], nan=value) if has_samples else np.nan)
     for name in COEFFICIENTS:
         if not parts:
             yield Correlation(measure, outcome, "within cells", name, np.nan, np.nan, np.nan, 0, np.nan)

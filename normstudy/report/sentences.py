@@ -218,7 +218,7 @@ METHODS = [
     "smaller trace or λ_max of one norm does not by itself mean a flatter minimum. Class similarity is the mean cosine "
     "between class means of the features before pooling. Measures at the first or last iteration are layer statistics, "
     "averaged over the layers where they are finite. In the table of runs, s.e. is the standard error over random "
-    "trace probes, without the choice of images; an eigenvalue lies within the residual (in parentheses) of λ_max. The "
+    "probes, without the choice of images; an eigenvalue lies within the residual (in parentheses) of λ_max. The "
     "README.md next to a results.csv explains its columns. The table of the original study uses other definitions: its "
     "Trace is not the trace of the Hessian.",
 ]

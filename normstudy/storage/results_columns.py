@@ -16,7 +16,7 @@ ORIGINAL_COLUMNS = {
     "Eigen Mean": "Mean of the eigenvalues of this Hessian",
     "Eigen Variance": "Variance of its eigenvalues",
     "Max Eigen": "Its largest eigenvalue",
-    "Test Accuracy": "Accuracy on the test images in %, after the last epoch, in eval mode",
+    "Test Accuracy": "Accuracy on the test images in %, after the last complete epoch, in eval mode",
     "Class Similarity": "Mean cosine between the class means of the flattened features, from `class_similarity.json`",
     "Mom & WD": "Whether momentum and weight decay were both above 0",
     "Train Accuracy": "Accuracy on the unaugmented training images in %, after the last epoch, in eval mode",
@@ -47,13 +47,13 @@ IMAGE_COLUMNS = {
 }
 RESULT_COLUMNS = {
     "status": "`done` or `diverged`",
-    "test_loss": "Mean cross-entropy in nats per test image, after the last epoch, in eval mode",
+    "test_loss": "Mean cross-entropy in nats per test image, after the last complete epoch, in eval mode",
     "train_loss": "Mean cross-entropy in nats per unaugmented training image, after the last epoch, in eval mode",
     "validation_accuracy": "Accuracy on the validation images, from 0 to 1; empty if none were held out",
     "validation_loss": "Mean cross-entropy in nats per validation image; empty if none were held out",
 }
 MEASUREMENT_COLUMNS = {
-    "trace_standard_error": "Standard error of `Trace` over the trace probes (random vectors)",
+    "trace_standard_error": "Standard error of `Trace` over all probes (random vectors)",
     "eigen_mean_standard_error": "Standard error of `Eigen Mean`",
     "eigen_variance_standard_error": "Standard error of `Eigen Variance`",
     "max_eigen_residual": "Residual of `Max Eigen`: an eigenvalue lies within this distance of it",
@@ -104,15 +104,16 @@ def explanation() -> str:
 
 Each run has its own folder, `<arch>_<norm>_<dataset>_…_seed<seed>_<8 hex>`. The 8 hex digits are a hash of every
 setting that changes the numbers. `results.csv` has one row for each run that has ended. A run adds its row when it
-ends. `python run_report.py --collect` rebuilds the table from the folders, so the table can be deleted. This drops the
-rows of folders that were moved away, and keeps the old table as `results.old.csv`. A subfolder with its own
-`results.csv` is another study. `results/cpu_study` comes with the program; its `FINDINGS.md` describes the results.
+ends. `python run_report.py` rebuilds the table from the folders (with `--collect`, it does only that), so the table can
+be deleted. This drops the rows of folders that were moved away, and keeps the old table as `results.old.csv`. A
+subfolder with its own `results.csv` is another study. `results/cpu_study` comes with the program; its `FINDINGS.md`
+describes the results.
 
 ## Columns of results.csv
 The first {len(ORIGINAL_COLUMNS)} columns are those of the original study's table, so that the two can be concatenated.
 
-An empty cell means that there is no value: it was not measured, the run diverged, or the value is undefined or not
-finite. An empty `image_size` means that the images keep their size.
+An empty cell means that there is no value: it was not measured, or it is undefined or not finite. Most results of a
+diverged run are empty. An empty `image_size` means that the images keep their size.
 
 Values from `hessian.json` and `class_similarity.json` are in the table only if they were measured on the last
 checkpoint with {usual}. Other measurements are only in

@@ -83,12 +83,12 @@ class Worker:
     def measuring_commands(self, run: SweepRun) -> list[list[str]]:
         """Return the commands for the measurements that a run lacks."""
         missing = missing_measurements(run, self.options["measure"])
-        given = {flag: self.options[flag] or run.measurement_flags.get(flag, "") for flag in MEASUREMENT_FLAGS}
-        return [
-            [f"run_{name}.py", str(run.directory.path), *shlex.split(given[flag])]
-            for name, flag in zip(MEASUREMENTS, MEASUREMENT_FLAGS, strict=True)
-            if name in missing
-        ]
+        commands = []
+        for name, flag in zip(MEASUREMENTS, MEASUREMENT_FLAGS, strict=True):
+            if name in missing:
+                given = self.options[flag] or run.measurement_flags.get(flag, "")
+                commands.append([f"run_{name}.py", str(run.directory.path), *shlex.split(given)])
+        return commands
 
     def call(self, command: Sequence[str], run: SweepRun, environment: Mapping[str, str]) -> Ending:
         """Run a script to its end and append its output to the run's log; return code 99 if the sweep is stopping."""

@@ -6,7 +6,7 @@ import pytest
 from report_helpers import random_runs
 from scipy import stats
 
-from normstudy.report import correlation, tables
+from normstudy.report import correlation, resampling, tables
 
 pytestmark = pytest.mark.filterwarnings("error")
 SCIPY = {"Pearson": stats.pearsonr, "Spearman": stats.spearmanr, "Kendall": stats.kendalltau}
@@ -32,6 +32,15 @@ def test_within_cells_is_the_mean_over_cells_of_scipys():
                 weights += len(cell)
         [row] = frame[(frame["way"] == "within cells") & (frame["coefficient"] == name)].itertuples()
         assert (row.value, row.n) == (pytest.approx(total / weights), weights)
+
+
+def test_kendalls_interval_is_left_empty_if_there_are_too_many_points(monkeypatch):
+    monkeypatch.setattr(resampling, "MOST_PAIRWISE", 10)
+    frame = correlation.correlate_measures(random_runs(120), ["Class Similarity"], ["Test Accuracy"], resamples=200)
+    is_kendall = frame["coefficient"] == "Kendall"
+    assert frame.loc[is_kendall, ["low", "high"]].isna().all(axis=None)
+    assert np.isfinite(frame.loc[is_kendall, "value"]).all()
+    assert np.isfinite(frame.loc[~is_kendall, ["low", "high"]]).all(axis=None)
 
 
 def test_more_seeds_of_the_same_norms_make_no_correlation_surer():
