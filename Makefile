@@ -8,7 +8,7 @@ demo: $(VENV)/installed
 	$(VENV)/bin/python main.py $(DEMO) --results_dir=results/demo
 	$(VENV)/bin/python run_class_similarity.py --results_dir=results/demo
 	$(VENV)/bin/python run_hessian.py --results_dir=results/demo --samples=100 --lanczos_steps=10 --trace_probes=4
-	@echo 'The pictures are in results/demo. Next: run ". $(VENV)/bin/activate" and "python main.py --help"'
+	@echo 'The pictures are in results/demo/vgg_*/. Next: run ". $(VENV)/bin/activate" and "python main.py --help"'
 
 test: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist worksteal

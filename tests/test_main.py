@@ -203,7 +203,7 @@ def test_a_continued_run_has_the_bits_of_an_uninterrupted_one(tmp_path, monkeypa
     flags = ["--epochs=7", "--lr_warmup=True"]
     whole = train(tmp_path / "whole", *flags)
     mend = interrupt_at(monkeypatch, 7)
-    with pytest.raises(KeyboardInterrupt, match="to continue after 6 of 7 epochs"):
+    with pytest.raises(KeyboardInterrupt, match="6 of 7 epochs are saved; run the same command"):
         train(tmp_path / "parts", *flags)
     mend()
     parts = run_directory.RunDirectory(tmp_path / "parts" / whole.path.name)
@@ -436,7 +436,7 @@ def test_ctrl_c_exits_130_and_the_same_command_continues(tmp_path):
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert stderr.count("\n") == 1
-    assert "to continue after" in stderr
+    assert "epochs are saved; run the same command" in stderr
     run = run_directory.RunDirectory(next(path.parent for path in tmp_path.glob("*/config.json")))
     assert torch.load(run.last, weights_only=True)["epoch"] >= 2
 

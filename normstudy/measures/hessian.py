@@ -137,7 +137,7 @@ def announce(task: Task, gradient_seconds: float) -> None:
         f"{task.dimension:,} parameters on {len(task.subset)} images ({_of_each_class(task)}), about "
         f"{_duration(gradients * gradient_seconds * task.products)} on {checkpoint.device}; "
         f"memory: {plan.batch_bytes / 1e9:.2g} GB for a batch of {plan.batch_size}, "
-        + (f"{plan.graph_bytes / 1e9:.2g} GB for gradient graphs, kept for speed, " if plan.graph_bytes else "")
+        + (f"{plan.graph_bytes / 1e9:.2g} GB for gradient graphs (kept for speed), " if plan.graph_bytes else "")
         + f"{plan.basis_bytes / 1e9:.2g} GB for the Lanczos vectors (on {plan.basis_device})",
         flush=True,
     )
@@ -146,7 +146,7 @@ def announce(task: Task, gradient_seconds: float) -> None:
 def measure_spectrum(task: Task, max_probe_factor: int) -> Spectrum:
     """Estimate the Spectrum of the matrix, with the trace of each layer."""
     args = task.args
-    with progress_bar(task.products, "Hessian", unit=" HVP") as bar:
+    with progress_bar(task.products, "Hessian", unit="product") as bar:
         batches = CountedBatches(task, bar)
         matvec, dimension = hessian_matvec(
             task.checkpoint.model,
@@ -197,7 +197,7 @@ def report(args: argparse.Namespace, content: dict[str, Any]) -> None:
         name: (content[key], content[f"{key}_residual"])
         for name, key in (("largest", "max_eigen"), ("smallest", "min_eigen"))
     }
-    spread = f"± {error:.2g} (s.e. over {samples} probes)" if samples > 1 else "(one probe, so no standard error)"
+    spread = f"± {error:.3g} (s.e. over {samples} probes)" if samples > 1 else "(one probe, so no standard error)"
     print(
         f"trace {trace:.4g} {spread}, "
         f"largest eigenvalue {format_with_residual(*edges['largest'])}, "

@@ -30,7 +30,8 @@ def find_runs(args: argparse.Namespace, measurement: str) -> list[RunDirectory]:
     lacking = [run for run in found if read_measurement(run.measurement(measurement)) is None]
     if len(lacking) < len(found):
         print(
-            f"{len(found) - len(lacking)} of {len(found)} runs have {measurement}.json (--overwrite=True replaces it)"
+            f"{len(found) - len(lacking)} of {len(found)} runs already have {measurement}.json, with these or other "
+            "settings; --overwrite=True measures them again"
         )
     return lacking
 

@@ -141,11 +141,11 @@ def draw_statistics(
                     _draw_mean(panel, own, key, moment, colour)
             _scale_and_frame(panel, key in LOGARITHMIC_PROBES)
             panel.grid(alpha=0.3)
-        kind = "convolutions" if key in CONV_KEYS else "activations"
-        row_of_panels[0].set_ylabel(f"{PROBE_TITLES[key]} ({kind})")
+        title, kind = PROBE_TITLES[key], "convolutions" if key in CONV_KEYS else "activations"
+        row_of_panels[0].set_ylabel(title if title.startswith("activation") else f"{title} ({kind})")
     for network, top, bottom_panel in zip(networks, panels[0], panels[-1], strict=True):
         top.set_title(network)
-        bottom_panel.set_xlabel("iteration" if moment == "mean" else "site (1 = nearest the input)")
+        bottom_panel.set_xlabel("iteration" if moment == "mean" else "layer (1 = nearest the input)")
     add_norm_legend(figure, norms, colours=colours, columns=columns)
     return figure
 

@@ -81,12 +81,12 @@ def _best_and_worst_html(table: pd.DataFrame, ranks: pd.DataFrame) -> str:
         )
     if not rows:
         return ""
-    columns = ["norm", "claimed to be", "rank in these runs", "95 % interval", "cells where it is in the two", "holds"]
+    columns = ["norm", "claimed to be", "rank in these runs", "95 % interval", "cells among the two", "holds"]
     return (
         "<p>“BatchNorm and EvoNormBO did best, InstanceNorm and Plain worst” (test accuracy). Ranks and their "
         "95 % intervals are those of all networks together; a claim holds if the interval includes only the two best "
-        "(worst) ranks. The fifth column counts the cells with at least four norms in which the norm is one of the "
-        "two best (worst). Failed runs are left out, so consider the failures of Plain as well.</p>"
+        "(worst) ranks. “Cells among the two” counts the cells with at least four norms in which the norm is one of "
+        "the two best (worst). Failed runs are left out, so consider the failures of Plain as well.</p>"
         + table_html(columns, rows)
     )
 

@@ -22,7 +22,7 @@ ORIGINAL_COLUMNS = {
     "Train Accuracy": "Accuracy on the unaugmented training images in %, after the last epoch, in eval mode",
     "SkipInit": "Whether residual branches were scaled by a learned scalar that starts at 0",
     "Success": "Whether training stayed finite (`status` is `done`)",
-    "P Grouping": f"`--p_grouping`, which applies only to {', '.join(GROUPED_NORMS)}",
+    "P Grouping": f"`--p_grouping`, which applies only to {', '.join(GROUPED_NORMS)}; other norms show the default",
     "Gen. Ratio": "Test accuracy divided by train accuracy",
 }
 SETTING_COLUMNS = (

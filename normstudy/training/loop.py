@@ -94,8 +94,9 @@ class Training:
             diverged_at = self.train_epochs()
             summary = self.summarize(diverged_at)
         except KeyboardInterrupt as stop:
-            command = "the same command" + (" without --overwrite" if config.overwrite else "")
-            raise type(stop)(f"run {command} to continue after {self.how_far()} of {config.epochs} epochs") from None
+            how = "without --overwrite" if config.overwrite else "again"
+            saved = f"{self.how_far()} of {config.epochs} epochs are saved"
+            raise type(stop)(f"{saved}; run the same command {how} to continue") from None
         finally:
             if self.recorder is not None:
                 self.recorder.close()

@@ -41,6 +41,8 @@ def train_run(config: Config, plots: Plots) -> Path:
             remake_outputs(run, plots)
     world.leave()
     if world.is_first:
+        if is_ended:
+            print("this run has already finished; --overwrite=True starts it over")
         report_run(run)
     return run.path
 

@@ -40,7 +40,7 @@ def test_a_batch_that_does_not_fit_is_made_smaller(run, monkeypatch, capsys):
 def test_graphs_are_kept_where_they_fit_and_change_no_result(run, monkeypatch, capsys):
     flags = [str(run.path), *ONE_PRODUCT, "--dtype=float64", "--overwrite"]
     run_hessian.main(flags)
-    assert "GB for gradient graphs, kept for speed" in capsys.readouterr().out
+    assert "GB for gradient graphs (kept for speed)" in capsys.readouterr().out
     kept = read(run.path / "hessian.json")
     monkeypatch.setattr(hessian_memory, "fit_graphs", lambda *_: 0)
     run_hessian.main(flags)

@@ -105,7 +105,7 @@ class TestOnSlurm:
         assert sweep(tmp_path / "stopped", *LONG) == 0
         log = run_status.log_path(grid.SweepRun(Config(), (), run)).read_text()
         assert log.count("of 8 epochs done") == 2
-        assert log.count("run the same command to continue after") == 1, (
+        assert log.count("epochs are saved; run the same command again") == 1, (
             "the run was killed instead of being asked to save"
         )
         assert "training vgg with LayerNorm on Synthetic (cpu), 0 of" in log
@@ -120,7 +120,7 @@ class TestOnSlurm:
         wait_for(lambda: not slurm.queued_runs(tmp_path))
         run = the_run(tmp_path)
         assert not (run.path / ".owner").exists(), "a child process is still running"
-        assert "run the same command to continue after" in (tmp_path / "logs" / f"{run.path.name}.log").read_text()
+        assert "epochs are saved; run the same command again" in (tmp_path / "logs" / f"{run.path.name}.log").read_text()
         assert not run.summary.exists()
         capsys.readouterr()
         assert sweep(tmp_path, *LONG, "--dry_run") == 0

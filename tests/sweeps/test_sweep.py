@@ -199,7 +199,7 @@ def test_a_stopped_sweep_stops_its_children_and_goes_on(tmp_path, number, code):
     for folder in begun:
         assert not (folder / ".owner").exists(), "a child process is still running"
         assert files.read_torch(folder / "checkpoints" / "last.pt")["epoch"] >= 1
-        assert "run the same command to continue after" in (tmp_path / "logs" / f"{folder.name}.log").read_text()
+        assert "epochs are saved; run the same command again" in (tmp_path / "logs" / f"{folder.name}.log").read_text()
     assert not list((tmp_path / "logs").glob("*.failed"))
     argv = [sys.executable, str(ROOT / "run_sweep.py"), *long, "--seed=0,1,2", "--dry_run"]
     dry = subprocess.run(argv, capture_output=True, text=True, check=True)

@@ -194,7 +194,7 @@ def test_a_signal_finishes_the_step_and_the_same_command_continues_within_the_ep
     _, stderr = process.communicate(timeout=60)
     assert (process.returncode, stderr.count("\n")) == (code, 1)
     assert word in stderr
-    assert "run the same command to continue after 0." in stderr
+    assert re.search(r"0\.\d+ of \d+ epochs are saved; run the same command again to continue", stderr)
     run = run_directory.RunDirectory(next(tmp_path.glob("vgg_*")))
     steps = len(files.read_torch(run.last)["within"]["losses"])
     assert 0 < steps < 250
@@ -220,7 +220,7 @@ def test_stopped_at_a_safe_point_it_continues_bit_for_bit(train, whole, tmp_path
 
     with monkeypatch.context() as patch:
         patch.setattr("normstudy.cli.signals.SafePoints.signal", came)
-        with pytest.raises(KeyboardInterrupt, match="run the same command to continue after"):
+        with pytest.raises(KeyboardInterrupt, match="epochs are saved; run the same command again to continue"):
             train(tmp_path)
     assert content(train(tmp_path)) == content(whole[0])
 

@@ -175,7 +175,7 @@ def test_a_signal_saves_and_ends_all(joint, tmp_path):
     process.send_signal(signal.SIGTERM)
     _, complained = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert "run the same command to continue after" in complained
+    assert "epochs are saved; run the same command again" in complained
     run = the_run(tmp_path / "two")
     assert not (run.path / ".owner").exists()
     assert files.read_torch(run.last)["epoch"] >= 1
