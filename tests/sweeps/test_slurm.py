@@ -120,7 +120,8 @@ class TestOnSlurm:
         wait_for(lambda: not slurm.queued_runs(tmp_path))
         run = the_run(tmp_path)
         assert not (run.path / ".owner").exists(), "a child process is still running"
-        assert "epochs are saved; run the same command again" in (tmp_path / "logs" / f"{run.path.name}.log").read_text()
+        log = (tmp_path / "logs" / f"{run.path.name}.log").read_text()
+        assert "epochs are saved; run the same command again" in log
         assert not run.summary.exists()
         capsys.readouterr()
         assert sweep(tmp_path, *LONG, "--dry_run") == 0

@@ -9,6 +9,7 @@ import errno
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
