@@ -67,7 +67,7 @@ class _Norm(nn.Module):
         return torch.zeros_like(self.weight) if self.bias is None else self.bias
 
     def affine(self, x: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
-        """Return γ · scale · x + β, multiplying γ and scale before x. scale is (N, C) or (1, C)."""
+        """Return γ · scale · x + β. γ and scale, (N, C), (N, 1) or (1, C), are multiplied first, then x."""
         weight = self.weight[None]
         return scale_shift(x, weight if scale is None else weight * scale, self.beta()[None])
 
@@ -76,9 +76,8 @@ class _RunningNorm(_Norm):
     """A norm with running batch statistics: new = 0.9 · old + 0.1 · batch.
 
     `running` maps their names, which begin with `running_`, to their start values: running_mean=0.0, running_var=1.0.
-    Measurements with batch statistics recognize such a layer by these names. `across` is set if several processes
-    share a batch and its statistics (see synchronize). It turns a mean over this process's samples into the mean over
-    all samples.
+    run_hessian.py --bn_mode=train recognizes such a layer by these names. `across` is set with --sync_bn (see
+    synchronize). It turns a mean over this process's samples into the mean over all samples of the batch.
     """
 
     across: Callable[[torch.Tensor], torch.Tensor] | None = None
@@ -315,7 +314,7 @@ class DynamicTanh(_Norm):
 
 @with_differentiable_jvp
 class ThresholdedLinearUnit(nn.Module):
-    """TLU: max(y, τ) with τ per channel, starting at 0 (Singh & Krishnan 2019)."""
+    """TLU: max(x, τ) with τ per channel, starting at 0 (Singh & Krishnan 2019)."""
 
     def __init__(self, num_channels: int) -> None:
         super().__init__()
@@ -369,10 +368,11 @@ class TokenNorm(nn.Module):
 
 @dataclass(frozen=True)
 class NormType:
-    """The norm and the activation that a norm_type puts into a network. Its other traits are in config.NORM_TRAITS.
+    """How to build the norm and the activation of a norm_type. Its other traits are in config.NORM_TRAITS.
 
     norm(num_channels, num_groups) and activation(num_channels) build fresh modules.
-    is_bounded: whether the size of the output, in training, is independent of the size of x.
+    is_bounded: whether the size of the output, in training, is independent of the size of x. If not, a ViT computes
+    attention step by step, because the gradients of the fused kernel overflow for large logits.
     token_norm(num_channels) builds the norm for (N, tokens, C), if that is not `norm` on the tokens viewed as
     (N, C, tokens, 1).
     """
@@ -417,8 +417,8 @@ NORMS = {
 def build_norm(norm_type: str, num_channels: int, num_groups: int = 32) -> tuple[nn.Module, nn.Module]:
     """Build a fresh (norm, activation) pair of modules for x (N, num_channels, H, W).
 
-    num_groups applies to GroupNorm and EvoNormSO. Raises KeyError for an unknown norm_type, ValueError if the groups do
-    not divide the channels.
+    num_groups applies to norms with groups. Raises KeyError for an unknown norm_type, ValueError if the groups do not
+    divide the channels.
     """
     spec = NORMS[norm_type]
     return spec.norm(num_channels, num_groups), spec.activation(num_channels)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-import config
 from normstudy.storage import MEASUREMENTS
 
 ROOT = Path(__file__).parent.parent
@@ -89,9 +88,9 @@ def extended(tmp_path_factory):
     name, layer, line, batch_layer = blocks("A norm")
     names, layers = name + GROUPED[0] + BATCH[0], f"{layer}\n\n{GROUPED[1]}\n\n{batch_layer}"
     lines = line + GROUPED[2] + BATCH[1]
-    last_name, last_line = f'    "{config.NORM_TYPES[-1]}": NormTraits(),\n}}\n', "\n}\n\n\ndef build_norm"
+    last_name, last_line = "\n}\nNORM_TYPES = ", "\n}\n\n\ndef build_norm"
     edits = {
-        "config.py": [(last_name, last_name.replace("}", f"{names}}}"))],
+        "config.py": [(last_name, last_name.replace("\n}", f"\n{names}}}"))],
         "layer_defs.py": [
             ("\nNORMS = {\n", f"\n{layers}\n\nNORMS = {{\n"),
             (last_line, last_line.replace("\n}", f"\n{lines}}}")),

@@ -130,23 +130,32 @@ def python_blocks(name):
     return re.findall(r"```python\n(.*?)```", TEXTS[name], re.DOTALL)
 
 
-def test_the_first_python_measures_a_foreign_network():
-    done = subprocess.run(
-        [sys.executable, "-c", python_blocks("docs/python.md")[0]], cwd=ROOT, capture_output=True, text=True
-    )
-    assert re.fullmatch(r"trace -?[\d.e+]+ ± [\d.e+]+, largest eigenvalue [\d.e+]+\n", done.stdout), done.stderr
-
-
-def test_the_other_pieces_of_python_run_one_after_another(tmp_path, small, narrow):
-    """On a small run, and in a process of their own, but for the width of the network."""
-    run = main.main([*small, "--epochs=1", f"--results_dir={tmp_path}"])
-    pieces = "\n".join(python_blocks("docs/python.md")[1:]).replace("results/RUN", str(run)).replace("100", "20")
-    program = f"import config\nconfig.VGG_LAYERS['cfg_10'] = {NARROW}\n{pieces}\nprint(density.sum(), len(largest))"
+def run_python(program):
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"^trace .* probes\)\nlargest eigenvalue", done.stdout)
-    assert "blocks.0.conv: " in done.stdout
-    assert "class similarity 0." in done.stdout
+    return done.stdout
+
+
+def test_the_pieces_of_python_measure_a_foreign_network_one_after_another():
+    measure, density, similarity, _ = python_blocks("docs/python.md")
+    said = run_python(f"{measure}\n{density}\n{similarity}\nprint([len(each) for each in largest])")
+    assert len(re.findall(r"^loss [\d.]+ with", said, re.MULTILINE)) == 2
+    assert re.search(r"^trace \S+ ± \S+ \(s.e. over 6 probes\)\nlargest eigenvalue \S+ \(residual", said, re.MULTILINE)
+    assert re.search(r"^layer4.1.conv2: \S+ ± ", said, re.MULTILINE)
+    assert "the density integrates to 1.000" in said
+    assert "class similarity 0." in said
+    assert "[3, 3]" in said
+
+
+def test_the_pieces_of_python_measure_a_run(tmp_path, small, narrow):
+    """In a process of their own, but for the width of the network and the number of images."""
+    run = main.main([*small, "--epochs=1", f"--results_dir={tmp_path}"])
+    measure, *_, load_run = python_blocks("docs/python.md")
+    load_run = load_run.replace("results/RUN", str(run)).replace("100, classes", "20, classes")
+    imports = measure.partition("model = ")[0]
+    measured = "for mode" + measure.partition("for mode")[2]
+    narrower = f"import config\nconfig.VGG_LAYERS['cfg_10'] = {NARROW}"
+    assert "blocks.0.conv: " in run_python("\n".join([narrower, load_run, imports, measured]))
 
 
 def test_every_place_in_the_map_exists():

@@ -90,7 +90,7 @@ class Objective:
                 samples += len(labels)
                 total = values if total is None else list(torch._foreach_add(total, values))
         if total is None:
-            raise ValueError("there are no batches; pass at least one (images, labels) pair")
+            raise ValueError("there are no batches, or their iterator is used up; pass a list of (images, labels)")
         return [value / samples for value in total]
 
     def split(self, vector: torch.Tensor) -> list[torch.Tensor]:
