@@ -24,7 +24,7 @@ def build_parser() -> Parser:
         """examples:
   python run_hessian.py                                   every run in results/ that is not measured yet
   python run_hessian.py results/RUN --checkpoint=all      curvature over training
-  python run_hessian.py --samples=100 --lanczos_steps=10 --trace_probes=4     a few minutes on a CPU
+  python run_hessian.py --samples=100 --lanczos_steps=10 --trace_probes=4     a minute on a CPU
 A Lanczos probe takes lanczos_steps matrix-vector products, a trace probe takes one. A product costs as much as 2 to 3
 gradients.""",
     )
