@@ -26,15 +26,15 @@ MARKERS = "<!-- flags of {}: generated, do not edit -->", "<!-- end of flags -->
 
 
 def parser_of(command: str) -> argparse.ArgumentParser:
-    """The parser of a command of PARSER_MODULES."""
+    """Build the parser of a command of PARSER_MODULES."""
     parser: argparse.ArgumentParser = importlib.import_module(PARSER_MODULES[command]).build_parser()
     return parser
 
 
 def flag_tables(parser: argparse.ArgumentParser, skipped: Container[str] = ()) -> str:
-    """One Markdown table for each argument group of a parser, without the flags in `skipped` (their `dest`).
+    """Return one Markdown table per argument group of a parser, without the flags whose `dest` is in `skipped`.
 
-    Groups that argparse has not named itself have their title above the table.
+    The title of a group is above its table, unless it is one of argparse's own groups.
     """
     parts = []
     for group in parser._action_groups:
@@ -48,7 +48,7 @@ def flag_tables(parser: argparse.ArgumentParser, skipped: Container[str] = ()) -
 
 
 def _row(action: argparse.Action) -> str:
-    """One flag's row of a table; empty for --help and for arguments that are not flags."""
+    """Return a flag's row, or an empty text for --help and for arguments that are not flags."""
     if not action.option_strings or action.dest == "help":
         return ""
     text = str(action.help).replace("%%", "%")
@@ -62,7 +62,7 @@ def _row(action: argparse.Action) -> str:
 
 
 def updated(page: str) -> str:
-    """The text of the page with the tables between its markers replaced. Raises ValueError for an unknown command."""
+    """Return the page with new tables between its markers. Raises ValueError for an unknown command."""
     main_flags = {action.dest for action in parser_of("main.py")._actions}
 
     def tables(found: re.Match[str]) -> str:
@@ -85,6 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--check", action="store_true", help="only report whether the page is up to date")
     args = parser.parse_args(argv)
+    if not PAGE.exists():
+        parser.error(f"{PAGE} does not exist here; run this in the repository's folder")
     page = PAGE.read_text(encoding="utf-8")
     if page == updated(page):
         print(f"{PAGE} is up to date")
