@@ -73,6 +73,10 @@ DUMP_EVERY_EPOCHS = 5
 EVALUATION_BATCH = 256
 
 
+NEVER = object()  # no value: the field has been there from the first version
+PROBE_FLAGS = ("probe_layers", "probe_every")  # they decide what is recorded, and change no result
+
+
 def _flag(
     default: Any,
     help: str,
@@ -82,12 +86,14 @@ def _flag(
     choices: Sequence[str] | None = None,
     flags: tuple[str, ...] = (),
     runtime: bool = False,
+    before: object = NEVER,
 ) -> Any:
     """Return a field of Config, which is also a flag if it has a group.
 
-    Runtime fields do not change the results of a run.
+    Runtime fields do not change the results of a run. before: the value that all runs had before the field existed.
     """
-    metadata = {"help": help, "group": group, "type": type, "choices": choices, "flags": flags, "runtime": runtime}
+    metadata: dict[str, object] = {"help": help, "group": group, "type": type, "choices": choices, "flags": flags}
+    metadata |= {"runtime": runtime, "before": before}
     return field(default=default, metadata=metadata)
 
 
@@ -218,7 +224,7 @@ class Config:
     )
     keep: str = _flag(
         "all",
-        "Keep the checkpoints of every fifth and the last epoch (all) or only the newest one (last)",
+        "Keep the checkpoints of the start, of every fifth and of the last epoch (all), or only the newest one (last)",
         group="run",
         choices=KEEP,
         runtime=True,
@@ -247,14 +253,27 @@ class Config:
         runtime=True,
     )
     batch_shares: int = _flag(
-        1, "Parts of a batch with their own batch statistics: torchrun's processes, without --sync_bn", type=count
+        1,
+        "Parts of a batch with their own batch statistics: torchrun's processes, without --sync_bn",
+        type=count,
+        before=1,
     )
 
+    given: frozenset[str] = _flag(frozenset(), "Names of the flags given with --c_dir", runtime=True)
+
     def identity(self) -> dict[str, Any]:
-        """Return {name: value} of the fields that change the results. Their hash is part of the directory's name."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if not f.metadata["runtime"]}
-        if self.batch_shares == 1:
-            del values["batch_shares"]
+        """Return {name: value} of the fields that change the results. Their hash is part of the directory's name.
+
+        A field that is newer than the first version of this program enters only if its value is not the one that all
+        runs had before, so that no run is renamed. Probes change no result and enter with their defaults.
+        """
+        values = {}
+        for option in dataclasses.fields(self):
+            value, before = getattr(self, option.name), option.metadata.get("before", NEVER)
+            if option.name in PROBE_FLAGS:
+                value = option.default
+            if not option.metadata["runtime"] and value != before:
+                values[option.name] = value
         return values
 
 
@@ -331,7 +350,7 @@ def resolve(given: Mapping[str, Any]) -> Config:
         identity = [name for name in given if name in config.identity()]
         if identity:
             raise UsageError(f"--{identity[0]} cannot be changed for an existing run: leave it out when using --c_dir")
-        return config
+        return dataclasses.replace(config, given=frozenset(given))
     _check_applicable(config, given)
     changes: dict[str, Any] = {}
     if config.epochs is None:

@@ -65,6 +65,7 @@ def test_a_run_leaves_every_file(finished):
         "probes.png",
         "probes.json",
         "checkpoints/last.pt",
+        "checkpoints/epoch_0000.pt",
         "checkpoints/epoch_0002.pt",
         "probes/epoch_0002.pt",
     }
@@ -213,8 +214,9 @@ def test_a_continued_run_has_the_bits_of_an_uninterrupted_one(tmp_path, monkeypa
     else:
         train(tmp_path / "parts", *flags)
     assert metrics(parts) == metrics(whole)
-    assert [path.name for path in whole.checkpoints()] == ["epoch_0005.pt", "epoch_0007.pt"]
+    assert [path.name for path in whole.checkpoints()] == ["epoch_0000.pt", "epoch_0005.pt", "epoch_0007.pt"]
     for name in (
+        "checkpoints/epoch_0000.pt",
         "checkpoints/epoch_0005.pt",
         "checkpoints/epoch_0007.pt",
         "probes/epoch_0005.pt",

@@ -23,7 +23,14 @@ from normstudy.storage.probe_files import (
 from normstudy.storage.provenance import add_to_history, git_commit, history_entry, package_versions
 from normstudy.storage.recorded_files import are_metrics_whole, changed_files, restore_metrics, save_checkpoint
 from normstudy.storage.results_table import collect_table, update_table
-from normstudy.storage.run_directory import MEASUREMENTS, METRICS_COLUMNS, RunDirectory, identity_hash, run_name
+from normstudy.storage.run_directory import (
+    MEASUREMENTS,
+    METRICS_COLUMNS,
+    RunDirectory,
+    directory_of,
+    identity_hash,
+    run_name,
+)
 from normstudy.storage.run_settings import open_run, read_summary, reads_same_folder, stored_config
 from normstudy.storage.training_state import load_state, prepare_run, save_state
 
@@ -38,6 +45,7 @@ __all__ = [
     "are_metrics_whole",
     "changed_files",
     "collect_table",
+    "directory_of",
     "git_commit",
     "history_entry",
     "identity_hash",

@@ -21,6 +21,7 @@ from typing import Any
 from normstudy.cli import RunError, first_line
 
 CHECKSUM = "checksum"
+SCHEMA_VERSION = 1  # of every JSON file; files of earlier versions of this program have none
 
 
 def write_bytes(path: Path, content: bytes | memoryview, previous: Path | None = None) -> str:
@@ -63,12 +64,28 @@ def remove_leftovers(folder: Path, pattern: str = "**/.*.tmp", seconds: float = 
 
 
 def write_torch(path: Path, content: object, previous: Path | None = None) -> str:
-    """Write tensors and plain Python objects, which torch.load reads with weights_only=True; see write_bytes."""
+    """Write tensors and plain Python objects; see write_bytes.
+
+    Tensors are stored as CPU copies, so that torch.load(path, weights_only=True) reads them on any machine.
+    """
     import torch
 
     buffer = io.BytesIO()
-    torch.save(content, buffer)
+    torch.save(_on_cpu(content), buffer)
     return write_bytes(path, buffer.getbuffer(), previous)
+
+
+def _on_cpu(content: Any) -> Any:
+    """Return the content with its tensors on the CPU. Those that are there already are not copied."""
+    import torch
+
+    if isinstance(content, torch.Tensor):
+        return content.cpu()
+    if isinstance(content, Mapping):
+        return {key: _on_cpu(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return type(content)(map(_on_cpu, content))
+    return content
 
 
 def read_torch(path: Path, sha256: str | None = None) -> Any:
@@ -104,9 +121,10 @@ def read_torch(path: Path, sha256: str | None = None) -> Any:
 def write_json(path: Path, content: Mapping[str, object]) -> str:
     """Write indented JSON with non-finite numbers as null; see write_bytes.
 
-    A checksum of the content is added under the key "checksum", whose old value is dropped.
+    The keys "schema_version" and "checksum" are added, whose old values are dropped.
     """
     finite = _finite({key: value for key, value in content.items() if key != CHECKSUM})
+    finite["schema_version"] = SCHEMA_VERSION
     checksum = _checksum(json.loads(json.dumps(finite)))
     text = json.dumps(finite | {CHECKSUM: checksum}, indent=2, ensure_ascii=False, allow_nan=False)
     return write_bytes(path, f"{text}\n".encode(errors="backslashreplace"))

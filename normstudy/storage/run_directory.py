@@ -8,10 +8,10 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from config import GROUPED_NORMS, Config
+from config import GROUPED_NORMS, PROBE_FLAGS, Config
 from normstudy.cli import Busy
 from normstudy.storage.files import remove_leftovers
 from normstudy.storage.locks import locked
@@ -114,12 +114,30 @@ class RunDirectory:
 
 def identity_hash(config: Config) -> str:
     """Return 8 hex digits of a hash of the settings that change the numbers."""
-    text = json.dumps(config.identity(), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return _hash(config.identity())
 
 
-def run_name(config: Config) -> str:
-    """Return the name of a run directory, `<arch>_<norm>_<dataset>_…_seed0_<8 hex>`: the main settings and a hash."""
+def earlier_hash(config: Config) -> str:
+    """Return the hash of earlier versions of this program, in which probes entered with their own values."""
+    return _hash(config.identity() | {name: getattr(config, name) for name in PROBE_FLAGS})
+
+
+def _hash(identity: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def directory_of(config: Config) -> RunDirectory:
+    """Return the directory of a run. One that an earlier version stored under another name is found under that name."""
+    directory = RunDirectory(Path(config.results_dir) / run_name(config))
+    earlier = RunDirectory(Path(config.results_dir) / run_name(config, earlier_hash(config)))
+    return earlier if earlier.config.exists() and not directory.config.exists() else directory
+
+
+def run_name(config: Config, digest: str | None = None) -> str:
+    """Return the name of a run directory, `<arch>_<norm>_<dataset>_…_seed0_<8 hex>`: the main settings and a hash.
+
+    digest: the hash, if it is not identity_hash(config).
+    """
     parts = [config.arch, config.norm_type, config.dataset]
     if config.norm_type in GROUPED_NORMS:
         parts.append(f"p{config.p_grouping:g}")
@@ -130,5 +148,5 @@ def run_name(config: Config) -> str:
     parts += [flag for flag in ("skipinit", "preact") if getattr(config, flag)]
     if config.batch_shares > 1:
         parts.append(f"shares{config.batch_shares}")
-    parts += [f"bs{config.batch_size}", f"ep{config.epochs}", f"seed{config.seed}", identity_hash(config)]
+    parts += [f"bs{config.batch_size}", f"ep{config.epochs}", f"seed{config.seed}", digest or identity_hash(config)]
     return "_".join(parts)

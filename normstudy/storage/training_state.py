@@ -11,11 +11,11 @@ from normstudy.cli import RunError, first_line
 from normstudy.storage.files import read_json, read_torch, write_json, write_torch
 from normstudy.storage.provenance import package_versions
 from normstudy.storage.run_directory import RunDirectory
-from normstudy.storage.run_settings import describe_run, stored_config
+from normstudy.storage.run_settings import describe_run, is_same_run, stored_config
 
 START_OVER = "use --overwrite=True to start the run over"
 NO_PROGRESS: dict[str, Any] = {"epoch": 0, "rows": [], "seconds": 0.0, "within": None, "files": {}, "history": []}
-STATE_KEYS = {"identity", "data", "model", "optimizer", "probes", "random_states", *NO_PROGRESS}
+STATE_KEYS = {"identity", "data", "model", "optimizer", "probes", *NO_PROGRESS}
 
 
 class Stateful(Protocol):
@@ -47,7 +47,7 @@ def prepare_run(run: RunDirectory, config: Config, data: Mapping[str, Any]) -> s
             raise RunError(f"{run.config} contains the settings of another run")
         stored = read_json(run.config).get("data", {}).get("fingerprint")
     except RunError as error:
-        known = [state["data"] for _, state in states if state["identity"] == config.identity()]
+        known = [state["data"] for _, state in states if is_same_run(state["identity"], config)]
         if not known:
             raise RunError(f"{error}; {START_OVER}") from None
         stored = known[0]
@@ -67,17 +67,14 @@ def save_state(
 ) -> None:
     """Write last.pt, with everything that the run needs to continue. The old last.pt becomes previous.pt.
 
+    Random states are not needed: data order and flips are functions of the seed and the epoch.
+
     progress: "epoch" (completed epochs), "rows" of metrics.csv, "seconds", "within" (the losses of a partial epoch),
     "files" ({name: SHA-256} of written files), "history" (see history_entry).
     """
-    import torch
-
-    random_states: dict[str, Any] = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        random_states["cuda"] = torch.cuda.get_rng_state_all()
     states = {name: None if part is None else part.state_dict() for name, part in parts.items()}
     identity = {"identity": config.identity(), "data": fingerprint}
-    write_torch(run.last, identity | states | {"random_states": random_states} | progress, run.previous)
+    write_torch(run.last, identity | states | progress, run.previous)
 
 
 def read_states(run: RunDirectory) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]:
@@ -124,18 +121,13 @@ def load_state(run: RunDirectory, config: Config, fingerprint: str, parts: State
 
 
 def _restore(state: Mapping[str, Any], config: Config, fingerprint: str, parts: StatefulParts) -> None:
-    import torch
-
-    if state["identity"] != config.identity():
+    if not is_same_run(state["identity"], config):
         raise ValueError("it belongs to other settings")
     if state["data"] != fingerprint:
         raise ValueError("it belongs to other images")
     for name, part in parts.items():
         if part is not None:
             part.load_state_dict(state[name])
-    torch.set_rng_state(state["random_states"]["cpu"])
-    if torch.cuda.is_available() and "cuda" in state["random_states"]:
-        torch.cuda.set_rng_state_all(state["random_states"]["cuda"])
 
 
 def _check_versions(run: RunDirectory, config: Config, history: list[dict[str, Any]]) -> None:

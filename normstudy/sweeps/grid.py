@@ -4,12 +4,11 @@ import collections
 import dataclasses
 import itertools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from config import ONLY_WITH, Config, resolve, shares_of_batch
 from normstudy.cli import UsageError
-from normstudy.storage import RunDirectory, run_name
+from normstudy.storage import RunDirectory, directory_of, run_name
 from normstudy.sweeps.flags import MEASUREMENT_FLAGS
 from normstudy.sweeps.presets import PRESETS
 
@@ -59,7 +58,7 @@ def expand(
             name = run_name(config)
             if name not in runs:
                 flags = tuple(f"--{flag}={value}" for flag, value in chosen.items())
-                runs[name] = SweepRun(config, flags, RunDirectory(Path(config.results_dir) / name), measuring)
+                runs[name] = SweepRun(config, flags, directory_of(config), measuring)
     if not runs:
         raise UsageError(f"main.py would refuse every combination: {next(iter(left_out))}")
     return list(runs.values()), dict(left_out)

@@ -88,6 +88,8 @@ class Training:
         """Train from the saved state to the end; write everything except the pictures, summary.json last."""
         config, run = self.config, self.run
         self.announce()
+        if self.world.is_first and not self.steps_done(self.progress):
+            save_checkpoint(run, config, self.model, 0, self.progress["files"])
         if self.world.is_first and self.progress["rows"]:
             self.write_metrics()  # a process killed right after it saved the state may not have written the last row
         try:
@@ -150,27 +152,29 @@ class Training:
             self.write_metrics()
             print(epoch_line(config, row), flush=True)
 
-    def run_epoch(self, epoch: int) -> dict[str, float]:
-        """Take the steps of one epoch, then evaluate; return its row of metrics.csv. Raises Diverged."""
+    def run_epoch(self, epoch: int) -> dict[str, Any]:
+        """Take the steps of one epoch, then evaluate; return its row of metrics.csv. Raises Diverged.
+
+        A loss on held-out images that is not finite is stored as None, and training continues.
+        """
         losses, start = EpochLosses(self.steps_per_epoch, self.device), time.perf_counter()
         begun = self.progress["within"]
         if begun is not None:
             losses.load_state_dict(begun)
             start -= begun["seconds"]
-        row: dict[str, float] = {"epoch": epoch}
+        row: dict[str, float | None] = {"epoch": epoch}
         last_step = epoch * self.steps_per_epoch - 1
         row["learning_rate"] = learning_rate(self.config, last_step, self.steps_per_epoch)
         row["train_loss"], row["train_accuracy"] = self.take_steps(epoch, losses, start)
         train_seconds = time.perf_counter() - start
         for name, held_out in (("validation", self.dataset.validation), ("test", self.dataset.test)):
             if held_out is not None:
-                row[f"{name}_loss"], row[f"{name}_accuracy"] = evaluate(
+                loss, row[f"{name}_accuracy"] = evaluate(
                     self.config, self.model, held_out, lambda: self.pause(losses, train_seconds), self.world
                 )
+                row[f"{name}_loss"] = loss if math.isfinite(loss) else None
         row["seconds"] = time.perf_counter() - start
         row["images_per_second"] = len(self.dataset.train) / train_seconds
-        if not all(math.isfinite(value) for value in row.values()):
-            raise Diverged(last_step)
         return row
 
     def take_steps(self, epoch: int, losses: EpochLosses, start: float) -> tuple[float, float]:
@@ -268,7 +272,7 @@ class Training:
         return f"{self.steps_done(self.progress) / self.steps_per_epoch:.4g}"
 
 
-def epoch_line(config: Config, row: Mapping[str, float]) -> str:
+def epoch_line(config: Config, row: Mapping[str, Any]) -> str:
     """Return one line about a finished epoch, given its row of metrics.csv."""
     parts = [
         f"epoch {row['epoch']:>{len(str(config.epochs))}}/{config.epochs}",
@@ -276,7 +280,9 @@ def epoch_line(config: Config, row: Mapping[str, float]) -> str:
     ]
     for split in ("train", "validation", "test"):
         if f"{split}_loss" in row:
-            parts.append(f"{split} loss {row[f'{split}_loss']:.4f} acc {100 * row[f'{split}_accuracy']:.2f} %")
+            loss = row[f"{split}_loss"]
+            words = "not finite" if loss is None else f"{loss:.4f}"
+            parts.append(f"{split} loss {words} acc {100 * row[f'{split}_accuracy']:.2f} %")
     minutes_left = row["seconds"] * (config.epochs - row["epoch"]) / 60
     speed = f"trained {row['images_per_second']:,.0f} img/s, {minutes_left:.0f} min left"
     parts.append(f"{row['seconds']:.1f} s ({speed})")

@@ -1,5 +1,6 @@
 """Training steps. Nothing in this module waits for the device."""
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -36,8 +37,8 @@ def forward_in_precision(config: Config, model: nn.Module, images: torch.Tensor)
 
 def loss_or_nan(loss: torch.Tensor, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return the loss, or NaN if any gradient is not finite, without waiting for the device."""
-    total = torch.stack([gradient.sum() for gradient in gradients]).sum()
-    return loss + 0 * total  # 0·∞ is NaN
+    largest = torch.stack(torch._foreach_norm(list(gradients), math.inf)).max()  # cannot overflow, as a sum could
+    return loss + 0 * largest  # 0·∞ is NaN
 
 
 class Step:

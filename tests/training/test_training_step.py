@@ -126,6 +126,14 @@ def test_no_step_waits_for_the_device(kind):
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
+@pytest.mark.parametrize("size", [1e20, -1e20, 3e38])
+def test_a_finite_gradient_of_any_size_is_no_divergence(size, device):
+    loss = torch.tensor(0.1, device=device)
+    gradients = [torch.full((30, 40), size, device=device), torch.full((5,), size, device=device)]
+    assert torch.equal(training_step.loss_or_nan(loss, gradients), loss)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
 @pytest.mark.parametrize("bad", [[math.nan], [math.inf], [-math.inf], [math.inf, -math.inf]])
 def test_a_loss_is_kept_to_the_bit_unless_a_gradient_is_not_finite(bad, device):
     loss = torch.tensor(0.1, device=device)
