@@ -5,6 +5,7 @@ It needs only the standard library, so that `--help` and wrong flags are answere
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,7 +46,11 @@ GROUPED_NORMS = tuple(name for name, traits in NORM_TRAITS.items() if traits.has
 BATCH_NORMS = tuple(name for name, traits in NORM_TRAITS.items() if traits.has_batch_statistics)
 WEIGHT_NORMS = tuple(name for name, traits in NORM_TRAITS.items() if traits.conv_type is not None)
 DATASETS = ("CIFAR-10", "CIFAR-100", "ImageFolder", "Synthetic")
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "tf32", "bf16")
+OPTIMIZERS = ("sgd", "adamw")
+LR_SCHEDULES = ("step", "cosine", "constant")
+AUGMENTATIONS = ("flip", "crop", "none")
+DECAYED = ("all", "weights")
 KEEP = ("all", "last")
 
 # Each entry is the width of a convolution, or (width, stride) if it halves the resolution.
@@ -69,7 +74,6 @@ SHORT_RUN_EPOCHS = 10  # runs with at most this many epochs warm up for one epoc
 EPOCHS = 60
 SMALL_BATCH = 32  # runs with smaller batches train for SMALL_BATCH_EPOCHS
 SMALL_BATCH_EPOCHS = 10
-DUMP_EVERY_EPOCHS = 5
 EVALUATION_BATCH = 256
 
 
@@ -158,12 +162,74 @@ class Config:
         group="training",
         type=count,
     )
+    lr: float | None = _flag(
+        None,
+        f"Peak learning rate itself, in place of {LEARNING_RATE_PER_256} · init_lr · batch_size/256 (default: unused)",
+        group="training",
+        type=number(float, above=0),
+        before=None,
+    )
+    lr_schedule: str = _flag(
+        "step",
+        "Learning rate after the warmup: a tenth of the peak for the last quarter (step), decay to 0 (cosine), or the "
+        "peak (constant)",
+        group="training",
+        choices=LR_SCHEDULES,
+        before="step",
+    )
+    optimizer: str = _flag("sgd", "Optimizer, as in torch.optim", group="training", choices=OPTIMIZERS, before="sgd")
     momentum: float = _flag(0.9, "Momentum of SGD", group="training", type=number(float, low=0, below=1))
+    nesterov: bool = _flag(
+        False, "Nesterov momentum. Needs --optimizer=sgd", group="training", type=boolean, before=False
+    )
     weight_decay: float = _flag(
-        1e-4, "Weight decay of SGD: an L2 penalty on every parameter", group="training", type=number(float, low=0)
+        1e-4,
+        "Weight decay: an L2 penalty for sgd, decoupled from the gradient for adamw",
+        group="training",
+        type=number(float, low=0),
+    )
+    weight_decay_on: str = _flag(
+        "all",
+        "Parameters with weight decay: all, or only the weights of convolutions and linear layers, without biases and "
+        "norm parameters",
+        group="training",
+        choices=DECAYED,
+        before="all",
+    )
+    label_smoothing: float = _flag(
+        0.0,
+        "Label smoothing of the training loss",
+        group="training",
+        type=number(float, low=0, below=1),
+        before=0.0,
+    )
+    clip_grad: float | None = _flag(
+        None,
+        "Maximum L2 norm of the gradient of all parameters; a longer gradient is scaled down (default: no limit)",
+        group="training",
+        type=number(float, above=0),
+        before=None,
+    )
+    stop_at_loss: float | None = _flag(
+        None,
+        "Stop after the first epoch whose training cross-entropy, in eval mode without augmentation, is at most this. "
+        "Needs --lr_schedule=constant; epochs is then the maximum (default: never)",
+        group="training",
+        type=number(float, above=0),
+        before=None,
     )
     precision: str = _flag(
-        "fp32", "Precision of the forward and backward pass (bf16 uses autocast)", group="training", choices=PRECISIONS
+        "fp32",
+        "Precision of the forward and backward pass. tf32 allows TensorFloat-32 on CUDA, bf16 uses autocast",
+        group="training",
+        choices=PRECISIONS,
+    )
+    deterministic: bool = _flag(
+        False,
+        "Use only deterministic algorithms of PyTorch, and no benchmarks of cuDNN",
+        group="training",
+        type=boolean,
+        before=False,
     )
     seed: int = _flag(
         0,
@@ -190,6 +256,14 @@ class Config:
     )
     val_fraction: float = _flag(
         0.0, "Fraction of the training images held out for validation", group="data", type=number(float, low=0, below=1)
+    )
+    augment: str = _flag(
+        "flip",
+        "Augmentation of training images: random horizontal flips (flip), also random crops after padding with 4 black "
+        "pixels (crop), or none",
+        group="data",
+        choices=AUGMENTATIONS,
+        before="flip",
     )
 
     probe_layers: bool = _flag(
@@ -222,9 +296,26 @@ class Config:
         type=boolean,
         runtime=True,
     )
+    dump_every: int = _flag(
+        5, "Interval between checkpoints and probe dicts, in epochs", group="run", type=count, runtime=True
+    )
+    eval_every: int = _flag(
+        1,
+        "Interval between evaluations on the test and validation images, in epochs. The last epoch is always evaluated",
+        group="run",
+        type=count,
+        runtime=True,
+    )
+    tensorboard: bool = _flag(
+        False,
+        "Also write the scalars of every epoch for TensorBoard, into the run's folder. Needs the package tensorboard",
+        group="run",
+        type=boolean,
+        runtime=True,
+    )
     keep: str = _flag(
         "all",
-        "Keep the checkpoints of the start, of every fifth and of the last epoch (all), or only the newest one (last)",
+        "Keep all checkpoints (of the start, of every --dump_every-th and of the last epoch), or only the last one",
         group="run",
         choices=KEEP,
         runtime=True,
@@ -385,7 +476,10 @@ ONLY_WITH = {
     "preact": ("arch", ("resnet-56",)),
     "patch_size": ("arch", ("vit",)),
     "p_grouping": ("norm_type", GROUPED_NORMS),
+    "momentum": ("optimizer", ("sgd",)),
+    "nesterov": ("optimizer", ("sgd",)),
 }
+SWITCHES = ("skipinit", "preact", "nesterov")  # of these, only True asks for something
 
 
 def check_network_options(settings: Mapping[str, object], asked: Container[str], prefix: str = "") -> None:
@@ -416,8 +510,8 @@ def convolution_of(norm_type: str, conv_type: str = "Plain") -> tuple[str, bool]
 
 def _check_applicable(config: Config, given: Container[str]) -> None:
     """Raise UsageError if a flag does not apply to the chosen network, norm or data set: none is ignored."""
-    switches = {name for name in ("skipinit", "preact") if getattr(config, name)}
-    asked = switches | {name for name in ONLY_WITH if name in given and name not in ("skipinit", "preact")}
+    switches = {name for name in SWITCHES if getattr(config, name)}
+    asked = switches | {name for name in ONLY_WITH if name in given and name not in SWITCHES}
     try:
         check_network_options(vars(config), asked, prefix="--")
     except ValueError as error:
@@ -426,6 +520,12 @@ def _check_applicable(config: Config, given: Container[str]) -> None:
         raise UsageError(f"--download applies only to CIFAR-10 and CIFAR-100, not to {config.dataset}")
     if config.dataset == "Synthetic" and "data_dir" in given:
         raise UsageError("--data_dir does not apply to Synthetic, which is generated from the seed; leave it out")
+    if config.nesterov and not config.momentum:
+        raise UsageError("--nesterov needs a --momentum above 0")
+    if "lr" in given and "init_lr" in given and config.lr is not None:
+        raise UsageError("--lr sets the learning rate, --init_lr multiplies the usual one: leave one of them out")
+    if config.stop_at_loss is not None and config.lr_schedule != "constant":
+        raise UsageError("--stop_at_loss needs --lr_schedule=constant, because stopping must not depend on --epochs")
     if "probe_every" in given and not config.probe_layers:
         raise UsageError("--probe_every needs --probe_layers=True")
 
@@ -492,15 +592,21 @@ def num_groups(p_grouping: float, width: int, layer: str) -> int:
 def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
     """Return the learning rate of global step `step` (from 0), a pure function that is defined for every step.
 
-    It is 0.1 · init_lr · batch_size/256, and a tenth of that for the last quarter of the steps after the warmup. With
-    lr_warmup, it first rises linearly from 0.
+    The peak is lr, or else 0.1 · init_lr · batch_size/256. With lr_warmup, the rate first rises linearly from 0 to it.
+    Then it follows lr_schedule: a tenth of the peak for the last quarter of the remaining steps ("step"),
+    peak · (1 + cos(π · fraction of the remaining steps taken))/2 ("cosine"), or the peak ("constant").
     """
-    peak = LEARNING_RATE_PER_256 * config.init_lr * config.batch_size / 256
+    peak = config.lr or LEARNING_RATE_PER_256 * config.init_lr * config.batch_size / 256
     total = config.epochs * steps_per_epoch
     warmup = 0
     if config.lr_warmup:
         warmup = steps_per_epoch * (1 if config.epochs <= SHORT_RUN_EPOCHS else WARMUP_EPOCHS)
     if step < warmup:
         return peak * step / warmup
+    if config.lr_schedule == "constant":
+        return peak
+    if config.lr_schedule == "cosine":
+        fraction = min(1.0, (step - warmup) / max(1, total - warmup))
+        return peak * (1 + math.cos(math.pi * fraction)) / 2
     decayed = 4 * (step - warmup) >= 3 * (total - warmup)
     return peak / LEARNING_RATE_DROP if decayed else peak

@@ -245,6 +245,11 @@ class ResNet(nn.Module):
 Network = VGG | ResNet | VisionTransformer
 
 
+def weight_names(model: nn.Module) -> list[str]:
+    """Return the names of the raw weights of all convolutions and linear layers, in order from the input."""
+    return [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+
+
 def build_model(
     arch: str,
     *,

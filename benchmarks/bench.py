@@ -39,7 +39,7 @@ from models import build_from_config
 from normstudy.datasets import Split, evaluation_batches, training_batch, training_order
 from normstudy.kernels import is_bf16_emulated, keep_freed_memory
 from normstudy.storage import read_json, write_json
-from normstudy.training.optimizer import SGD
+from normstudy.training.optimizer import Optimizer
 from normstudy.training.probe_recorder import ProbeRecorder
 from normstudy.training.training_step import STEPS_BEFORE_CAPTURE, build_step
 from transformer_model import Attention
@@ -72,7 +72,7 @@ class TrainingStep:
         self.model = build_from_config(self.config, 10).to(DEVICE).to(memory_format=torch.channels_last).train()
         self.split = random_split()
         self.order, self.flips = training_order(self.split, 0, 1)
-        optimizer = SGD(self.model.parameters(), momentum=0.9, weight_decay=1e-4)
+        optimizer = Optimizer(self.config, self.model)
         recorder = ProbeRecorder(self.model) if has_probes else None
         self.step = build_step(self.config, self.model, optimizer, self.split, recorder)
         self.iterations = itertools.count()

@@ -103,7 +103,7 @@ def test_booleans(argv, value):
         (["--arch=vg"], ["vg", "did you mean vgg"]),
         (["--norm_type=foo"], ["foo", "BatchNorm"]),
         (["--norm_typ=BatchNorm"], ["--norm_typ", "did you mean --norm_type (Normalization layer"]),
-        (["--lr=0.1"], ["--lr=0.1", "did you mean --init_lr (Factor on the learning rate"]),
+        (["--init_lrs=0.1"], ["--init_lrs=0.1", "did you mean --init_lr (Factor on the learning rate"]),
         (["extra"], ["extra"]),
         (["--epochs=0"], ["--epochs", "at least 1"]),
         (["--epochs=1" + 400 * "0"], ["--epochs", "at most"]),
@@ -155,10 +155,15 @@ def test_paths_and_devices_are_not_part_of_a_runs_identity():
 
 def test_every_other_field_is_part_of_a_runs_identity():
     runtime = {"data_dir", "download", "results_dir", "device", "cuda_graph", "keep", "overwrite", "c_dir"}
-    runtime |= {"checkpoint_minutes", "mix_versions", "sync_bn"}
+    runtime |= {"checkpoint_minutes", "mix_versions", "sync_bn", "dump_every", "eval_every", "tensorboard", "given"}
+    others = {
+        *("batch_shares", "optimizer", "nesterov", "lr", "lr_schedule", "augment", "label_smoothing", "clip_grad"),
+        *("weight_decay_on", "stop_at_loss", "deterministic"),
+    }
     fields = {f.name for f in dataclasses.fields(config.Config)} - runtime
-    assert config.Config(batch_shares=2).identity().keys() == fields
-    assert parse_args([]).identity().keys() == fields - {"batch_shares"}
+    assert parse_args([]).identity().keys() == fields - others
+    changed: dict[str, Any] = dict.fromkeys(others, "another value")
+    assert dataclasses.replace(parse_args([]), **changed).identity().keys() == fields
 
 
 @pytest.mark.parametrize(

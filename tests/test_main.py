@@ -131,7 +131,7 @@ def test_the_same_command_gives_the_same_bits_and_another_seed_does_not(tmp_path
 
 @pytest.mark.parametrize("flags", [["--probe_layers=False"], ["--probe_every=2"]])
 def test_probes_do_not_change_the_losses(tmp_path, flags):
-    assert metrics(train(tmp_path)) == metrics(train(tmp_path, *flags))
+    assert metrics(train(tmp_path / "with")) == metrics(train(tmp_path / "without", *flags))
 
 
 def test_probe_every_thins_the_iterations(tmp_path):

@@ -12,7 +12,14 @@ from normstudy.kernels.convolutions import (
     standardized_weight,
 )
 from normstudy.kernels.declarations import ElementaryForm, with_differentiable_jvp
-from normstudy.kernels.devices import free_memory, is_bf16_emulated, is_out_of_memory, keep_freed_memory, pick_device
+from normstudy.kernels.devices import (
+    free_memory,
+    is_bf16_emulated,
+    is_out_of_memory,
+    keep_freed_memory,
+    pick_device,
+    training_arithmetic,
+)
 from normstudy.kernels.moments import group_moments, map_moments, pooled_variance, scale_shift, to_statistics_dtype
 from normstudy.kernels.probe_statistics import (
     activation_statistics,
@@ -20,6 +27,7 @@ from normstudy.kernels.probe_statistics import (
     frobenius_norm,
     gram_matrix,
     gram_statistics,
+    update_angle,
 )
 from normstudy.kernels.switch import FORMS, KERNELS, Form, form_of, use_form
 
@@ -54,6 +62,8 @@ __all__ = [
     "scale_shift",
     "standardized_weight",
     "to_statistics_dtype",
+    "training_arithmetic",
+    "update_angle",
     "use_form",
     "with_differentiable_jvp",
 ]

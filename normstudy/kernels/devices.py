@@ -3,7 +3,9 @@
 import contextlib
 import ctypes
 import math
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -28,6 +30,33 @@ def pick_device(name: str) -> torch.device:
     if (device.index or 0) >= there:
         raise UsageError(f"--device={name} is not available on this machine; use --device=cpu")
     return device
+
+
+@contextlib.contextmanager
+def training_arithmetic(device: torch.device, precision: str, is_deterministic: bool) -> Iterator[None]:
+    """Set PyTorch's arithmetic for training inside a `with` block, and restore it afterwards.
+
+    float32 is computed without TF32 on every device, unless `precision` is "tf32". Raises UsageError for TF32 on a
+    device without it.
+    """
+    if precision == "tf32" and device.type != "cuda":
+        raise UsageError(f"--precision=tf32 needs CUDA, not {device.type}; use fp32")
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32, torch.get_float32_matmul_precision(), cudnn.benchmark, cudnn.deterministic
+    was_deterministic = torch.are_deterministic_algorithms_enabled()
+    cudnn.allow_tf32 = precision == "tf32"
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    cudnn.benchmark = not is_deterministic  # cuDNN times its kernels and takes the fastest: shapes hardly change
+    cudnn.deterministic = is_deterministic
+    if is_deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS needs for it
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul, cudnn.benchmark, cudnn.deterministic = before
+        torch.set_float32_matmul_precision(matmul)
+        torch.use_deterministic_algorithms(was_deterministic)
 
 
 def is_bf16_emulated(device: torch.device) -> bool:

@@ -125,3 +125,17 @@ def _unit(vectors: torch.Tensor) -> torch.Tensor:
     """Scale vectors (S, N, 1) to length 1; zero vectors stay zero."""
     length = vectors.square().sum(1, keepdim=True).sqrt()
     return vectors / length.clamp_min(torch.finfo(vectors.dtype).tiny)
+
+
+def update_angle(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """Return the angle in radians between a weight before and after a step; 0 if either is all zeros.
+
+    It is 2 · atan2(‖â − b̂‖, ‖â + b̂‖) of the unit vectors (Kahan), in float64 if the device has it: arccos of their
+    cosine would give 0 below 1e-3 in float32.
+    """
+    dtype = torch.float32 if before.device.type == "mps" else torch.float64
+    a, b = before.flatten().to(dtype), after.flatten().to(dtype)
+    sizes = torch.linalg.vector_norm(a), torch.linalg.vector_norm(b)
+    a, b = a / sizes[0], b / sizes[1]
+    angle = 2 * torch.atan2(torch.linalg.vector_norm(a - b), torch.linalg.vector_norm(a + b))
+    return torch.where((sizes[0] > 0) & (sizes[1] > 0), angle, 0).float()

@@ -35,7 +35,26 @@ CELL = ["Model", "Dataset", "Batch Size", "Mom & WD"]
 # All columns in which settings can differ, without the norm and its grouping, which the report compares.
 HYPERPARAMETERS = [
     *(*CELL, "SkipInit", "epochs", "conv_type", "cfg", "preact", "image_size", "patch_size", "init_lr", "lr_warmup"),
-    *("momentum", "weight_decay", "precision", "val_fraction", "train_samples", "batch_shares"),
+    *(
+        "momentum",
+        "weight_decay",
+        "precision",
+        "val_fraction",
+        "train_samples",
+        "batch_shares",
+        "optimizer",
+        "nesterov",
+    ),
+    *(
+        "lr",
+        "lr_schedule",
+        "augment",
+        "label_smoothing",
+        "clip_grad",
+        "weight_decay_on",
+        "stop_at_loss",
+        "deterministic",
+    ),
 ]
 REQUIRED = ["Model", "Norm", "Dataset", "Batch Size", "Test Accuracy"]
 MIN_POINTS = 5  # minimum number of points for a coefficient, a test or a mean over groups

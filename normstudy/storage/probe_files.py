@@ -9,7 +9,8 @@ from normstudy.storage.run_directory import RunDirectory
 
 ACTIVATION_KEYS = ("activation_norm", "activation_variance", "cosine_similarity", "stable_rank")
 CONV_KEYS = ("std", "grad_norm")
-PROBE_KEYS = CONV_KEYS + ACTIVATION_KEYS
+PROBE_KEYS = CONV_KEYS + ACTIVATION_KEYS  # of the outputs of layers
+WEIGHT_KEYS = ("weight_norm", "update_angle")  # of their weights; runs of earlier versions lack them
 SUMMARIZED_ITERATIONS = 100  # maximum in probes.json
 
 
@@ -22,8 +23,9 @@ def save_probes(run: RunDirectory, epoch: int, dump: Mapping[str, Any], files: d
 def load_probes(run: RunDirectory) -> dict[str, Any] | None:
     """Return all probe dicts of a run as one, concatenated over T iterations, or None if there are none.
 
-    The dict has "iteration" (T,) int64, "sites" {"conv": names, "activation": names}, and a (T, sites) float32 tensor
-    for each of PROBE_KEYS. Raises RunError if a probe dict is damaged or does not match the others.
+    The dict has "iteration" (T,) int64, "learning_rate" (T,) float64, "sites" {"conv": names, "activation": names,
+    "weight": names}, and a (T, sites) float32 tensor for each of PROBE_KEYS and WEIGHT_KEYS. What an earlier version
+    did not record is missing. Raises RunError if a probe dict is damaged or does not match the others.
     """
     import torch
 
@@ -32,8 +34,9 @@ def load_probes(run: RunDirectory) -> dict[str, Any] | None:
         return None
     try:
         joined = {"sites": dumps[0]["sites"]}
+        required = ("iteration", *PROBE_KEYS)
         for key in dumps[0]:
-            if key != "sites":
+            if key != "sites" and (key in required or all(key in dump for dump in dumps)):
                 joined[key] = torch.cat([dump[key] for dump in dumps])
     except (KeyError, TypeError, RuntimeError) as error:
         raise RunError(f"the probe dicts in {run.path / 'probes'} do not fit together ({first_line(error)})") from None
@@ -80,7 +83,7 @@ def _probes_summary(run: RunDirectory) -> dict[str, Any] | None:
         return None
     chosen = torch.linspace(0, len(probes["iteration"]) - 1, SUMMARIZED_ITERATIONS).round().long().unique()
     content = {"sites": probes["sites"], "iteration": probes["iteration"][chosen].tolist()}
-    for key in PROBE_KEYS:
+    for key in (*PROBE_KEYS, *(key for key in WEIGHT_KEYS if key in probes)):
         values = probes[key].double()
         parts = {"first": values[0], "last": values[-1], "mean": values[chosen].nanmean(1)}
         content[key] = {name: [float(f"{x:.6g}") for x in part.tolist()] for name, part in parts.items()}

@@ -39,6 +39,16 @@ SETTING_COLUMNS = (
     "weight_decay",
     "precision",
     "batch_shares",
+    "optimizer",
+    "nesterov",
+    "lr",
+    "lr_schedule",
+    "augment",
+    "label_smoothing",
+    "clip_grad",
+    "weight_decay_on",
+    "stop_at_loss",
+    "deterministic",
 )
 IMAGE_COLUMNS = {
     "train_samples": "Number of images trained on",

@@ -15,7 +15,9 @@ from normstudy.storage.run_settings import describe_run, is_same_run, stored_con
 
 START_OVER = "use --overwrite=True to start the run over"
 NO_PROGRESS: dict[str, Any] = {"epoch": 0, "rows": [], "seconds": 0.0, "within": None, "files": {}, "history": []}
-STATE_KEYS = {"identity", "data", "model", "optimizer", "probes", *NO_PROGRESS}
+NO_PROGRESS |= {"reached_loss": False}
+LATER_KEYS = {"reached_loss"}  # states of earlier versions lack them
+STATE_KEYS = {"identity", "data", "model", "optimizer", "probes", *NO_PROGRESS} - LATER_KEYS
 
 
 class Stateful(Protocol):
@@ -112,7 +114,7 @@ def load_state(run: RunDirectory, config: Config, fingerprint: str, parts: State
             print(f"{(complaints or [f'{run.last} is missing'])[0]}; continuing from {path.name}", file=sys.stderr)
             run.last.unlink(missing_ok=True)  # or the next save would replace the intact state with it
         _check_versions(run, config, state["history"])
-        return {name: state[name] for name in NO_PROGRESS}
+        return {name: state.get(name, nothing) for name, nothing in NO_PROGRESS.items()}
     if complaints:
         raise RunError(f"{'; '.join(complaints)}; {START_OVER}")
     if run.metrics.exists() and len(run.metrics.read_bytes().splitlines()) > 1:

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from config import DUMP_EVERY_EPOCHS, Config, learning_rate
+from config import Config, learning_rate
 from layer_defs import synchronize
 from models import build_from_config
 from normstudy.cli import SafePoints, progress_bar
-from normstudy.datasets import Dataset, training_order
+from normstudy.datasets import Dataset, Split, training_order
 from normstudy.kernels import is_bf16_emulated
 from normstudy.storage import (
     METRICS_COLUMNS,
@@ -29,9 +29,10 @@ from normstudy.storage import (
 )
 from normstudy.training.epoch_losses import EpochLosses
 from normstudy.training.evaluation import evaluate
-from normstudy.training.optimizer import SGD
+from normstudy.training.optimizer import Optimizer
 from normstudy.training.probe_recorder import ProbeRecorder
 from normstudy.training.processes import World
+from normstudy.training.scalars import write_scalars
 from normstudy.training.training_step import build_step
 
 
@@ -61,13 +62,12 @@ class Training:
         world: World,
     ) -> None:
         torch.manual_seed(config.seed)
-        torch.backends.cudnn.benchmark = True  # cuDNN times its kernels and takes the fastest: shapes hardly change
         self.config, self.run, self.dataset, self.fingerprint = config, run, dataset, fingerprint
         self.device, self.points, self.world = device, points, world
         self.steps_per_epoch = math.ceil(len(dataset.train) / config.batch_size)
         model = build_from_config(config, len(dataset.classes))
         self.model = model.to(device).to(memory_format=torch.channels_last)
-        self.optimizer = SGD(self.model.parameters(), config.momentum, config.weight_decay)
+        self.optimizer = Optimizer(config, self.model)
         self.recorder = ProbeRecorder(self.model, world) if config.probe_layers else None
         self.parts = {"model": self.model, "optimizer": self.optimizer, "probes": self.recorder}
         self.progress = world.from_first(self.load)
@@ -124,7 +124,7 @@ class Training:
     def train_epochs(self) -> int | None:
         """Train the remaining epochs; return the step at which the run diverged, or None."""
         try:
-            while self.progress["epoch"] < self.config.epochs:
+            while self.progress["epoch"] < self.config.epochs and not self.progress["reached_loss"]:
                 self.train_epoch(self.progress["epoch"] + 1)
         except Diverged as divergence:
             return divergence.step
@@ -134,29 +134,33 @@ class Training:
         """Train one epoch; write its probes, checkpoint, state and row of metrics.csv. Raises Diverged."""
         config, progress = self.config, self.progress
         try:
-            row = self.run_epoch(epoch)
+            row, has_reached_loss = self.run_epoch(epoch)
         except Diverged as divergence:
             if self.recorder is not None:
                 self.recorder.drop_after(divergence.step)
             self.dump_probes(epoch)
             raise
-        if epoch % DUMP_EVERY_EPOCHS == 0 or epoch == config.epochs:
+        if epoch % config.dump_every == 0 or epoch == config.epochs or has_reached_loss:
             self.dump_probes(epoch)
             if self.world.is_first:
                 save_checkpoint(self.run, config, self.model, epoch, progress["files"])
-        progress["epoch"] = epoch
+        progress["epoch"], progress["reached_loss"] = epoch, has_reached_loss
         progress["rows"].append(row)
         progress["seconds"] += row["seconds"]
         self.save()
         if self.world.is_first:
             self.write_metrics()
             print(epoch_line(config, row), flush=True)
+            if config.tensorboard:
+                write_scalars(self.run, row)
 
-    def run_epoch(self, epoch: int) -> dict[str, Any]:
-        """Take the steps of one epoch, then evaluate; return its row of metrics.csv. Raises Diverged.
+    def run_epoch(self, epoch: int) -> tuple[dict[str, Any], bool]:
+        """Take the steps of one epoch, then evaluate.
 
-        A loss on held-out images that is not finite is stored as None, and training continues.
+        Return its row of metrics.csv, and whether its training loss reached stop_at_loss. A loss on held-out images
+        that is not finite is stored as None, and training continues. Raises Diverged.
         """
+        config = self.config
         losses, start = EpochLosses(self.steps_per_epoch, self.device), time.perf_counter()
         begun = self.progress["within"]
         if begun is not None:
@@ -164,18 +168,22 @@ class Training:
             start -= begun["seconds"]
         row: dict[str, float | None] = {"epoch": epoch}
         last_step = epoch * self.steps_per_epoch - 1
-        row["learning_rate"] = learning_rate(self.config, last_step, self.steps_per_epoch)
+        row["learning_rate"] = learning_rate(config, last_step, self.steps_per_epoch)
         row["train_loss"], row["train_accuracy"] = self.take_steps(epoch, losses, start)
         train_seconds = time.perf_counter() - start
-        for name, held_out in (("validation", self.dataset.validation), ("test", self.dataset.test)):
-            if held_out is not None:
-                loss, row[f"{name}_accuracy"] = evaluate(
-                    self.config, self.model, held_out, lambda: self.pause(losses, train_seconds), self.world
-                )
-                row[f"{name}_loss"] = loss if math.isfinite(loss) else None
+
+        def evaluated(split: Split) -> tuple[float, float]:
+            return evaluate(config, self.model, split, lambda: self.pause(losses, train_seconds), self.world)
+
+        has_reached_loss = config.stop_at_loss is not None and evaluated(self.dataset.train)[0] <= config.stop_at_loss
+        if epoch % config.eval_every == 0 or epoch == config.epochs or has_reached_loss:
+            for name, held_out in (("validation", self.dataset.validation), ("test", self.dataset.test)):
+                if held_out is not None:
+                    loss, row[f"{name}_accuracy"] = evaluated(held_out)
+                    row[f"{name}_loss"] = loss if math.isfinite(loss) else None
         row["seconds"] = time.perf_counter() - start
         row["images_per_second"] = len(self.dataset.train) / train_seconds
-        return row
+        return row, has_reached_loss
 
     def take_steps(self, epoch: int, losses: EpochLosses, start: float) -> tuple[float, float]:
         """Take the steps of an epoch, started at `start`, that `losses` lacks; return its mean loss and accuracy.
@@ -185,7 +193,7 @@ class Training:
         """
         config, split, steps = self.config, self.dataset.train, self.steps_per_epoch
         first = (epoch - 1) * steps
-        order, flips = training_order(split, config.seed, epoch)
+        order, flips = training_order(split, config.seed, epoch, config.augment)
         self.model.train()
         with progress_bar(len(split), f"epoch {epoch}/{config.epochs}", losses.samples) as bar:
             for index in range(losses.recorded, steps):
@@ -259,6 +267,8 @@ class Training:
             )
             ratio = summary["test_accuracy"] / accuracy if accuracy else None
             summary |= {"train_loss": loss, "train_accuracy": accuracy, "generalization_ratio": ratio}
+        if self.config.stop_at_loss is not None:
+            summary["reached_loss"] = progress["reached_loss"]
         about = {"identity": identity_hash(self.config), "history": progress["history"]}
         return summary | about | {"files": dict(progress["files"])}
 

@@ -1,6 +1,7 @@
 """Records the probe statistics that docs/files.md defines, with hooks, while a network trains."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from models import Network
-from normstudy.kernels import channel_variance, frobenius_norm, gram_matrix, gram_statistics
-from normstudy.storage import CONV_KEYS, PROBE_KEYS
+from models import Network, weight_names
+from normstudy.kernels import channel_variance, frobenius_norm, gram_matrix, gram_statistics, update_angle
+from normstudy.storage import CONV_KEYS, PROBE_KEYS, WEIGHT_KEYS
 from normstudy.training.processes import ALONE, World
 
 SiteValues = dict[str, dict[int, torch.Tensor]]  # {statistic: {index of a site: zero-dimensional value}}
@@ -19,7 +20,7 @@ GRAM = "gram"  # an extra key: (N, N) matrices, from which other statistics are 
 
 @dataclass
 class Observation:
-    """One observed forward and backward pass; `row` is for keep(), and None unless the pass has succeeded."""
+    """One observed training step; `row` is for keep(), and None unless the step has succeeded."""
 
     row: torch.Tensor | None = None
 
@@ -27,16 +28,18 @@ class Observation:
 class ProbeRecorder:
     """Records the probe statistics of training steps.
 
-    The forward and backward pass inside `with recorder.step(iteration):` are recorded. `dump()` returns the dict of
-    the iterations since the last dump and forgets them; `close()` removes the hooks. Neither losses nor the
-    state_dict change. If processes share a batch, one process gathers its parts for each site, and all get the same
-    rows.
+    The forward pass, the backward pass and the update of the weights inside `with recorder.step(iteration):` are
+    recorded. `dump()` returns the dict of the iterations since the last dump and forgets them; `close()` removes the
+    hooks. Neither losses nor the state_dict change. If processes share a batch, one process gathers its parts for each
+    site, and all get the same rows.
     """
 
     def __init__(self, model: Network, world: World = ALONE) -> None:
         self.world = world
         self.sites = model.probe_sites()
+        self.weights = [model.get_parameter(name) for name in weight_names(model)]
         self.iterations: list[int] = []
+        self.rates: list[float] = []
         self.rows: list[torch.Tensor] = []
         self.device = next(model.parameters()).device
         self._values: SiteValues | None = None  # of the observed pass
@@ -45,6 +48,7 @@ class ProbeRecorder:
             for kind, names in self.sites.items()
             for site, name in enumerate(names)
         ]
+        self.sites = {**self.sites, "weight": weight_names(model)}
 
     def _hook(self, kind: str, site: int) -> Callable[[nn.Module, Any, torch.Tensor], None]:
         observe = self._observe_conv if kind == "conv" else self._observe_activation
@@ -77,18 +81,26 @@ class ProbeRecorder:
 
     @contextlib.contextmanager
     def observe(self) -> Iterator[Observation]:
-        """Observe one forward and backward pass, inside a `with` block."""
+        """Observe one training step, inside a `with` block."""
         observation = Observation()
         self._values = {key: {} for key in (*PROBE_KEYS, GRAM)}
+        before = [weight.detach().clone() for weight in self.weights]
         try:
             yield observation
-            observation.row = self._assemble_row(self._values)
+            observation.row = torch.cat([self._assemble_row(self._values), *self._weight_statistics(before)])
         finally:
             self._values = None
 
     @torch.no_grad()
+    def _weight_statistics(self, before: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the norm of each weight before a step and the angle by which the step turned it, (weights,) each."""
+        norms = torch.stack([frobenius_norm(weight) for weight in before])
+        pairs = zip(before, self.weights, strict=True)
+        return norms, torch.stack([update_angle(old, new) for old, new in pairs]).to(norms.dtype)
+
+    @torch.no_grad()
     def _assemble_row(self, values: SiteValues) -> torch.Tensor:
-        """Return the row of one pass: one value per statistic and site, in the order of _columns().
+        """Return the PROBE_KEYS of the row of one pass: one value per statistic and site, in the order of _columns().
 
         With several processes, each holds the values of some sites. Of each gradient it holds the norm of its own
         part, which is too large by a factor equal to the number of processes.
@@ -108,9 +120,10 @@ class ProbeRecorder:
             norms.copy_(norms.sqrt() / self.world.size)
         return row
 
-    def keep(self, iteration: int, row: torch.Tensor) -> None:
-        """Keep the row of an observed step under `iteration`."""
+    def keep(self, iteration: int, row: torch.Tensor, rate: float = math.nan) -> None:
+        """Keep the row of an observed step under `iteration`, with its learning rate."""
         self.iterations.append(iteration)
+        self.rates.append(rate)
         self.rows.append(row)
 
     @contextlib.contextmanager
@@ -123,12 +136,13 @@ class ProbeRecorder:
 
     def _width(self, key: str) -> int:
         """Return the number of sites at which a statistic is recorded."""
-        return len(self.sites["conv" if key in CONV_KEYS else "activation"])
+        kind = "weight" if key in WEIGHT_KEYS else "conv" if key in CONV_KEYS else "activation"
+        return len(self.sites[kind])
 
     def _columns(self) -> dict[str, slice]:
         """Return {statistic: its slice of a row}."""
         columns, start = {}, 0
-        for key in PROBE_KEYS:
+        for key in (*PROBE_KEYS, *WEIGHT_KEYS):
             columns[key] = slice(start, start + self._width(key))
             start += self._width(key)
         return columns
@@ -136,29 +150,35 @@ class ProbeRecorder:
     def state_dict(self) -> dict[str, Any]:
         """Return the probe dict of docs/files.md for the iterations since the last dump, on the CPU.
 
-        It holds iteration (T,) int64, sites {"conv": names, "activation": names}, and for each statistic a
-        (T, sites) float32 tensor.
+        It holds iteration (T,) int64, learning_rate (T,) float64, sites {"conv": names, "activation": names,
+        "weight": names}, and for each statistic a (T, sites) float32 tensor.
         """
         columns = self._columns()
-        width = columns[PROBE_KEYS[-1]].stop
+        width = columns[WEIGHT_KEYS[-1]].stop
         rows = torch.stack(self.rows).float().cpu() if self.rows else torch.empty(0, width)
         state = {"iteration": torch.tensor(self.iterations, dtype=torch.int64), "sites": self.sites}
+        state["learning_rate"] = torch.tensor(self.rates, dtype=torch.float64)
         return state | {key: rows[:, part].clone() for key, part in columns.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the state that state_dict() returned."""
+        """Restore the state that state_dict() returned; what an earlier version did not record becomes NaN."""
         self.iterations = state["iteration"].tolist()
-        self.rows = list(torch.cat([state[key] for key in PROBE_KEYS], dim=1).to(self.device))
+        steps = len(self.iterations)
+        unknown = torch.full((steps,), math.nan, dtype=torch.float64)
+        self.rates = state.get("learning_rate", unknown).tolist()
+        parts = [state[key] for key in PROBE_KEYS]
+        parts += [state.get(key, torch.full((steps, self._width(key)), math.nan)) for key in WEIGHT_KEYS]
+        self.rows = list(torch.cat(parts, dim=1).to(self.device))
 
     def drop_after(self, iteration: int) -> None:
         """Forget the rows recorded after `iteration`."""
         kept = sum(recorded <= iteration for recorded in self.iterations)
-        self.iterations, self.rows = self.iterations[:kept], self.rows[:kept]
+        self.iterations, self.rates, self.rows = self.iterations[:kept], self.rates[:kept], self.rows[:kept]
 
     def dump(self) -> dict[str, Any]:
         """Return state_dict() and forget its iterations."""
         state = self.state_dict()
-        self.iterations, self.rows = [], []
+        self.iterations, self.rates, self.rows = [], [], []
         return state
 
     def close(self) -> None:

@@ -8,11 +8,12 @@ import torch
 from config import Config
 from normstudy.cli import RunError, stops_at_safe_points
 from normstudy.datasets import load
-from normstudy.kernels import is_out_of_memory, keep_freed_memory
+from normstudy.kernels import is_out_of_memory, keep_freed_memory, training_arithmetic
 from normstudy.storage import RunDirectory, open_run, prepare_run, reads_same_folder, update_table
 from normstudy.training.finished_run import Plots, damaged_outputs, has_ended, remake_outputs, report_run
 from normstudy.training.loop import Training
 from normstudy.training.processes import World, count_processes, is_lost_process, join_processes
+from normstudy.training.scalars import check_tensorboard
 
 
 def train_run(config: Config, plots: Plots) -> Path:
@@ -23,6 +24,8 @@ def train_run(config: Config, plots: Plots) -> Path:
     config, run = open_run(config, count_processes())
     keep_freed_memory()
     world, device = join_processes(config.device)
+    if config.tensorboard:
+        check_tensorboard()
     is_ended = world.from_first(lambda: not config.overwrite and has_ended(run))
     if not is_ended or not world.from_first(lambda: reads_same_folder(run, config)):
         try:
@@ -63,7 +66,8 @@ def _train_or_check(
 
         fingerprint = world.from_first(begin)
         if not is_ended:
-            with stops_at_safe_points() as points:
+            arithmetic = training_arithmetic(device, config.precision, config.deterministic)
+            with arithmetic, stops_at_safe_points() as points:
                 Training(config, run, dataset.to(device), fingerprint, device, points, world).finish()
         if world.is_first:
             remake_outputs(run, plots)

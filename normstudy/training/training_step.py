@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from config import Config
 from models import Network
-from normstudy.datasets import Split, training_batch
-from normstudy.training.optimizer import SGD
+from normstudy.datasets import Split, training_batch, training_order
+from normstudy.training.optimizer import Optimizer
 from normstudy.training.probe_recorder import ProbeRecorder
 from normstudy.training.processes import ALONE, World
 
@@ -42,7 +42,7 @@ def loss_or_nan(loss: torch.Tensor, gradients: Sequence[torch.Tensor]) -> torch.
 
 
 class Step:
-    """One step of SGD on a batch of `split`, given by its indices and flips (N,), both on the split's device.
+    """One training step on a batch of `split`, given by its indices (N,) and flips (see to_network_input).
 
     step(indices, flips, rate, iteration) returns the mean loss before the step (NaN if a gradient is not finite) and
     the number of correct predictions. Both are zero-dimensional tensors that stay valid until the next step. Probe
@@ -53,7 +53,7 @@ class Step:
         self,
         config: Config,
         model: Network,
-        optimizer: SGD,
+        optimizer: Optimizer,
         split: Split,
         recorder: ProbeRecorder | None = None,
         world: World = ALONE,
@@ -70,17 +70,17 @@ class Step:
         self, indices: torch.Tensor, flips: torch.Tensor, rate: float | torch.Tensor, iteration: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         loss, correct, row = self.compute(indices, flips, rate, self.recorder_at(iteration))
-        self.keep(iteration, row)
+        self.keep(iteration, rate, row)
         return loss, correct
 
     def recorder_at(self, iteration: int) -> ProbeRecorder | None:
         """Return the recorder if it records this iteration, else None."""
         return self.recorder if iteration % self.config.probe_every == 0 else None
 
-    def keep(self, iteration: int, row: torch.Tensor | None) -> None:
-        """Keep the row of probe statistics, if there is one."""
+    def keep(self, iteration: int, rate: float | torch.Tensor, row: torch.Tensor | None) -> None:
+        """Keep the row of probe statistics, if there is one, with the learning rate of the step."""
         if self.recorder is not None and row is not None:
-            self.recorder.keep(iteration, row)
+            self.recorder.keep(iteration, row, float(rate))
 
     def compute(
         self, indices: torch.Tensor, flips: torch.Tensor, rate: float | torch.Tensor, recorder: ProbeRecorder | None
@@ -90,16 +90,17 @@ class Step:
         images, labels = training_batch(self.split, indices, flips, self.config.image_size)
         with nullcontext() if recorder is None else recorder.observe() as observation:
             logits = forward_in_precision(self.config, self.network, images)
-            loss = F.cross_entropy(logits, labels)
+            loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
             if self.world.size > 1:
                 loss = weight * loss
             self.optimizer.zero_grad()
             loss.backward()
-        loss, correct = loss.detach(), (logits.argmax(1) == labels).sum()
-        if self.world.size > 1:
-            loss, correct = self.world.sum(torch.stack([loss / self.world.size, correct * (weight > 0)]))
-        loss = loss_or_nan(loss, self.optimizer.gradients())
-        self.optimizer.step(rate)
+            loss, correct = loss.detach(), (logits.argmax(1) == labels).sum()
+            if self.world.size > 1:
+                loss, correct = self.world.sum(torch.stack([loss / self.world.size, correct * (weight > 0)]))
+            loss = loss_or_nan(loss, self.optimizer.gradients())
+            self.optimizer.clip(self.config.clip_grad)
+            self.optimizer.step(rate)
         return StepResult(loss, correct, None if observation is None else observation.row)
 
 
@@ -111,12 +112,14 @@ class GraphedStep(Step):
     """
 
     def __init__(
-        self, config: Config, model: Network, optimizer: SGD, split: Split, recorder: ProbeRecorder | None = None
+        self, config: Config, model: Network, optimizer: Optimizer, split: Split, recorder: ProbeRecorder | None = None
     ) -> None:
         super().__init__(config, model, optimizer, split, recorder)
         device = split.labels.device
         self.indices = torch.zeros(config.batch_size, dtype=torch.int64, device=device)
-        self.flips = torch.zeros(config.batch_size, dtype=torch.bool, device=device)
+        self.flips = training_order(split, 0, 0, config.augment)[1][:1].repeat(
+            config.batch_size, *[1] * (config.augment == "crop")
+        )
         self.rate = torch.zeros((), device=device)
         self.stream = torch.cuda.Stream(device)
         self.has_failed = False
@@ -145,7 +148,7 @@ class GraphedStep(Step):
         self.rate.fill_(rate)
         graph, (loss, correct, row) = self.graphs[is_probed]
         graph.replay()
-        self.keep(iteration, None if row is None else row.clone())
+        self.keep(iteration, rate, None if row is None else row.clone())
         return loss, correct
 
     def on_side_stream(
@@ -170,7 +173,7 @@ class GraphedStep(Step):
 def build_step(
     config: Config,
     model: Network,
-    optimizer: SGD,
+    optimizer: Optimizer,
     split: Split,
     recorder: ProbeRecorder | None = None,
     world: World = ALONE,

@@ -15,7 +15,7 @@ def test_one_checkpoint_by_name(run):
 
 def test_a_checkpoint_that_is_not_there_is_named(run, capsys):
     assert run_hessian.main([str(run.path), *QUICK, "--checkpoint=3"]) == 1
-    assert "no checkpoint epoch_0003; it has epoch_0005, epoch_0006" in capsys.readouterr().err
+    assert "no checkpoint epoch_0003; it has epoch_0000, epoch_0005, epoch_0006" in capsys.readouterr().err
 
 
 def test_a_run_without_its_settings_is_not_passed_over(run, results, capsys):

@@ -91,30 +91,34 @@ def test_a_read_only_file_system_names_the_file_that_was_asked_for(tmp_path, mon
 def test_non_finite_numbers_become_null_at_any_depth(tmp_path):
     path = tmp_path / "summary.json"
     files.write_json(path, {"loss": float("nan"), "layers": [{"trace": float("inf")}, (float("-inf"), 1.5)]})
-    assert files.read_json(path) == {"loss": None, "layers": [{"trace": None}, [None, 1.5]]}
+    assert files.read_json(path) == {"loss": None, "layers": [{"trace": None}, [None, 1.5]], "schema_version": 1}
 
 
 def test_json_is_standard_json(tmp_path):
     path = tmp_path / "summary.json"
     files.write_json(path, {"loss": float("nan"), "accuracy": 0.5})
     stored = json.loads(path.read_text(), parse_constant=fail_with(ValueError))
-    assert stored == {"loss": None, "accuracy": 0.5, "checksum": stored["checksum"]}
+    assert stored == {"loss": None, "accuracy": 0.5, "schema_version": 1, "checksum": stored["checksum"]}
 
 
 def test_json_keeps_every_script_readable(tmp_path):
     path = tmp_path / "config.json"
     files.write_json(path, {"classes": ["Äpfel", "蘋果", "🍎"]})
     text = path.read_text(encoding="utf-8")
-    assert text.startswith('{\n  "classes": [\n    "Äpfel",\n    "蘋果",\n    "🍎"\n  ],\n  "checksum": "')
+    assert text.startswith(
+        '{\n  "classes": [\n    "Äpfel",\n    "蘋果",\n    "🍎"\n  ],\n  "schema_version": 1,\n  "checksum": "'
+    )
 
 
 @given(st.dictionaries(st.text(), st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.text()))
 @example({"checksum": 0.0, "loss": 1.0})
+@example({"schema_version": 7, "loss": 1.0})
 def test_json_gives_back_what_was_written(tmp_path_factory, content):
-    """A key "checksum" is not returned, because the file has its own."""
+    """The keys "checksum" and "schema_version" are the file's own."""
     path = tmp_path_factory.getbasetemp() / "round-trip.json"
     files.write_json(path, content)
-    assert files.read_json(path) == {key: value for key, value in content.items() if key != files.CHECKSUM}
+    kept = {key: value for key, value in content.items() if key != files.CHECKSUM}
+    assert files.read_json(path) == kept | {"schema_version": files.SCHEMA_VERSION}
 
 
 # CSV

@@ -31,8 +31,8 @@ def train(world, arch, norm_type, is_synchronized=True):
     if world.size > 1 and is_synchronized:
         layer_defs.synchronize(model, world.mean)
     recorder = ProbeRecorder(model, world)
-    sgd = optimizer.SGD(model.parameters(), 0.9, 1e-4)
-    step = DoubleStep(parse_args([]), model, sgd, split, recorder, world)
+    settings = parse_args([])
+    step = DoubleStep(settings, model, optimizer.Optimizer(settings, model), split, recorder, world)
     model.train()
     found = []
     for index, size in enumerate(BATCHES):

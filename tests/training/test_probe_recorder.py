@@ -91,7 +91,8 @@ def test_recorded_values_are_those_of_the_sites(arch):
     with recorder.step(0):
         F.cross_entropy(model(x), y).backward()
     dump = recorder.dump()
-    for kind, names in dump["sites"].items():
+    for kind, names in reference.probe_sites().items():
+        assert dump["sites"][kind] == names
         for index, name in enumerate(names):
             output = outputs[kind, name].detach()
             maps = output.transpose(1, 2).unsqueeze(3) if output.dim() == 3 else output
@@ -103,6 +104,44 @@ def test_recorded_values_are_those_of_the_sites(arch):
                 expected = activation_statistics(output.double())
             for key, value in expected.items():
                 torch.testing.assert_close(dump[key][0, index], value.float(), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("rate", [0.1, 1e-6, 1e-12, 0.0])
+def test_the_angle_of_an_update_is_exact_however_small_it_is(rate):
+    torch.manual_seed(0)
+    model = build_model("vgg", norm_type="BatchNorm", num_classes=10).double()
+    model.classifier.weight.data.zero_()
+    recorder = ProbeRecorder(model)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    x, y = torch.randn(5, 3, 16, 16).double(), torch.randint(10, (5,))
+    with recorder.step(0):
+        F.cross_entropy(model(x), y).backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter.sub_(rate * parameter.grad)
+    dump = recorder.dump()
+    assert dump["sites"]["weight"] == [f"blocks.{index}.conv.weight" for index in range(10)] + ["classifier.weight"]
+    for index, name in enumerate(dump["sites"]["weight"]):
+        old, new = before[name].flatten(), model.get_parameter(name).detach().flatten()
+        if not old.any():
+            assert (dump["weight_norm"][0, index], dump["update_angle"][0, index]) == (0, 0)
+            continue
+        torch.testing.assert_close(dump["weight_norm"][0, index].double(), old.norm(), rtol=1e-6, atol=0)
+        update = new - old
+        across = (update - (update @ old) / (old @ old) * old).norm()
+        angle = torch.atan2(across, old.norm() + update @ old / old.norm())
+        torch.testing.assert_close(dump["update_angle"][0, index].double(), angle, rtol=1e-3, atol=3e-16)
+
+
+def test_a_state_of_the_version_without_weights_is_continued():
+    _, model, recorder = train_steps("vgg", ProbeRecorder, norm_type="BatchNorm", steps=2)
+    old = {key: value for key, value in recorder.state_dict().items() if key in ("iteration", "sites", *PROBE_KEYS)}
+    other = ProbeRecorder(model)
+    other.load_state_dict(old)
+    dump = other.dump()
+    assert torch.equal(dump["stable_rank"], old["stable_rank"])
+    assert all(dump[key].isnan().all() for key in ("weight_norm", "update_angle", "learning_rate"))
 
 
 def test_a_dump_holds_the_iterations_since_the_last_one():

@@ -13,7 +13,7 @@ from normstudy.datasets import training_order
 from normstudy.datasets.splits import Split
 from normstudy.training import training_step
 from normstudy.training.epoch_losses import EpochLosses
-from normstudy.training.optimizer import SGD
+from normstudy.training.optimizer import Optimizer
 from normstudy.training.probe_recorder import ProbeRecorder
 
 FLAGS = ["--dataset=Synthetic", "--batch_size=16", "--seed=3"]
@@ -33,7 +33,7 @@ def parts(flags, device="cpu", has_probes=False):
     split = Split(images, torch.randint(0, 10, (70,), generator=generator)).to(device)
     torch.manual_seed(settings.seed)
     model = build_from_config(settings, 10).to(torch.device(device)).to(memory_format=torch.channels_last).train()
-    optimizer = SGD(model.parameters(), momentum=0.9, weight_decay=1e-4)
+    optimizer = Optimizer(settings, model)
     return settings, model, optimizer, split, ProbeRecorder(model) if has_probes else None
 
 
