@@ -1,7 +1,7 @@
 """results.csv: rows that runs and measurements add one by one equal those of a table rebuilt from the folders."""
 
-import dataclasses
 import csv
+import dataclasses
 import os
 import shutil
 import subprocess
