@@ -151,7 +151,7 @@ def test_the_pieces_of_python_measure_a_run(tmp_path, small, narrow):
     """In a process of their own, but for the width of the network and the number of images."""
     run = main.main([*small, "--epochs=1", f"--results_dir={tmp_path}"])
     measure, *_, load_run = python_blocks("docs/python.md")
-    load_run = load_run.replace("results/RUN", str(run)).replace("100, classes", "20, classes")
+    load_run = load_run.replace("results/RUN", str(run)).replace("100, len(", "20, len(")
     imports = measure.partition("model = ")[0]
     measured = "for mode" + measure.partition("for mode")[2]
     narrower = f"import config\nconfig.VGG_LAYERS['cfg_10'] = {NARROW}"
