@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,14 @@ from normstudy.plots.style import (
     scale_logarithmically,
     tick_whole_numbers,
 )
-from normstudy.storage import CONV_KEYS, PROBE_KEYS, RunDirectory, load_probes_of_whole_batches
+from normstudy.storage import (
+    CONV_KEYS,
+    PROBE_KEYS,
+    WEIGHT_KEYS,
+    RunDirectory,
+    load_probes_of_whole_batches,
+    read_json,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,8 +37,13 @@ PROBE_TITLES = {
     "cosine_similarity": "cosine similarity",
     "stable_rank": "stable rank",
 }
-LOGARITHMIC_PROBES = ("std", "grad_norm", "activation_norm", "activation_variance", "stable_rank")
-SITE_LABELS = {"conv": "convolution or branch", "activation": "activation or block"}
+WEIGHT_TITLES = {
+    "weight_norm": "weight norm",
+    "update_angle": "angle of the update (radians)",
+    "effective_rate": "effective learning rate",
+}
+LOGARITHMIC_PROBES = ("std", "grad_norm", "activation_norm", "activation_variance", "stable_rank", *WEIGHT_TITLES)
+SITE_LABELS = {"conv": "convolution or branch", "activation": "activation or block", "weight": "weight"}
 LINE_STYLES = ("-", "--", ":", "-.")  # one for each place in a block
 MOST_COLUMNS = 300  # maximum number of columns of a heatmap; more iterations are averaged into bins
 MOST_MARKED = 20  # number of sites of a line up to which each has a marker
@@ -46,18 +59,20 @@ def draw_probes(run: RunDirectory, title: str) -> None:
     if probes is None or not len(probes["iteration"]):
         return
     iterations = probes["iteration"].numpy()
-    figure, panels = new_figure(4, 3, figsize=(17, 18))
-    figure.subplots_adjust(left=0.065, right=0.98, bottom=0.04, top=0.93)
-    for index, key in enumerate(PROBE_KEYS):
+    statistics = {key: probes[key].double().numpy() for key in PROBE_KEYS} | _of_weights(run, probes)
+    figure, panels = new_figure(2 * len(statistics) // 3, 3, figsize=(17, 3 * len(statistics)))
+    figure.subplots_adjust(left=0.065, right=0.98, bottom=0.24 / len(statistics), top=1 - 0.42 / len(statistics))
+    for index, (key, values) in enumerate(statistics.items()):
         heatmap, profile = panels[2 * (index // 3), index % 3], panels[2 * (index // 3) + 1, index % 3]
-        values = probes[key].double().numpy()
-        kind = "conv" if key in CONV_KEYS else "activation"
+        kind = "conv" if key in CONV_KEYS else "activation" if key in PROBE_KEYS else "weight"
+        names = probes["sites"][kind] if kind != "weight" else ["weight"] * values.shape[1]
+        label = (PROBE_TITLES | WEIGHT_TITLES)[key]
         _draw_heatmap(figure, heatmap, iterations, values, key)
-        heatmap.set(title=PROBE_TITLES[key], xlabel="iteration", ylabel=SITE_LABELS[kind])
-        _draw_profile(profile, iterations, values, key, probes["sites"][kind])
-        profile.set(xlabel=f"{SITE_LABELS[kind]} (1 = nearest the input)", ylabel=PROBE_TITLES[key])
+        heatmap.set(title=label, xlabel="iteration", ylabel=SITE_LABELS[kind])
+        _draw_profile(profile, iterations, values, key, names)
+        profile.set(xlabel=f"{SITE_LABELS[kind]} (1 = nearest the input)", ylabel=label)
     has_shortcuts = any("shortcut" in name for name in probes["sites"]["conv"])
-    is_white = any(not probes[key].isfinite().all() for key in PROBE_KEYS)
+    is_white = any(not np.isfinite(values).all() for values in statistics.values())
     figure.suptitle(
         printable(title)
         + "\nfull batches only; layers are numbered from the input"
@@ -65,6 +80,21 @@ def draw_probes(run: RunDirectory, title: str) -> None:
         + "; white: not finite" * is_white
     )
     save_figure(figure, run.probes_picture, dpi=85)
+
+
+def _of_weights(run: RunDirectory, probes: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Return {statistic: (iterations, weights)} of the weights; nothing if an earlier version did not record them.
+
+    The effective learning rate is that of a weight w whose scale does not change the output: rate/‖w‖² for SGD, and
+    rate/‖w‖ for AdamW.
+    """
+    if not all(key in probes for key in (*WEIGHT_KEYS, "learning_rate")):
+        return {}
+    found = {key: probes[key].double().numpy() for key in WEIGHT_KEYS}
+    power = 1 if read_json(run.config).get("optimizer") == "adamw" else 2
+    with np.errstate(divide="ignore"):
+        found["effective_rate"] = probes["learning_rate"].numpy()[:, None] / found["weight_norm"] ** power
+    return found
 
 
 def _colour_limits(values: np.ndarray, key: str) -> tuple[float, float, bool]:
