@@ -360,7 +360,7 @@ class Config:
         """
         values = {}
         for option in dataclasses.fields(self):
-            value, before = getattr(self, option.name), option.metadata.get("before", NEVER)
+            value, before = getattr(self, option.name), option.metadata["before"]
             if option.name in PROBE_FLAGS:
                 value = option.default
             if not option.metadata["runtime"] and value != before:
@@ -522,8 +522,10 @@ def _check_applicable(config: Config, given: Container[str]) -> None:
         raise UsageError("--data_dir does not apply to Synthetic, which is generated from the seed; leave it out")
     if config.nesterov and not config.momentum:
         raise UsageError("--nesterov needs a --momentum above 0")
-    if "lr" in given and "init_lr" in given and config.lr is not None:
-        raise UsageError("--lr sets the learning rate, --init_lr multiplies the usual one: leave one of them out")
+    if "lr" in given and "init_lr" in given:
+        raise UsageError(
+            "--lr cannot be combined with --init_lr, which multiplies the usual rate: leave one of them out"
+        )
     if config.stop_at_loss is not None and config.lr_schedule != "constant":
         raise UsageError("--stop_at_loss needs --lr_schedule=constant, because stopping must not depend on --epochs")
     if "probe_every" in given and not config.probe_layers:

@@ -1,4 +1,4 @@
-"""What every command needs: flags, errors that a user can cause, signals, progress bars. It does not import torch."""
+"""Flags, errors that a user can cause, signals and progress bars, for all commands. It does not import torch."""
 
 from normstudy.cli.commands import end_process, loading_modules, run_command
 from normstudy.cli.errors import Busy, RunError, UsageError, describe_os_error, first_line

@@ -128,7 +128,9 @@ def _unit(vectors: torch.Tensor) -> torch.Tensor:
 
 
 def update_angle(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """Return the angle in radians between a weight before and after a step; 0 if either is all zeros.
+    """Return the angle in radians between a weight before and after a step.
+
+    It is 0 if either is all zeros, and NaN if either is not finite.
 
     It is 2 · atan2(‖â − b̂‖, ‖â + b̂‖) of the unit vectors (Kahan), in float64 if the device has it: arccos of their
     cosine would give 0 below 1e-3 in float32.
@@ -138,4 +140,4 @@ def update_angle(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
     sizes = torch.linalg.vector_norm(a), torch.linalg.vector_norm(b)
     a, b = a / sizes[0], b / sizes[1]
     angle = 2 * torch.atan2(torch.linalg.vector_norm(a - b), torch.linalg.vector_norm(a + b))
-    return torch.where((sizes[0] > 0) & (sizes[1] > 0), angle, 0).float()
+    return torch.where((sizes[0] == 0) | (sizes[1] == 0), 0, angle).float()

@@ -92,7 +92,7 @@ class Task:
 
 
 class CountedBatches:
-    """The batches of a task. Each iteration over all of them moves a progress bar by one product."""
+    """The batches of a task. Each pass over them advances the progress bar by one product."""
 
     def __init__(self, task: Task, bar: "tqdm") -> None:
         self.task, self.bar = task, bar

@@ -47,7 +47,9 @@ def finished_config(run: RunDirectory) -> Config:
             )
         raise RunError(f"{run.path} is not a folder{hint}")
     if not run.config.exists() and next(run.path.glob("*/config.json"), None) is not None:
-        raise RunError(f"{run.path} is a folder of runs; use --results_dir={run.path} to measure all of them")
+        raise RunError(
+            f"{run.path} contains runs and is not one itself; use --results_dir={run.path} to measure all of them"
+        )
     if not run.config.exists() and not run.summary.exists():
         raise RunError(f"{run.path} is not the folder of a run: it has no config.json")
     config = stored_config(run)

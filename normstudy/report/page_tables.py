@@ -117,7 +117,7 @@ def runs_table_html(runs: pd.DataFrame, files_of_runs: Mapping[str, tuple[str, S
             ]
         )
     search = (
-        f'<p><label>Filter: <input id="filter" placeholder="all of these words: vgg batchnorm 256"></label> '
+        f'<p><label>Filter: <input id="filter" placeholder="words in a row, such as vgg batchnorm 256"></label> '
         f'<span id="shown">{len(rows)}</span> of {len(rows)} runs</p>'
     )
     return search + table_html(columns, rows, numeric=("batch", "seed", *columns[8:14]), identity="runs")

@@ -11,6 +11,7 @@ import pandas as pd
 
 from config import ARCHS, GROUPED_NORMS, NORM_TYPES
 from normstudy.cli import RunError, canonical_name
+from normstudy.storage import SETTING_COLUMNS
 
 Row = dict[str, Any]  # one run: {column: value}
 T = TypeVar("T")
@@ -34,27 +35,9 @@ MEASURES = {
 CELL = ["Model", "Dataset", "Batch Size", "Mom & WD"]
 # All columns in which settings can differ, without the norm and its grouping, which the report compares.
 HYPERPARAMETERS = [
-    *(*CELL, "SkipInit", "epochs", "conv_type", "cfg", "preact", "image_size", "patch_size", "init_lr", "lr_warmup"),
-    *(
-        "momentum",
-        "weight_decay",
-        "precision",
-        "val_fraction",
-        "train_samples",
-        "batch_shares",
-        "optimizer",
-        "nesterov",
-    ),
-    *(
-        "lr",
-        "lr_schedule",
-        "augment",
-        "label_smoothing",
-        "clip_grad",
-        "weight_decay_on",
-        "stop_at_loss",
-        "deterministic",
-    ),
+    *(*CELL, "SkipInit"),
+    *(name for name in SETTING_COLUMNS if name != "seed"),
+    *("val_fraction", "train_samples"),
 ]
 REQUIRED = ["Model", "Norm", "Dataset", "Batch Size", "Test Accuracy"]
 MIN_POINTS = 5  # minimum number of points for a coefficient, a test or a mean over groups

@@ -24,6 +24,7 @@ from normstudy.storage.probe_files import (
 )
 from normstudy.storage.provenance import add_to_history, git_commit, history_entry, package_versions
 from normstudy.storage.recorded_files import are_metrics_whole, changed_files, restore_metrics, save_checkpoint
+from normstudy.storage.results_columns import SETTING_COLUMNS
 from normstudy.storage.results_table import collect_table, update_table
 from normstudy.storage.run_directory import (
     MEASUREMENTS,
@@ -42,6 +43,7 @@ __all__ = [
     "MEASUREMENTS",
     "METRICS_COLUMNS",
     "PROBE_KEYS",
+    "SETTING_COLUMNS",
     "WEIGHT_KEYS",
     "RunDirectory",
     "add_to_history",

@@ -161,7 +161,7 @@ def run_on_slurm(
 
 
 def follow_jobs(runs: Sequence[SweepRun], options: Mapping[str, Any], results_dir: Path) -> None:
-    """Show the progress of the jobs until none of these runs is in the queue."""
+    """Show the progress of the jobs until all of these runs have left the queue."""
     names = {run.directory.path.name for run in runs}
     by_status = runs_by_status(runs, options["measure"])
     said = {name: {run.directory.path.name for run in by_status[name]} for name in ("done", "failed")}

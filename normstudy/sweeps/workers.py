@@ -122,7 +122,7 @@ class Worker:
             return Ending(code, read_outcome(outcome), count_memory_kills() > memory_kills)
 
     def wait(self) -> None:
-        """Wait until the children have ended. It reaps none of them, so a signal handler may call it."""
+        """Wait until the child processes have ended, without reaping them, so that a signal handler may call it."""
         for child in list(self.children):
             with contextlib.suppress(ChildProcessError):
                 os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)

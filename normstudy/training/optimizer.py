@@ -32,20 +32,20 @@ class Optimizer:
         self.parameters = list(named.values())
         device = self.parameters[0].device
         is_fused = device.type != "mps"
-        self.torch: torch.optim.Optimizer
+        self.inner: torch.optim.Optimizer
         if config.optimizer == "sgd":
-            self.torch = torch.optim.SGD(
+            self.inner = torch.optim.SGD(
                 groups, lr=1.0, momentum=config.momentum, nesterov=config.nesterov, fused=is_fused
             )
         else:
             is_graphed = device.type == "cuda"
-            self.torch = torch.optim.AdamW(groups, lr=1.0, fused=is_fused, capturable=is_graphed)
+            self.inner = torch.optim.AdamW(groups, lr=1.0, fused=is_fused, capturable=is_graphed)
         has_state = config.optimizer != "sgd" or config.momentum > 0
         self.state_names = STATE_NAMES[config.optimizer] if has_state else ()
         for parameter in self.parameters:
             for name in self.state_names:
                 scalar = torch.zeros((), device=device)
-                self.torch.state[parameter][name] = scalar if name == "step" else torch.zeros_like(parameter)
+                self.inner.state[parameter][name] = scalar if name == "step" else torch.zeros_like(parameter)
 
     def gradients(self) -> list[torch.Tensor]:
         """Return the gradient of each parameter. Raises ValueError if one has none."""
@@ -62,13 +62,13 @@ class Optimizer:
 
     def step(self, rate: float | torch.Tensor) -> None:
         """Update the parameters; `rate` is a number, or a zero-dimensional tensor on their device."""
-        for group in self.torch.param_groups:
+        for group in self.inner.param_groups:
             group["lr"] = rate
-        self.torch.step()
+        self.inner.step()
 
     def zero_grad(self) -> None:
         """Set all gradients to None."""
-        self.torch.zero_grad(set_to_none=True)
+        self.inner.zero_grad(set_to_none=True)
 
     def tensors(self) -> list[torch.Tensor]:
         """Return the tensors of the state."""
@@ -76,7 +76,7 @@ class Optimizer:
 
     def state_dict(self) -> dict[str, list[torch.Tensor]]:
         """Return {name of torch's state: its tensor for each parameter}."""
-        return {name: [self.torch.state[each][name] for each in self.parameters] for name in self.state_names}
+        return {name: [self.inner.state[each][name] for each in self.parameters] for name in self.state_names}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from config import Config
 from models import Network
-from normstudy.datasets import Split, training_batch, training_order
+from normstudy.datasets import Split, training_batch
 from normstudy.training.optimizer import Optimizer
 from normstudy.training.probe_recorder import ProbeRecorder
 from normstudy.training.processes import ALONE, World
@@ -117,9 +117,9 @@ class GraphedStep(Step):
         super().__init__(config, model, optimizer, split, recorder)
         device = split.labels.device
         self.indices = torch.zeros(config.batch_size, dtype=torch.int64, device=device)
-        self.flips = training_order(split, 0, 0, config.augment)[1][:1].repeat(
-            config.batch_size, *[1] * (config.augment == "crop")
-        )
+        has_crops = config.augment == "crop"
+        shape = (config.batch_size, 3) if has_crops else (config.batch_size,)
+        self.flips = torch.zeros(shape, dtype=torch.int64 if has_crops else torch.bool, device=device)
         self.rate = torch.zeros((), device=device)
         self.stream = torch.cuda.Stream(device)
         self.has_failed = False

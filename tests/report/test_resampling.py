@@ -25,7 +25,7 @@ def test_a_resample_by_counts_is_scipys_coefficient_of_repeated_points(n, seed):
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
-    """Of 200 samples of 40 points with correlation 0.5, 88 to 99 % of the 95 % intervals cover it."""
+    """For 200 samples of 40 points with correlation 0.5, 88 to 99 % of the 95 % intervals contain 0.5."""
     generator = np.random.default_rng(0)
     held = 0
     for _ in range(200):

@@ -40,7 +40,7 @@ def test_bf16_on_a_processor_without_it_is_said(train, tmp_path, capfd):
 @pytest.mark.parametrize("step", [0, 6, 23])
 @pytest.mark.parametrize("layer", ["classifier.weight", "blocks.0.conv.weight"])
 def test_a_gradient_that_is_not_finite_ends_the_run_at_its_step(small, tmp_path, monkeypatch, step, layer):
-    """The loss of that step is still finite. The run has 24 steps."""
+    """The run has 24 steps. At the step tested, the gradient is not finite, but the loss still is."""
     original = models.build_from_config
 
     def build(*arguments):

@@ -1,6 +1,7 @@
 """The probe recorder: what it records, keeps and forgets, and that it leaves training unchanged."""
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 
 import config
 from models import build_model
-from normstudy.kernels.probe_statistics import activation_statistics
+from normstudy.kernels.probe_statistics import activation_statistics, update_angle
 from normstudy.storage import ACTIVATION_KEYS, CONV_KEYS, PROBE_KEYS
 from normstudy.training.probe_recorder import ProbeRecorder
 
@@ -132,6 +133,14 @@ def test_the_angle_of_an_update_is_exact_however_small_it_is(rate):
         across = (update - (update @ old) / (old @ old) * old).norm()
         angle = torch.atan2(across, old.norm() + update @ old / old.norm())
         torch.testing.assert_close(dump["update_angle"][0, index].double(), angle, rtol=1e-3, atol=3e-16)
+
+
+def test_the_angle_of_a_weight_that_is_not_finite_is_not_a_number():
+    weight = torch.ones(3)
+    for other in (torch.tensor([1.0, math.nan, 1.0]), torch.tensor([1.0, math.inf, 1.0])):
+        assert update_angle(weight, other).isnan()
+        assert update_angle(other, weight).isnan()
+    assert update_angle(weight, torch.zeros(3)) == 0
 
 
 def test_a_state_of_the_version_without_weights_is_continued():
