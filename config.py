@@ -315,7 +315,8 @@ class Config:
     )
     keep: str = _flag(
         "all",
-        "Keep all checkpoints (of the start, of every --dump_every-th and of the last epoch), or only the last one",
+        "Keep all checkpoints (of the start, of every --dump_every-th and of the last epoch), or only the first and "
+        "the last",
         group="run",
         choices=KEEP,
         runtime=True,

@@ -245,9 +245,9 @@ def test_overwrite_starts_over(tmp_path):
     assert not (run.path / "leftover.txt").exists()
 
 
-def test_keep_last_leaves_one_epoch_checkpoint(tmp_path):
+def test_keep_last_leaves_the_first_and_the_last_checkpoint(tmp_path):
     run = train(tmp_path, "--epochs=6", "--keep=last", "--train_samples=16")
-    assert [path.name for path in run.checkpoints()] == ["epoch_0006.pt"]
+    assert [path.name for path in run.checkpoints()] == ["epoch_0000.pt", "epoch_0006.pt"]
 
 
 def test_divergence_is_a_result(tmp_path, capsys):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def save_checkpoint(
     run: RunDirectory, config: Config, model: torch.nn.Module, epoch: int, files: dict[str, str]
 ) -> None:
-    """Write the model's checkpoint of an epoch; with keep=last, then delete the older checkpoints.
+    """Write the model's checkpoint of an epoch; with keep=last, then delete those between the first and this one.
 
     Updates `files`, the {name: SHA-256} of the run's files.
     """
@@ -28,7 +28,7 @@ def save_checkpoint(
     files[run.name_of(path)] = write_torch(path, model.state_dict())
     if config.keep == "last":
         for older in run.checkpoints():
-            if older != path:
+            if older not in (path, run.checkpoint(0)):
                 older.unlink()
                 files.pop(run.name_of(older), None)
 

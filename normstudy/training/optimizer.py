@@ -1,5 +1,6 @@
 """The optimizers of torch.optim. The learning rate is given at each step, and the state exists from the start."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from config import Config
 from models import weight_names
 
 STATE_NAMES = {"sgd": ("momentum_buffer",), "adamw": ("step", "exp_avg", "exp_avg_sq")}
+TINY = torch.finfo(torch.float32).tiny
 EARLIER_NAME = {"velocities": "momentum_buffer"}  # states of the version that had its own SGD
 
 
@@ -58,7 +60,11 @@ class Optimizer:
     def clip(self, max_norm: float | None) -> None:
         """Scale the gradient of all parameters down to an L2 norm of at most `max_norm`; None does nothing."""
         if max_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters, max_norm)
+            gradients = self.gradients()
+            # In units of the largest entry: squares of entries above 1e19 overflow, and the update would be 0.
+            largest = torch.stack(torch._foreach_norm(gradients, math.inf)).max().clamp(min=TINY)
+            length = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(torch._foreach_div(gradients, largest))))
+            torch._foreach_mul_(gradients, (max_norm / largest / length.clamp(min=TINY)).clamp(max=1))
 
     def step(self, rate: float | torch.Tensor) -> None:
         """Update the parameters; `rate` is a number, or a zero-dimensional tensor on their device."""

@@ -1,5 +1,7 @@
 """The optimizers give the steps of torch.optim, and the state of other parameters is refused."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -93,6 +95,20 @@ def test_gradients_are_clipped_to_a_norm():
     optimizer.clip(0.5)
     after = torch.cat([gradient.flatten() for gradient in optimizer.gradients()])
     torch.testing.assert_close(after, before * (0.5 / before.norm()), rtol=1e-5, atol=1e-7)
+    optimizer.clip(0.6)
+    assert torch.equal(torch.cat([gradient.flatten() for gradient in optimizer.gradients()]), after)
+
+
+@pytest.mark.parametrize("scale", [0, 1e-40, 1e20, 1e38])
+def test_gradients_whose_squares_leave_float32_are_clipped_too(scale):
+    model = Small()
+    optimizer = Optimizer(parse_args([]), model)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, scale)
+    optimizer.clip(0.5)
+    after = torch.cat([gradient.flatten() for gradient in optimizer.gradients()])
+    expected = min(scale, 0.5 / math.sqrt(len(after)))
+    torch.testing.assert_close(after, torch.full_like(after, expected), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("arch", ["vgg", "resnet-56", "vit"])
