@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from .model_state import keeps_running_statistics
+
 # PyTorch modules whose JVP is known to be correct when it is differentiated again. Others are not: layer norm, and
 # batch norm in training mode, silently give wrong results, and softmax raises an error. See the tests.
 DIFFERENTIABLE_JVP = (nn.Conv2d, nn.Linear, nn.ReLU, nn.Tanh, nn.GELU, nn.Identity, nn.Flatten, nn.Sequential)
@@ -39,11 +41,7 @@ def derivative_copy(model: Model, bn_mode: str = "eval", *, forward_mode: bool =
         forward_mode: True if forward-mode derivatives of the copy will be differentiated again, False if the copy
             will be differentiated by two backward passes.
 
-    Raises:
-        ValueError: If `bn_mode` is neither "eval" nor "train".
     """
-    if bn_mode not in ("eval", "train"):
-        raise ValueError(f"bn_mode {bn_mode!r} is neither eval nor train")
     copies: dict[int, nn.Module] = {}
 
     def copy(module: nn.Module) -> nn.Module:
@@ -70,14 +68,17 @@ def derivative_copy(model: Model, bn_mode: str = "eval", *, forward_mode: bool =
     return result  # type: ignore[return-value]  # copy keeps the class
 
 
-def keeps_running_statistics(module: nn.Module) -> bool:
-    """Return whether a layer itself has buffers named running_…; in training mode it then uses batch statistics."""
-    return any(name.startswith("running_") for name, _ in module.named_buffers(recurse=False))
-
-
 def jvp_is_differentiable(model: nn.Module) -> bool:
-    """Return whether the JVP of every module of a derivative copy can be differentiated again."""
-    return all(type(module) in DIFFERENTIABLE_JVP or _declares_jvp(module) for module in model.modules())
+    """Return whether the JVP of every module can be differentiated again, as far as the classes say.
+
+    A module whose forward was replaced or compiled on the instance is not what its class says.
+    """
+    return all(
+        (type(module) in DIFFERENTIABLE_JVP or _declares_jvp(module))
+        and not vars(module).get("forward")
+        and not vars(module).get("_compiled_call_impl")
+        for module in model.modules()
+    )
 
 
 def _declares_jvp(module: nn.Module) -> bool:

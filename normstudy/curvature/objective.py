@@ -1,97 +1,118 @@
-"""The loss whose curvature is computed: the mean cross-entropy of a model over batches."""
+"""The loss whose curvature is computed: the mean loss of a model over batches, as a function of its parameters."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.func import functional_call
-from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .model_copy import derivative_copy, jvp_is_differentiable
+from .batches import Batch, Batches, as_arguments, as_pair, move, repeatable
+from .losses import Loss, LossLike
+from .model_state import BN_MODES, in_mode, trainable_parameters, unwrap
 from .precision import full_float32
 
-BNMode = Literal["eval", "train"]
-Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
+Outputs = Callable[[Any], torch.Tensor]
+
+
+class ModelFunction:
+    """The outputs of a module as a function of its inputs and parameters.
+
+    Args:
+        module: The module.
+        parameters: The parameters by which its outputs are differentiated.
+        outputs: Function that picks the tensor of outputs from what the module returns. Defaults to the result itself.
+    """
+
+    def __init__(self, module: nn.Module, parameters: Sequence[nn.Parameter], outputs: Outputs | None) -> None:
+        names = {id(parameter): name for name, parameter in module.named_parameters()}
+        self.module = module
+        self.names = [names[id(parameter)] for parameter in parameters]
+        self.pick = outputs
+
+    def __call__(
+        self,
+        inputs: Any,
+        parameters: Sequence[torch.Tensor] | None = None,
+        rest: Mapping[str, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Return the outputs with the given parameters, and `rest` of the state, in place of the module's own."""
+        args, kwargs = as_arguments(inputs)
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels cannot be differentiated twice
+            if parameters is None:
+                result = self.module(*args, **kwargs)
+            else:
+                state = {**(rest or {}), **dict(zip(self.names, parameters, strict=True))}
+                result = functional_call(self.module, state, args, kwargs)
+        return result if self.pick is None else self.pick(result)
 
 
 class Objective:
-    """The mean cross-entropy of a model over batches, as a function of its trainable parameters.
+    """The mean loss of a model over batches, as a function of its trainable parameters.
 
-    Args:
-        model: Module that maps images to logits (N, classes).
-        batches: Iterable of (images, labels) that can be iterated repeatedly. An iterator is stored as a list.
-        loss: "cross_entropy".
-        bn_mode: "eval" or "train", as in `derivative_copy`.
-        forward_mode: Whether forward-mode derivatives are differentiated again. If False, derivatives are computed by
-            two backward passes.
+    Args: as for `hessian_matvec`.
 
     Raises:
-        ValueError: If `loss` or `bn_mode` is unknown, if the model has no trainable parameters, or if `batches` is a
-            single pair of tensors.
+        ValueError: If `loss` or `bn_mode` is unknown, if the model cannot be measured (see `trainable_parameters`), or
+            if `batches` is a single batch.
     """
 
     def __init__(
-        self, model: nn.Module, batches: Batches, loss: str, bn_mode: str, *, forward_mode: bool = True
+        self,
+        model: nn.Module,
+        batches: Batches,
+        loss: LossLike = "cross_entropy",
+        *,
+        bn_mode: str = "eval",
+        outputs: Outputs | None = None,
     ) -> None:
-        if loss != "cross_entropy":
-            raise ValueError(f"loss {loss!r} is not supported; use cross_entropy")
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        if not self.parameters:
-            raise ValueError("the model has no trainable parameters")
+        if bn_mode not in BN_MODES:
+            raise ValueError(f"bn_mode {bn_mode!r} is neither eval nor train")
+        self.model = unwrap(model)
+        self.parameters = list(trainable_parameters(self.model).values())
         self.sizes = [parameter.numel() for parameter in self.parameters]
         self.dimension = sum(self.sizes)
-        if isinstance(batches, (tuple, list)) and any(isinstance(each, torch.Tensor) for each in batches):
-            raise ValueError("batches must be a list of pairs; write a single batch as [(images, labels)]")
-        self.batches = list(batches) if isinstance(batches, Iterator) else batches
-        self.model = derivative_copy(model, bn_mode, forward_mode=forward_mode)
-        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
-        self.names = [names[id(parameter)] for parameter in self.parameters]
-        self.jvp_is_differentiable = jvp_is_differentiable(self.model)
+        self.batches = repeatable(batches)
+        self.loss = Loss(loss, self.parameters[0])
+        self.bn_mode = bn_mode
+        self.outputs = outputs
+        self.function = ModelFunction(self.model, self.parameters, outputs)
 
-    def logits(self, images: torch.Tensor, parameters: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
-        """Return the model's outputs (N, classes) with the given parameters, or with its own if there are none."""
-        parameters = self.parameters if parameters is None else parameters
-        with sdpa_kernel(SDPBackend.MATH):
-            return functional_call(self.model, dict(zip(self.names, parameters, strict=True)), (images,))
+    @contextlib.contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Evaluate and differentiate the model itself inside a `with` block, in full precision and in its mode."""
+        with full_float32(), torch.inference_mode(False), torch.enable_grad(), in_mode(self.model, self.bn_mode):
+            yield
 
-    def summed_loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return the cross-entropy of a batch, summed over its samples."""
-        return F.cross_entropy(self.logits(images), labels, reduction="sum")
+    def prepare(self, batch: Any) -> Batch:
+        """Return (inputs, targets) on the model's device, with its dtype. Raises ValueError if they are no pair."""
+        inputs, targets = as_pair(batch)
+        return move(inputs, self.parameters[0]), self.loss.prepare(targets)
 
-    def gradient_graph(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Return the gradient of the summed loss for each parameter, with its graph; None for an unused parameter."""
-        loss = self.summed_loss(images, labels)
-        return torch.autograd.grad(loss, self.parameters, create_graph=True, allow_unused=True)
-
-    def mean_over_samples(
-        self, function: Callable[[torch.Tensor, torch.Tensor], list[torch.Tensor]]
+    def mean(
+        self, function: Callable[[Any, Any], tuple[list[torch.Tensor], float | torch.Tensor]]
     ) -> list[torch.Tensor]:
-        """Return the mean over all samples of quantities that `function` sums over the samples of a batch.
-
-        Images are moved to the device and dtype of the first trainable parameter, labels to its device as int64.
+        """Return the means over all batches of quantities that `function` sums over a batch.
 
         Args:
-            function: Maps (images, labels) to a list of tensors, each summed over the samples of the batch.
+            function: Maps (inputs, targets) to a list of sums over the batch, and the number that divides them in the
+                mean (see `Loss.count`).
 
         Raises:
-            ValueError: If there are no batches, if images are not floating point, or if labels are.
+            ValueError: If there are no batches.
         """
         total: list[torch.Tensor] | None = None
-        samples = 0
-        reference = self.parameters[0]
-        with full_float32(), torch.enable_grad():
-            for images, labels in self.batches:
-                if not images.is_floating_point() or labels.is_floating_point():
-                    raise ValueError("images must be floating-point, scaled as in training; labels must be integers")
-                images = images.to(reference.device, reference.dtype)
-                values = function(images, labels.to(reference.device, torch.int64))
-                samples += len(labels)
+        count: float | torch.Tensor = 0
+        with self.evaluation():
+            for batch in self.batches:
+                values, weight = function(*self.prepare(batch))
+                count = count + weight
                 total = values if total is None else list(torch._foreach_add(total, values))
         if total is None:
-            raise ValueError("there are no batches, or their iterator is used up; pass a list of (images, labels)")
-        return [value / samples for value in total]
+            raise ValueError("there are no batches, or their iterator is used up; pass a list of (inputs, targets)")
+        return [self.loss.mean(value, count) for value in total]
 
     def split(self, vector: torch.Tensor) -> list[torch.Tensor]:
         """Split a flat vector (dimension,) into one tensor per parameter, with its shape, dtype and memory layout.
@@ -100,11 +121,12 @@ class Objective:
         """
         if vector.shape != (self.dimension,):
             raise ValueError(f"the vector has shape {tuple(vector.shape)}; it must have shape ({self.dimension},)")
-        parts = vector.detach().to(self.parameters[0]).split(self.sizes)
-        return [
-            torch.empty_like(parameter).copy_(part.view(parameter.shape))
-            for parameter, part in zip(self.parameters, parts, strict=True)
-        ]
+        with torch.inference_mode(False):
+            parts = vector.detach().to(self.parameters[0]).split(self.sizes)
+            return [
+                torch.empty_like(parameter, requires_grad=False).copy_(part.view(parameter.shape))
+                for parameter, part in zip(self.parameters, parts, strict=True)
+            ]
 
 
 def layer_sizes(model: nn.Module) -> dict[str, int]:
@@ -117,24 +139,12 @@ def layer_sizes(model: nn.Module) -> dict[str, int]:
         model itself are listed under their own names.
     """
     sizes: dict[str, int] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            layer = name.rpartition(".")[0] or name
-            sizes[layer] = sizes.get(layer, 0) + parameter.numel()
+    for name, parameter in trainable_parameters(unwrap(model)).items():
+        layer = name.rpartition(".")[0] or name
+        sizes[layer] = sizes.get(layer, 0) + parameter.numel()
     return sizes
 
 
 def flatten(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     """Concatenate tensors into one vector."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
-
-
-def gradients_or_zeros(
-    output: torch.Tensor | Sequence[torch.Tensor],
-    parameters: Sequence[torch.Tensor],
-    weights: torch.Tensor | Sequence[torch.Tensor] | None = None,
-    keep_graph: bool = False,
-) -> list[torch.Tensor]:
-    """Return the gradient of the (weighted) output for each parameter; zeros for parameters that it does not use."""
-    gradients = torch.autograd.grad(output, parameters, weights, retain_graph=keep_graph, allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]

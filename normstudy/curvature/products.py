@@ -1,4 +1,4 @@
-"""Products of the Hessian or Gauss-Newton matrix of a model's loss with a vector.
+"""Products of the Hessian, Gauss-Newton or empirical Fisher matrix of a model's loss with a vector.
 
 References:
     B. A. Pearlmutter, "Fast Exact Multiplication by the Hessian", Neural Computation 6 (1994).
@@ -7,116 +7,96 @@ References:
 """
 
 import contextlib
-import itertools
-import warnings
 
 import torch
 from torch import nn
-from torch.autograd import forward_ad
-from torch.nn import functional as F
 
+from .batches import Batch, Batches, as_pair, num_samples, take
+from .checks import check_loss, choose_way
 from .krylov_space import Matvec
-from .objective import Batches, Objective, flatten, gradients_or_zeros
+from .losses import LossLike
+from .objective import Objective, Outputs, flatten
+from .ways import CURVATURES, gradients_or_zeros, ways_of
 
-CURVATURES = ("hessian", "ggn")
+FEWEST_SAMPLES = 4  # the memory per sample cannot be measured with fewer
 
 
 def hessian_matvec(
     model: nn.Module,
     batches: Batches,
-    loss: str = "cross_entropy",
+    loss: LossLike = "cross_entropy",
     *,
     curvature: str = "hessian",
     bn_mode: str = "eval",
     keep_graphs: bool = False,
+    outputs: Outputs | None = None,
+    checks: bool = True,
 ) -> tuple[Matvec, int]:
     """Return a function v ↦ Hv, where H is the Hessian of the mean loss over all samples of the batches.
 
-    A product is one forward pass with tangents and one backward pass through both (Pearlmutter 1994): H v is the
-    gradient of the directional derivative ⟨∇L, v⟩, which forward mode computes. A model with a class that does not
-    declare a differentiable JVP (see `model_copy`) is differentiated by two backward passes instead.
+    For models whose classes declare it (see `model_copy`), a product is one forward pass with tangents and one
+    backward pass through both (Pearlmutter 1994): Hv is the gradient of the directional derivative ⟨∇L, v⟩, which
+    forward mode computes. Its convolutions cost 8/3 of those of a gradient. With a kept graph of the gradient,
+    ⟨∇L, v⟩ is differentiated backwards, which costs 6/3. All other models are differentiated by two backward passes.
 
-    The convolutions of a product cost 8/3 of those of a gradient. With a kept graph of the gradient, ⟨∇L, v⟩ is
-    differentiated backwards, which costs 6/3.
+    Before the first product, the assumptions are checked on at most eight samples and two passes over the batches
+    (see `checks`).
 
     The model is read at every product and never changed: its mode, buffers, gradients and hooks stay as they are.
+    Wrappers of torch.compile, DataParallel and DistributedDataParallel are removed first.
 
     Args:
-        model: Module that maps images to logits (N, classes).
-        batches: Iterable of (images, labels) that can be iterated repeatedly; a generator is stored as a list. Images
-            are floating-point tensors, scaled as in training. Labels (N,) are integers.
-        loss: "cross_entropy".
-        curvature: "hessian", or "ggn" for the generalized Gauss-Newton matrix Jᵀ H_out J (Schraudolph 2002).
+        model: Module whose trainable parameters are the variables.
+        batches: Iterable of pairs (inputs, targets) that can be iterated repeatedly; a generator is stored as a list.
+            Inputs are a tensor, a tuple of tensors (the arguments of the model) or a dict (its keywords), prepared as
+            in training. Floating-point tensors are converted to the model's dtype.
+        loss: "cross_entropy" (targets are labels (N,), or (N, …) for outputs (N, classes, …)), "mse",
+            "bce_with_logits", a loss module of torch.nn with its options, or a function (outputs, targets) that returns
+            the loss of each sample. The mean is the loss's own, normalized over all batches (see `Loss`).
+        curvature: "hessian"; "ggn" for the generalized Gauss-Newton matrix Jᵀ H_out J (Schraudolph 2002), which is
+            positive semidefinite if the loss is convex in the outputs; or "empirical_fisher" for the mean of
+            ∇ℓ_i ∇ℓ_iᵀ over samples.
         bn_mode: "eval" uses running statistics. With "train", norms that keep them use the statistics of each batch
-            instead.
+            instead, so all batches must have the same size.
         keep_graphs: Whether the first product keeps the graph of each batch's gradient. Later products then take
             three quarters of the arithmetic; `bytes_per_sample` gives the memory. The model must not change in the
             meantime, and the batches must come in the same order. Applies only to the Hessian.
+        outputs: Function that picks the tensor of outputs from what the model returns. Defaults to the result itself.
+        checks: Whether to check the assumptions. Without it, wrong inputs may give wrong numbers.
 
     Returns:
         (matvec, dimension). `matvec` maps a vector (dimension,) to a vector of the same shape, dtype and device. Its
         entries follow the trainable parameters in the order of model.parameters(). The arithmetic uses the model's
-        dtype; float32 is computed without TF32.
+        dtype; float32 is computed without TF32 or autocast.
 
     Raises:
-        ValueError: If `loss`, `curvature` or `bn_mode` is unknown, if `keep_graphs` is combined with "ggn", if the
-            model has no trainable parameters, or if `batches` is a single pair. `matvec` raises it if there are no
-            batches, if images are not floating point or labels are, or if the vector has another shape.
+        ValueError: If an argument is unknown or does not apply, or if a check finds that an assumption is violated.
+            `matvec` raises it if there are no batches, or if the vector has another shape.
         RuntimeError: `matvec` raises it if the model was changed after its graphs were kept.
     """
     if curvature not in CURVATURES:
         raise ValueError(f"curvature {curvature!r} is not one of {', '.join(CURVATURES)}")
-    if curvature == "ggn" and keep_graphs:
-        raise ValueError("keep_graphs applies only to curvature=hessian, not to ggn")
-    objective = Objective(model, batches, loss, bn_mode)
-    backward = Objective(model, (), loss, bn_mode, forward_mode=False)
-    with warnings.catch_warnings(), forward_ad.dual_level():
-        warnings.simplefilter("ignore", FutureWarning)  # raised by what PyTorch imports for the first dual tensor
-        forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
-    kept: list[tuple[torch.Tensor | None, ...]] = []
+    if curvature != "hessian" and keep_graphs:
+        raise ValueError(f"keep_graphs applies only to curvature=hessian, not to {curvature}")
+    if curvature == "empirical_fisher" and bn_mode == "train":
+        raise ValueError("with batch statistics, samples have no gradients of their own; use bn_mode=eval")
+    objective = Objective(model, batches, loss, bn_mode=bn_mode, outputs=outputs)
+    ways = ways_of(objective, curvature, keep_graphs)
+    way = choose_way(objective, ways) if checks else ways[0]
 
     def matvec(vector: torch.Tensor) -> torch.Tensor:
-        tangents = objective.split(vector)
-        batch_numbers = itertools.count()
-
-        def forward_product(images: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
-            with forward_ad.dual_level():
-                duals = [forward_ad.make_dual(p, t) for p, t in zip(objective.parameters, tangents, strict=True)]
-                logits, slopes = forward_ad.unpack_dual(objective.logits(images, duals))
-                slopes = torch.zeros_like(logits) if slopes is None else slopes
-                probabilities = torch.softmax(logits, 1)
-                if curvature == "hessian":
-                    # ⟨∇L, v⟩ for the loss summed over samples: ⟨softmax(z) − y, ż⟩.
-                    output = ((probabilities - F.one_hot(labels, logits.shape[1])) * slopes).sum()
-                    weights = None
-                else:
-                    # H_out ż for each sample: p ⊙ ż − p ⟨p, ż⟩.
-                    weighted = (probabilities * slopes).detach()
-                    output, weights = logits, weighted - probabilities.detach() * weighted.sum(1, keepdim=True)
-            # Outside the dual level, because inside it the backward pass would carry tangents of its own.
-            return gradients_or_zeros(output, objective.parameters, weights)
-
-        def backward_product(gradients: tuple[torch.Tensor | None, ...], keep_graph: bool) -> list[torch.Tensor]:
-            used = [(g, t) for g, t in zip(gradients, tangents, strict=True) if g is not None and g.requires_grad]
-            return gradients_or_zeros([g for g, _ in used], backward.parameters, [t for _, t in used], keep_graph)
-
-        def product(images: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
-            if keep_graphs:
-                number = next(batch_numbers)
-                if number == len(kept):
-                    kept.append(backward.gradient_graph(images, labels))
-                return backward_product(kept[number], keep_graph=True)
-            if curvature == "hessian" and not objective.jvp_is_differentiable:
-                return backward_product(backward.gradient_graph(images, labels), keep_graph=False)
-            return forward_product(images, labels)
-
-        return flatten(objective.mean_over_samples(product)).to(vector)
+        return flatten(objective.mean(way.begin(objective.split(vector)))).to(vector)
 
     return matvec, objective.dimension
 
 
 def loss_and_gradient(
-    model: nn.Module, batches: Batches, loss: str = "cross_entropy", *, bn_mode: str = "eval"
+    model: nn.Module,
+    batches: Batches,
+    loss: LossLike = "cross_entropy",
+    *,
+    bn_mode: str = "eval",
+    outputs: Outputs | None = None,
 ) -> tuple[float, torch.Tensor]:
     """Compute the mean loss over all samples and its gradient.
 
@@ -125,23 +105,27 @@ def loss_and_gradient(
     Returns:
         (loss, gradient), with the flat gradient (dimension,) in the order of model.parameters().
     """
-    objective = Objective(model, batches, loss, bn_mode)
+    objective = Objective(model, batches, loss, bn_mode=bn_mode, outputs=outputs)
 
-    def both(images: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
-        total = objective.summed_loss(images, labels)
-        return [total.detach(), *gradients_or_zeros(total, objective.parameters)]
+    def both(inputs: object, targets: object) -> tuple[list[torch.Tensor], float | torch.Tensor]:
+        result = check_loss(objective, (inputs, targets))
+        total = objective.loss.total(result, targets)
+        gradient = gradients_or_zeros(total, objective.parameters)
+        return [total.detach(), *gradient], objective.loss.count(result, targets)
 
-    mean, *gradient = objective.mean_over_samples(both)
+    mean, *gradient = objective.mean(both)
     return mean.item(), flatten(gradient)
 
 
 def bytes_per_sample(
     model: nn.Module,
-    batch: tuple[torch.Tensor, torch.Tensor],
+    batch: Batch,
+    loss: LossLike = "cross_entropy",
     *,
     curvature: str = "hessian",
     bn_mode: str = "eval",
     keep_graphs: bool = False,
+    outputs: Outputs | None = None,
 ) -> float:
     """Measure the memory that a product of `hessian_matvec` keeps for its backward pass, in bytes per sample.
 
@@ -150,14 +134,24 @@ def bytes_per_sample(
 
     Args:
         model: As in `hessian_matvec`.
-        batch: One batch (images, labels) of at least four samples.
+        batch: One batch (inputs, targets) of at least four samples.
+        loss: As in `hessian_matvec`.
         curvature: As in `hessian_matvec`.
         bn_mode: As in `hessian_matvec`.
         keep_graphs: As in `hessian_matvec`.
+        outputs: As in `hessian_matvec`.
+
+    Raises:
+        ValueError: If the batch has fewer than four samples, or cannot be divided into samples.
     """
-    images, labels = batch
+    samples = num_samples(as_pair(batch)[1])
+    if samples < FEWEST_SAMPLES or num_samples(take(batch, slice(0, 2))[1]) != 2:
+        raise ValueError(
+            f"a batch of {samples} is too small to measure the memory of a sample, or has tensors without a row for "
+            f"each sample; {FEWEST_SAMPLES} samples are enough"
+        )
     kept = []
-    for samples in (2, 4):
+    for count in (2, 4):
         storages: dict[int, int] = {}
 
         def keep(tensor: torch.Tensor, storages: dict[int, int] = storages) -> torch.Tensor:
@@ -168,10 +162,13 @@ def bytes_per_sample(
 
         matvec, dimension = hessian_matvec(
             model,
-            [(images[:samples], labels[:samples])],
+            [take(batch, slice(0, count))],
+            loss,
             curvature=curvature,
             bn_mode=bn_mode,
             keep_graphs=keep_graphs,
+            outputs=outputs,
+            checks=False,
         )
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             matvec(torch.zeros(dimension))

@@ -1,11 +1,13 @@
 """The Hessian of the training loss: the content of hessian.json for one checkpoint."""
 
 import argparse
+import contextlib
 import functools
 import math
 import sys
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -55,12 +57,12 @@ def measure_hessian(checkpoint: Checkpoint, args: argparse.Namespace, max_probe_
     subset, indices_hash = checkpoint.subset(checkpoint.dataset.train, args.samples, args.seed)
     sizes = layer_sizes(checkpoint.model)
     task = Task(checkpoint, subset, args, sizes, plan_memory(checkpoint, subset, args, sum(sizes.values())))
-    gradient = measure_gradient(task)
+    batches = CountedBatches(task)
+    matvec = checked_matvec(task, batches)
+    gradient = measure_gradient(task, batches)
     has_batch_statistics = any("running_" in name for name, _ in checkpoint.model.named_buffers())
-    if args.bn_mode == "train" and not has_batch_statistics:
-        print("this network uses no batch statistics, so --bn_mode=train changes nothing", file=sys.stderr, flush=True)
     announce(task, gradient.seconds)
-    found = measure_spectrum(task, max_probe_factor)
+    found = measure_spectrum(task, matvec, batches, max_probe_factor)
     content = describe(task, gradient, found) | {
         "has_batch_statistics": has_batch_statistics,
         "seconds": time.perf_counter() - start,
@@ -92,20 +94,50 @@ class Task:
 
 
 class CountedBatches:
-    """The batches of a task. Each pass over them advances the progress bar by one product."""
+    """The batches of a task. Each pass over them advances the progress bar, if there is one, by one product."""
 
-    def __init__(self, task: Task, bar: "tqdm") -> None:
-        self.task, self.bar = task, bar
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.bar: tqdm | None = None
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for images, labels in self.task.checkpoint.batches(self.task.subset, self.task.plan.batch_size):
             yield images, labels
-            self.bar.update(len(labels) / len(self.task.subset))
+            if self.bar is not None:
+                self.bar.update(len(labels) / len(self.task.subset))
+
+    @contextlib.contextmanager
+    def counted(self, total: int, title: str, unit: str) -> Iterator[None]:
+        """Show a progress bar inside a `with` block."""
+        with progress_bar(total, title, unit=unit) as self.bar:
+            yield
+        self.bar = None
 
     def expect(self, products: int) -> None:
         """Set the total number of products that the bar shows."""
-        self.bar.total = products
-        self.bar.refresh()
+        if self.bar is not None:
+            self.bar.total = products
+            self.bar.refresh()
+
+
+def checked_matvec(task: Task, batches: CountedBatches) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the product v ↦ Hv after its checks, and print their warnings. Raises RunError if one fails."""
+    args, run = task.args, task.checkpoint.run
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            matvec, _ = hessian_matvec(
+                task.checkpoint.model,
+                batches,
+                curvature=args.curvature,
+                bn_mode=args.bn_mode,
+                keep_graphs=task.plan.graph_bytes > 0,
+            )
+    except ValueError as error:
+        raise RunError(f"{run.path}: {error}") from error
+    for warning in caught:
+        print(f"{run.path.name}: {warning.message}", file=sys.stderr, flush=True)
+    return matvec
 
 
 class Gradient(NamedTuple):
@@ -116,11 +148,11 @@ class Gradient(NamedTuple):
     seconds: float
 
 
-def measure_gradient(task: Task) -> Gradient:
+def measure_gradient(task: Task, batches: CountedBatches) -> Gradient:
     """Compute the Gradient over all images. Raises RunError if the loss is not finite."""
     start = time.perf_counter()
-    with progress_bar(1, "gradient", unit=" pass") as bar:
-        loss, gradient = loss_and_gradient(task.checkpoint.model, CountedBatches(task, bar), bn_mode=task.args.bn_mode)
+    with batches.counted(1, "gradient", unit=" pass"):
+        loss, gradient = loss_and_gradient(task.checkpoint.model, batches, bn_mode=task.args.bn_mode)
     norm = torch.linalg.vector_norm(gradient).item()
     if not math.isfinite(loss):
         raise RunError(f"{task.checkpoint.run.path}: the loss is {loss} on these images")
@@ -143,21 +175,15 @@ def announce(task: Task, gradient_seconds: float) -> None:
     )
 
 
-def measure_spectrum(task: Task, max_probe_factor: int) -> Spectrum:
+def measure_spectrum(
+    task: Task, matvec: Callable[[torch.Tensor], torch.Tensor], batches: CountedBatches, max_probe_factor: int
+) -> Spectrum:
     """Estimate the Spectrum of the matrix, with the trace of each layer."""
     args = task.args
-    with progress_bar(task.products, "Hessian", unit="product") as bar:
-        batches = CountedBatches(task, bar)
-        matvec, dimension = hessian_matvec(
-            task.checkpoint.model,
-            batches,
-            curvature=args.curvature,
-            bn_mode=args.bn_mode,
-            keep_graphs=task.plan.graph_bytes > 0,
-        )
+    with batches.counted(task.products, "Hessian", unit="product"):
         return spectrum(
             matvec,
-            dimension,
+            task.dimension,
             args.num_probes,
             task.plan.lanczos_steps,
             seeded_generator("hessian", args.seed),

@@ -51,15 +51,17 @@ def test_an_added_norm_has_the_hessian_of_its_double_backward(norm, keep_graphs)
     torch.testing.assert_close(matvec(vector), double_backward(model, images, labels, vector))
 
 
-def test_forward_mode_alone_would_be_wrong(monkeypatch):
-    """The test above can fail: if the JVP is declared differentiable, the product is off by more than 1 %."""
+def test_a_wrong_declaration_is_found_and_not_followed(monkeypatch):
     monkeypatch.setattr(FunctionalLayerNorm, "has_differentiable_jvp", lambda self: True, raising=False)
     model = one_layer(FunctionalLayerNorm).eval()
     images, labels = torch.randn(5, 3, 6, 6).double(), torch.arange(5) % 3
-    matvec, dimension = hessian_matvec(model, [(images, labels)])
+    with pytest.warns(UserWarning, match="forward mode differs from two backward passes"):
+        matvec, dimension = hessian_matvec(model, [(images, labels)])
     vector = torch.randn(dimension).double()
     expected = double_backward(model, images, labels, vector)
-    assert (matvec(vector) - expected).norm() > 0.01 * expected.norm()
+    torch.testing.assert_close(matvec(vector), expected)
+    unchecked, _ = hessian_matvec(model, [(images, labels)], checks=False)
+    assert (unchecked(vector) - expected).norm() > 0.01 * expected.norm()
 
 
 @pytest.mark.parametrize(
@@ -111,3 +113,39 @@ def test_a_pair_folds_if_the_norm_can(norm, is_folded):
     images = torch.randn(2, 3, 6, 6).double()
     torch.testing.assert_close(copy(images), model(images))
     assert type(model[1]) is norm
+
+
+class Tripled(nn.Module):
+    def __init__(self, conv):
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x):
+        return 3 * self.conv(x)
+
+
+class WrongFold(Doubled):
+    """A norm whose fold computes something else."""
+
+    def fold_into(self, conv):
+        return Tripled(conv)
+
+
+@pytest.mark.parametrize("keep_graphs", [False, True])
+def test_a_wrong_fold_is_found_and_not_followed(monkeypatch, keep_graphs):
+    for each in (WrongFold, Tripled, Paired):
+        monkeypatch.setattr(each, "has_differentiable_jvp", lambda self: True, raising=False)
+    model = Paired(*one_layer(lambda width: WrongFold()))
+    images, labels = torch.randn(5, 3, 6, 6).double(), torch.arange(5) % 3
+    vector = torch.randn(sum(p.numel() for p in model.parameters())).double()
+    with pytest.warns(UserWarning, match="fold_into"):
+        matvec, _ = hessian_matvec(model, [(images, labels)], keep_graphs=keep_graphs)
+    torch.testing.assert_close(matvec(vector), double_backward(model, images, labels, vector))
+
+
+def test_a_fold_with_other_parameters_is_refused(monkeypatch):
+    for each in (Doubled, Paired):
+        monkeypatch.setattr(each, "has_differentiable_jvp", lambda self: True, raising=False)
+    model = Paired(*one_layer(lambda width: Doubled()))
+    with pytest.raises(ValueError, match="must contain the parameters"):
+        hessian_matvec(model, [(torch.randn(5, 3, 6, 6).double(), torch.arange(5) % 3)])

@@ -80,9 +80,9 @@ def test_what_is_no_batch_is_refused(batches, words):
 
 
 def test_no_batches_and_wrong_lengths_are_refused():
-    matvec, dimension = hessian_matvec(two_layers("Plain"), [])
     with pytest.raises(ValueError, match="no batches"):
-        matvec(torch.zeros(dimension))
+        hessian_matvec(two_layers("Plain"), [])
+    matvec, dimension = hessian_matvec(two_layers("Plain"), [images_and_labels()])
     with pytest.raises(ValueError, match="shape"):
         matvec(torch.zeros(dimension + 1))
     with pytest.raises(ValueError, match="no trainable"):

@@ -155,6 +155,7 @@ def test_kept_graphs_serve_every_product_and_walk_through_the_batches():
             walks.append("walk")
 
     matvec, dimension = hessian_matvec(model, Batches(), keep_graphs=True)
+    walks.clear()
     exact = dense_hessian(model, images, labels)
     for count in range(1, 4):
         vector = torch.randn(dimension, dtype=torch.float64)

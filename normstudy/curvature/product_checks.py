@@ -1,0 +1,198 @@
+"""Checks of products: with one vector on a few samples, and against finite differences."""
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from .batches import Batch, move, tensors_in
+from .losses import Loss
+from .objective import Objective, flatten
+from .ways import DoubleBackward, Way
+
+EQUAL = {torch.float32: 1e-2, torch.float64: 1e-6}  # relative difference of two ways that count as equal
+REPEATED = {torch.float32: 1e-4, torch.float64: 1e-9}  # the same of one way, computed twice
+STEP = 1e-9  # of finite differences in float64, relative to the parameters: so short that hardly a ReLU switches
+SLOPE = 1e-3  # relative error of a finite difference
+
+
+class LowPrecision(TorchFunctionMode):
+    """Record the functions whose results depend on parameters and have a lower precision than `dtype`."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.itemsize = dtype.itemsize
+        self.found: dict[str, torch.dtype] = {}
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: Iterable[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tensors_in(result):
+            if tensor.is_floating_point() and tensor.requires_grad and tensor.dtype.itemsize < self.itemsize:
+                self.found.setdefault(getattr(function, "__name__", str(function)), tensor.dtype)
+        return result
+
+
+class _Smooth:
+    """A quadratic function of the outputs, in place of the loss."""
+
+    def __init__(self, outputs: torch.Tensor, generator: torch.Generator) -> None:
+        self.scale = outputs.abs().max().clamp(min=1e-6)
+        self.slopes = torch.randn(outputs.shape, generator=generator).to(outputs) / self.scale
+
+    def total(self, outputs: torch.Tensor, targets: Any) -> torch.Tensor:
+        return (self.slopes * outputs).sum() + (outputs / self.scale).square().sum() / 2
+
+    def count(self, outputs: torch.Tensor, targets: Any) -> float:
+        return 1
+
+
+class Comparison:
+    """Compare products of few samples with one random vector."""
+
+    def __init__(self, objective: Objective, few: Batch, outputs: torch.Tensor) -> None:
+        self.few = few
+        self.names = objective.function.names
+        self.dtype = objective.parameters[0].dtype
+        generator = torch.Generator().manual_seed(0)
+        self.loss = _Smooth(outputs, generator)
+        self.tangents = objective.split(torch.randn(objective.dimension, generator=generator))
+
+    def product(self, way: Way) -> list[torch.Tensor]:
+        """Return the product by a way, one tensor per parameter."""
+        smooth = type(way)(self.loss, way.function, way.parameters, way.curvature)
+        return smooth.product(*self.few, self.tangents)[0]
+
+    def check_gradient(self, plain: Way) -> None:
+        """Raise ValueError if no parameter has a plain gradient; warn of those that do not affect the outputs."""
+        smooth = DoubleBackward(self.loss, plain.function, plain.parameters, plain.curvature)
+        try:
+            gradients, _ = smooth.gradient_graph(*self.few)
+        except RuntimeError as error:
+            if "does not require grad" not in str(error):
+                raise
+            gradients = (None,) * len(self.names)
+        unused = [name for name, gradient in zip(self.names, gradients, strict=True) if gradient is None]
+        if len(unused) == len(self.names):
+            raise ValueError(
+                f"the outputs do not depend on any trainable parameter ({unused[0]}, …): the model's forward is bound "
+                "to another module (a copy of a wrapped or compiled model?), or runs without gradients"
+            )
+        if unused:
+            warn(f"{len(unused)} parameters do not affect the outputs, so their rows are zero: {', '.join(unused[:4])}")
+        for name, gradient in zip(self.names, gradients, strict=True):
+            if gradient is not None and gradient.layout != torch.strided:
+                raise ValueError(f"the gradient of {name} is sparse, and cannot be differentiated again")
+
+    def check_repetition(self, plain: Way) -> None:
+        """Raise ValueError if the same product differs when it is computed twice."""
+        try:
+            first, second = flatten(self.product(plain)), flatten(self.product(plain))
+        except (RuntimeError, NotImplementedError) as error:
+            if is_out_of_memory(error):
+                raise
+            reason = first_line(error)
+            raise ValueError(f"the model cannot be differentiated twice ({reason})") from error
+        if not (first - second).norm() <= REPEATED[self.dtype] * first.norm():
+            raise ValueError(
+                "the same product gives two results: the model is not deterministic in eval mode, for instance because "
+                "F.dropout was called without training=self.training"
+            )
+
+    def agrees(self, way: Way, plain: Way) -> bool:
+        """Return whether a way gives the plain product; if not, warn."""
+        plain_product = self.product(plain)
+        try:
+            product = self.product(way)
+        except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError) as error:
+            if is_out_of_memory(error):
+                raise
+            warn(f"{way.name} fails ({first_line(error)}); using {plain.name}")
+            return False
+        size = flatten(plain_product).norm()
+        errors = [(p - q).norm().item() for p, q in zip(product, plain_product, strict=True)]
+        if flatten(product).sub(flatten(plain_product)).norm() <= EQUAL[self.dtype] * size:
+            return True
+        worst = max(range(len(errors)), key=errors.__getitem__)
+        warn(
+            f"{way.name} differs from {plain.name} (most for {self.names[worst]}), so a class of this model declares "
+            f"what it does not keep (has_differentiable_jvp, fold_into); using {plain.name}, which is slower"
+        )
+        return False
+
+
+def check_derivative(objective: Objective, few: Batch, curvature: str) -> None:
+    """Check in float64 that the product is the derivative of the gradient, or the gradient that of the loss.
+
+    A custom autograd function, or a value that is detached from the graph, may have other derivatives. Nothing is
+    checked if the device or the model has no float64, or where the finite differences are too noisy.
+
+    Raises:
+        ValueError: If the derivative differs from finite differences.
+    """
+    if objective.parameters[0].device.type == "mps":
+        return
+    parameters = [each.detach().double().requires_grad_() for each in objective.parameters]
+    state = {**dict(objective.model.named_parameters()), **dict(objective.model.named_buffers())}
+    rest = {name: each.detach().double() for name, each in state.items() if each.is_floating_point()}
+    inputs = move(few[0], parameters[0])
+    loss = Loss(objective.loss.given, parameters[0])
+    targets = loss.prepare(few[1])
+    function = objective.function
+    generator = torch.Generator().manual_seed(1)
+    tangents = [torch.randn(each.shape, generator=generator).to(each) for each in parameters]
+    length = flatten(parameters).norm().clamp(min=1e-3) / flatten(tangents).norm()
+
+    def at(distance: float) -> torch.Tensor:
+        """Return the gradient (for a Hessian) or the loss at a distance along the tangents."""
+        moved = [
+            (p.detach() + distance * length * t).requires_grad_() for p, t in zip(parameters, tangents, strict=True)
+        ]
+        fresh = {name: each.clone() for name, each in rest.items()}
+        total = loss.total(function(inputs, moved, fresh), targets)
+        if curvature != "hessian":
+            return total.detach().reshape(1)
+        gradients = torch.autograd.grad(total, moved, materialize_grads=True)
+        return flatten(gradients)
+
+    try:
+        with LowPrecision(torch.float64) as low:
+            way = DoubleBackward(loss, function, parameters, "hessian", rest)
+            if curvature == "hessian":
+                exact = flatten(way.product(inputs, targets, tangents)[0])
+            else:
+                gradients, _ = way.gradient_graph(inputs, targets)
+                pairs = zip(gradients, tangents, strict=True)
+                exact = torch.stack([(g * t).sum() for g, t in pairs if g is not None]).sum().detach().reshape(1)
+        if low.found:
+            return
+        differences = [(at(k * STEP) - at(-k * STEP)) / (2 * k * STEP * length) for k in (1, 2)]
+    except (RuntimeError, TypeError, ValueError, NotImplementedError):  # the model computes only in its own dtype
+        return
+    noise = (differences[0] - differences[1]).norm()
+    size = torch.maximum(exact.norm(), differences[0].norm())
+    if (exact - differences[0]).norm() > SLOPE * size + 10 * noise:
+        what = "product is not the derivative of the gradient" if curvature == "hessian" else "gradient is wrong"
+        error = ((exact - differences[0]).norm() / size).item()
+        raise ValueError(
+            f"the {what}: it differs from finite differences by {error:.0%}. A custom autograd function has wrong "
+            "derivatives, or a value is detached from the graph"
+        )
+
+
+def warn(message: str) -> None:
+    """Warn of something that makes a measurement slower or less informative, but not wrong."""
+    warnings.warn(message, stacklevel=2)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that a device or the machine is out of memory."""
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message."""
+    return str(error).strip().partition("\n")[0]
