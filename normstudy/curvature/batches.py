@@ -16,7 +16,7 @@ def repeatable(batches: Batches) -> Batches:
     Raises ValueError for a single batch.
     """
     if isinstance(batches, Mapping) or (
-        isinstance(batches, tuple | list) and any(isinstance(each, torch.Tensor | Mapping) for each in batches)
+        isinstance(batches, tuple | list) and any(isinstance(each, torch.Tensor) for each in batches)
     ):
         raise ValueError("batches must be a list of pairs; write a single batch as [(inputs, targets)]")
     return list(batches) if isinstance(batches, Iterator) else batches

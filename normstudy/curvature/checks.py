@@ -32,13 +32,13 @@ def choose_way(objective: Objective, ways: Sequence[Way]) -> Way:
         outputs = check_loss(objective, few).detach()
         _check_precision(objective, few)
         objective.loss.check_mean(outputs, few[1])
-        if objective.bn_mode == "eval":
-            _check_samples_are_independent(objective, few, outputs)
         if plain.curvature == "empirical_fisher":
             _check_losses_of_samples(objective, few, outputs)
         comparison = Comparison(objective, few, outputs)
         comparison.check_gradient(plain)
         comparison.check_repetition(plain)
+        if objective.bn_mode == "eval":
+            _check_samples_are_independent(objective, few, outputs)
         check_derivative(objective, few, plain.curvature)
         return next((way for way in ways[:-1] if comparison.agrees(way, plain)), plain)
 

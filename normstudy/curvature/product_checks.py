@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from .batches import Batch, move, tensors_in
 from .losses import Loss
 from .objective import Objective, flatten
-from .ways import DoubleBackward, Way
+from .ways import DoubleBackward, Way, backward_product
 
 EQUAL = {torch.float32: 1e-2, torch.float64: 1e-6}  # relative difference of two ways that count as equal
 REPEATED = {torch.float32: 1e-4, torch.float64: 1e-9}  # the same of one way, computed twice
@@ -36,7 +36,7 @@ class LowPrecision(TorchFunctionMode):
         return result
 
 
-class _Smooth:
+class Smooth:
     """A quadratic function of the outputs, in place of the loss."""
 
     def __init__(self, outputs: torch.Tensor, generator: torch.Generator) -> None:
@@ -58,7 +58,7 @@ class Comparison:
         self.names = objective.function.names
         self.dtype = objective.parameters[0].dtype
         generator = torch.Generator().manual_seed(0)
-        self.loss = _Smooth(outputs, generator)
+        self.loss = Smooth(outputs, generator)
         self.tangents = objective.split(torch.randn(objective.dimension, generator=generator))
 
     def product(self, way: Way) -> list[torch.Tensor]:
@@ -125,62 +125,82 @@ class Comparison:
 
 
 def check_derivative(objective: Objective, few: Batch, curvature: str) -> None:
-    """Check in float64 that the product is the derivative of the gradient, or the gradient that of the loss.
+    """Check in float64 that the derivatives of the model and of a loss function are what they claim to be.
 
-    A custom autograd function, or a value that is detached from the graph, may have other derivatives. Nothing is
-    checked if the device or the model has no float64, or where the finite differences are too noisy.
+    A custom autograd function, or a value that is detached from the graph, may have others. For a Hessian, second
+    derivatives are compared with finite differences of first ones, otherwise first derivatives with those of values.
+    Nothing is checked if the device or the model has no float64, or where the differences are too noisy.
 
     Raises:
-        ValueError: If the derivative differs from finite differences.
+        ValueError: If the derivatives differ from finite differences.
     """
     if objective.parameters[0].device.type == "mps":
         return
-    parameters = [each.detach().double().requires_grad_() for each in objective.parameters]
+    parameters = [each.detach().double() for each in objective.parameters]
     state = {**dict(objective.model.named_parameters()), **dict(objective.model.named_buffers())}
     rest = {name: each.detach().double() for name, each in state.items() if each.is_floating_point()}
     inputs = move(few[0], parameters[0])
-    loss = Loss(objective.loss.given, parameters[0])
-    targets = loss.prepare(few[1])
-    function = objective.function
-    generator = torch.Generator().manual_seed(1)
-    tangents = [torch.randn(each.shape, generator=generator).to(each) for each in parameters]
-    length = flatten(parameters).norm().clamp(min=1e-3) / flatten(tangents).norm()
 
-    def at(distance: float) -> torch.Tensor:
-        """Return the gradient (for a Hessian) or the loss at a distance along the tangents."""
-        moved = [
-            (p.detach() + distance * length * t).requires_grad_() for p, t in zip(parameters, tangents, strict=True)
-        ]
-        fresh = {name: each.clone() for name, each in rest.items()}
-        total = loss.total(function(inputs, moved, fresh), targets)
-        if curvature != "hessian":
-            return total.detach().reshape(1)
-        gradients = torch.autograd.grad(total, moved, materialize_grads=True)
-        return flatten(gradients)
+    def outputs_of(moved: list[torch.Tensor]) -> torch.Tensor:
+        return objective.function(inputs, moved, {name: each.clone() for name, each in rest.items()})
 
     try:
         with LowPrecision(torch.float64) as low:
-            way = DoubleBackward(loss, function, parameters, "hessian", rest)
-            if curvature == "hessian":
-                exact = flatten(way.product(inputs, targets, tangents)[0])
-            else:
-                gradients, _ = way.gradient_graph(inputs, targets)
-                pairs = zip(gradients, tangents, strict=True)
-                exact = torch.stack([(g * t).sum() for g, t in pairs if g is not None]).sum().detach().reshape(1)
+            outputs = outputs_of([each.requires_grad_() for each in parameters]).detach()
         if low.found:
             return
-        differences = [(at(k * STEP) - at(-k * STEP)) / (2 * k * STEP * length) for k in (1, 2)]
+        smooth = Smooth(outputs, torch.Generator().manual_seed(1))
+        order = 2 if curvature == "hessian" else 1
+        error = _slope_error(lambda moved: smooth.total(outputs_of(moved), None), parameters, order)
     except (RuntimeError, TypeError, ValueError, NotImplementedError):  # the model computes only in its own dtype
         return
-    noise = (differences[0] - differences[1]).norm()
-    size = torch.maximum(exact.norm(), differences[0].norm())
-    if (exact - differences[0]).norm() > SLOPE * size + 10 * noise:
-        what = "product is not the derivative of the gradient" if curvature == "hessian" else "gradient is wrong"
-        error = ((exact - differences[0]).norm() / size).item()
+    if error is not None:
+        what = "product is not the derivative of the gradient" if order == 2 else "gradient is wrong"
         raise ValueError(
             f"the {what}: it differs from finite differences by {error:.0%}. A custom autograd function has wrong "
             "derivatives, or a value is detached from the graph"
         )
+    if objective.loss.own is None:
+        loss, targets = Loss(objective.loss.given, parameters[0]), move(few[1], parameters[0])
+        near = outputs / smooth.scale.clamp(min=1)  # not so far out that the loss is flat
+        error = _slope_error(lambda moved: loss.total(moved[0], targets), [near], 1 if curvature[0] == "e" else 2)
+        if error is not None:
+            raise ValueError(f"the loss function has wrong derivatives: they differ from finite ones by {error:.0%}")
+
+
+def _slope_error(
+    function: Callable[[list[torch.Tensor]], torch.Tensor], arguments: list[torch.Tensor], order: int
+) -> float | None:
+    """Return the relative error of a derivative against central differences, or None if it is within their noise.
+
+    The noise is the difference between two step lengths.
+
+    Args:
+        function: Scalar function.
+        arguments: Its arguments, in float64.
+        order: 1 compares the slope along a random direction, 2 that of the gradient.
+    """
+    generator = torch.Generator().manual_seed(2)
+    tangents = [torch.randn(each.shape, generator=generator, dtype=torch.float64).to(each) for each in arguments]
+    length = STEP * flatten(arguments).detach().norm().clamp(min=1e-3) / flatten(tangents).norm()
+
+    def at(distance: float, has_graph: bool = False) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+        pairs = zip(arguments, tangents, strict=True)
+        moved = [(each.detach() + distance * length * tangent).requires_grad_() for each, tangent in pairs]
+        value = function(moved)
+        gradients = torch.autograd.grad(value, moved, create_graph=has_graph, materialize_grads=True)
+        return value.detach(), list(gradients), moved
+
+    _, gradients, moved = at(0, has_graph=order == 2)
+    if order == 2:
+        exact = flatten(backward_product(tuple(gradients), moved, tangents))
+        values = [flatten(at(k)[1]) for k in (1, -1, 2, -2)]
+    else:
+        exact = torch.stack([(g * t).sum() for g, t in zip(gradients, tangents, strict=True)]).sum().reshape(1)
+        values = [at(k)[0].reshape(1) for k in (1, -1, 2, -2)]
+    near, far = (values[0] - values[1]) / (2 * length), (values[2] - values[3]) / (4 * length)
+    size, difference = torch.maximum(exact.norm(), near.norm()), (exact - near).norm()
+    return None if difference <= SLOPE * size + 10 * (near - far).norm() else (difference / size).item()
 
 
 def warn(message: str) -> None:
