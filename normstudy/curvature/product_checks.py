@@ -51,10 +51,10 @@ class Smooth:
 
 
 class Comparison:
-    """Compare products of few samples with one random vector."""
+    """Products of few samples with one random vector, by the plain way and by others."""
 
-    def __init__(self, objective: Objective, few: Batch, outputs: torch.Tensor) -> None:
-        self.few = few
+    def __init__(self, objective: Objective, few: Batch, outputs: torch.Tensor, plain: Way) -> None:
+        self.few, self.plain = few, plain
         self.names = objective.function.names
         self.dtype = objective.parameters[0].dtype
         generator = torch.Generator().manual_seed(0)
@@ -66,9 +66,9 @@ class Comparison:
         smooth = type(way)(self.loss, way.function, way.parameters, way.curvature)
         return smooth.product(*self.few, self.tangents)[0]
 
-    def check_gradient(self, plain: Way) -> None:
-        """Raise ValueError if no parameter has a plain gradient; warn of those that do not affect the outputs."""
-        smooth = DoubleBackward(self.loss, plain.function, plain.parameters, plain.curvature)
+    def check_gradient(self) -> None:
+        """Raise ValueError if no parameter has a gradient; warn of those that do not affect the outputs."""
+        smooth = DoubleBackward(self.loss, self.plain.function, self.plain.parameters, self.plain.curvature)
         try:
             gradients, _ = smooth.gradient_graph(*self.few)
         except RuntimeError as error:
@@ -82,46 +82,53 @@ class Comparison:
                 "to another module (a copy of a wrapped or compiled model?), or runs without gradients"
             )
         if unused:
-            warn(f"{len(unused)} parameters do not affect the outputs, so their rows are zero: {', '.join(unused[:4])}")
+            names = ", ".join(unused[:4]) + (", …" if len(unused) > 4 else "")
+            warn(f"{len(unused)} parameters do not affect the outputs, so their rows are zero: {names}")
         for name, gradient in zip(self.names, gradients, strict=True):
             if gradient is not None and gradient.layout != torch.strided:
                 raise ValueError(f"the gradient of {name} is sparse, and cannot be differentiated again")
 
-    def check_repetition(self, plain: Way) -> None:
-        """Raise ValueError if the same product differs when it is computed twice."""
+    def plain_product(self) -> list[torch.Tensor]:
+        """Return the plain product. Raises ValueError if it fails, or if it differs when it is computed twice."""
         try:
-            first, second = flatten(self.product(plain)), flatten(self.product(plain))
+            first, second = self.product(self.plain), self.product(self.plain)
         except (RuntimeError, NotImplementedError) as error:
             if is_out_of_memory(error):
                 raise
-            reason = first_line(error)
-            raise ValueError(f"the model cannot be differentiated twice ({reason})") from error
-        if not (first - second).norm() <= REPEATED[self.dtype] * first.norm():
+            raise ValueError(f"the model cannot be differentiated twice ({first_line(error)})") from error
+        if not _distance(first, second) <= REPEATED[self.dtype]:
             raise ValueError(
                 "the same product gives two results: the model is not deterministic in eval mode, for instance because "
                 "F.dropout was called without training=self.training"
             )
+        return first
 
-    def agrees(self, way: Way, plain: Way) -> bool:
+    def agrees(self, way: Way, expected: list[torch.Tensor]) -> bool:
         """Return whether a way gives the plain product; if not, warn."""
-        plain_product = self.product(plain)
+        if way.function is self.plain.function:  # the same derivatives of the same module
+            return True
         try:
             product = self.product(way)
         except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError) as error:
             if is_out_of_memory(error):
                 raise
-            warn(f"{way.name} fails ({first_line(error)}); using {plain.name}")
+            warn(f"{way.name} fails ({first_line(error)}); using {self.plain.name}")
             return False
-        size = flatten(plain_product).norm()
-        errors = [(p - q).norm().item() for p, q in zip(product, plain_product, strict=True)]
-        if flatten(product).sub(flatten(plain_product)).norm() <= EQUAL[self.dtype] * size:
+        if _distance(expected, product) <= EQUAL[self.dtype]:
             return True
-        worst = max(range(len(errors)), key=errors.__getitem__)
+        errors = {name: (p - q).norm().item() for name, p, q in zip(self.names, product, expected, strict=True)}
         warn(
-            f"{way.name} differs from {plain.name} (most for {self.names[worst]}), so a class of this model declares "
-            f"what it does not keep (has_differentiable_jvp, fold_into); using {plain.name}, which is slower"
+            f"{way.name} differs from {self.plain.name} (most for {max(errors, key=errors.__getitem__)}), so a class "
+            "of this model declares what it does not keep (has_differentiable_jvp, fold_into); using "
+            f"{self.plain.name}, which is slower"
         )
         return False
+
+
+def _distance(expected: list[torch.Tensor], product: list[torch.Tensor]) -> float:
+    """Return the relative distance of two products."""
+    size, difference = flatten(expected).norm(), (flatten(product) - flatten(expected)).norm()
+    return (difference / size).item() if difference else 0.0
 
 
 def check_derivative(objective: Objective, few: Batch, curvature: str) -> None:

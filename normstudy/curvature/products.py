@@ -39,8 +39,8 @@ def hessian_matvec(
     forward mode computes. Its convolutions cost 8/3 of those of a gradient. With a kept graph of the gradient,
     ⟨∇L, v⟩ is differentiated backwards, which costs 6/3. All other models are differentiated by two backward passes.
 
-    Before the first product, the assumptions are checked on at most eight samples and two passes over the batches
-    (see `checks`).
+    Before the first product, the assumptions are checked on four samples and two passes over the batches (see
+    `checks`).
 
     The model is read at every product and never changed: its mode, buffers, gradients and hooks stay as they are.
     Wrappers of torch.compile, DataParallel and DistributedDataParallel are removed first.
