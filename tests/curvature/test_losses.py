@@ -260,7 +260,7 @@ def test_classes_in_the_last_dimension_are_refused_with_the_way_out():
         ([(INPUTS, LABELS, LABELS)], "a tuple of length 3"),
         ([(INPUTS, torch.tensor(1))], "row per sample"),
         ([(INPUTS[:0], LABELS[:0])], "row per sample"),
-        ([(INPUTS[:, :2], LABELS)], r"the model fails on inputs torch.float64 \(7, 2\)"),
+        ([(INPUTS[:, :2], LABELS)], r"the model fails on inputs torch.float64 \(4, 2\)"),
         ([({"wrong": INPUTS}, LABELS)], "unexpected keyword argument"),
     ],
 )
