@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import torchvision
 from helpers import NARROW
 
 import main
@@ -137,7 +139,7 @@ def run_python(program):
 
 
 def test_the_pieces_of_python_measure_a_foreign_network_one_after_another():
-    measure, density, similarity, _ = python_blocks("docs/python.md")
+    measure, _, _, _, density, similarity, _ = python_blocks("docs/python.md")
     said = run_python(f"{measure}\n{density}\n{similarity}\nprint([len(each) for each in largest])")
     assert len(re.findall(r"^loss [\d.]+ with", said, re.MULTILINE)) == 2
     assert re.search(r"^trace \S+ ± \S+ \(s.e. over 6 probes\)\nlargest eigenvalue \S+ \(residual", said, re.MULTILINE)
@@ -145,6 +147,19 @@ def test_the_pieces_of_python_measure_a_foreign_network_one_after_another():
     assert "the density integrates to 1.000" in said
     assert "class similarity 0." in said
     assert "[3, 3]" in said
+
+
+def test_the_pieces_of_python_measure_other_models_losses_and_batches(tmp_path):
+    _, checkpoint, regression, tokens, *_ = python_blocks("docs/python.md")
+    state = torchvision.models.resnet18(num_classes=10).state_dict()
+    path = tmp_path / "theirs.pt"
+    torch.save({"epoch": 3, "state_dict": {f"module.{name}": value for name, value in state.items()}}, path)
+    said = run_python(checkpoint.replace("theirs.pt", str(path)))
+    assert re.search(r"^loss [\d.]+, gradient norm [\d.]+$", said, re.MULTILINE)
+    said = run_python(regression)
+    assert re.search(r"^hessian: eigenvalues from -\S+ to \S+\nggn: eigenvalues from -?\S+ to \S+$", said, re.MULTILINE)
+    said = run_python(tokens)
+    assert said.startswith("3074 ['embedding', 'block.self_attn']")
 
 
 def test_the_pieces_of_python_measure_a_run(tmp_path, small, narrow):
