@@ -8,20 +8,29 @@ accept any symmetric matrix given as a function v ↦ Av::
     print(estimates.trace, estimates.trace_standard_error, estimates.max_eigen)
 """
 
+from .eigenpairs import eigenpairs
+from .image_errors import ImageBlocks, LayoutErrors, layout_errors
 from .krylov_space import lanczos
 from .objective import layer_sizes
 from .precision import full_float32
 from .products import bytes_per_sample, hessian_matvec, loss_and_gradient
+from .scaling import SCALES, parameter_scales
 from .spectral_estimates import Spectrum, rademacher, spectrum
 
 __all__ = [
+    "SCALES",
+    "ImageBlocks",
+    "LayoutErrors",
     "Spectrum",
     "bytes_per_sample",
+    "eigenpairs",
     "full_float32",
     "hessian_matvec",
     "lanczos",
     "layer_sizes",
+    "layout_errors",
     "loss_and_gradient",
+    "parameter_scales",
     "rademacher",
     "spectrum",
 ]

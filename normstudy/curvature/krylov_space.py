@@ -30,6 +30,16 @@ class Krylov:
     basis: torch.Tensor
     first_product: torch.Tensor
 
+    def tridiagonal(self) -> torch.Tensor:
+        """Return the tridiagonal matrix (m, m), in which the matrix acts on the basis."""
+        return torch.diag(self.diagonal) + torch.diag(self.off_diagonal, 1) + torch.diag(self.off_diagonal, -1)
+
+    def largest_ritz_vector(self) -> torch.Tensor:
+        """Return the unit Ritz vector of the largest Ritz value, (n,), on the device of the basis."""
+        coefficients = torch.linalg.eigh(self.tridiagonal()).eigenvectors[:, -1]
+        vector = coefficients.to(self.basis) @ self.basis
+        return vector / vector.norm()
+
     def quadrature(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Compute the Gauss quadrature of the spectral measure of the start vector (Golub & Welsch 1969).
 
@@ -38,14 +48,17 @@ class Krylov:
             from a node to the nearest eigenvalue is at most its residual, which includes rounding in the dtype of the
             basis.
         """
-        matrix = torch.diag(self.diagonal) + torch.diag(self.off_diagonal, 1) + torch.diag(self.off_diagonal, -1)
-        nodes, vectors = torch.linalg.eigh(matrix)
+        nodes, vectors = torch.linalg.eigh(self.tridiagonal())
         rounding = torch.finfo(self.basis.dtype).eps * nodes.abs().max()
         return nodes, vectors[0].square(), self.remainder * vectors[-1].abs() + rounding
 
 
 def krylov(
-    matvec: Matvec, start: torch.Tensor, num_steps: int, basis_device: torch.device | str | None = None
+    matvec: Matvec,
+    start: torch.Tensor,
+    num_steps: int,
+    basis_device: torch.device | str | None = None,
+    first_product: torch.Tensor | None = None,
 ) -> Krylov:
     """Run Lanczos from `start`, orthogonalizing each product twice against the whole basis.
 
@@ -56,6 +69,7 @@ def krylov(
         start: Start vector (n,), not necessarily normalized. The basis has its dtype.
         num_steps: Maximum number of steps. No more than n are taken.
         basis_device: Device that stores the basis (num_steps, n). Defaults to the device of `start`.
+        first_product: matvec(start), if it is known. It replaces the first product.
 
     Raises:
         ValueError: If `start` is zero or not finite, or if `num_steps` is less than 1.
@@ -74,7 +88,8 @@ def krylov(
     direction = start / length
     for step in range(num_steps):
         basis[step] = direction
-        product = matvec(direction)
+        is_known = step == 0 and first_product is not None
+        product = first_product / length if is_known else matvec(direction)
         if step == 0:
             first_product = product * length
         rest = product.to(basis)
@@ -100,7 +115,7 @@ def krylov(
         torch.tensor(off_diagonal[: size - 1], dtype=torch.float64),
         beta,
         basis[:size],
-        first_product,
+        first_product,  # type: ignore[arg-type]  # set in the first step
     )
 
 

@@ -16,6 +16,7 @@ from .checks import check_loss, choose_way
 from .krylov_space import Matvec
 from .losses import LossLike
 from .objective import Objective, Outputs, flatten
+from .scaling import parameter_scales
 from .ways import CURVATURES, gradients_or_zeros, ways_of
 
 FEWEST_SAMPLES = 4  # the memory per sample cannot be measured with fewer
@@ -28,6 +29,7 @@ def hessian_matvec(
     *,
     curvature: str = "hessian",
     bn_mode: str = "eval",
+    scale: str = "none",
     keep_graphs: bool = False,
     outputs: Outputs | None = None,
     checks: bool = True,
@@ -58,6 +60,8 @@ def hessian_matvec(
             ∇ℓ_i ∇ℓ_iᵀ over samples.
         bn_mode: "eval" uses running statistics. With "train", norms that keep them use the statistics of each batch
             instead, so all batches must have the same size.
+        scale: "filter" or "element" for the matrix D H D, with the scales D of the present parameters (see
+            `parameter_scales`).
         keep_graphs: Whether the first product keeps the graph of each batch's gradient. Later products then take
             three quarters of the arithmetic; `bytes_per_sample` gives the memory. The model must not change in the
             meantime, and the batches must come in the same order. Applies only to the Hessian.
@@ -84,8 +88,12 @@ def hessian_matvec(
     ways = ways_of(objective, curvature, keep_graphs)
     way = choose_way(objective, ways) if checks else ways[0]
 
+    scales = None if scale == "none" else parameter_scales(model, scale)
+
     def matvec(vector: torch.Tensor) -> torch.Tensor:
-        return flatten(objective.mean(way.begin(objective.split(vector)))).to(vector)
+        if scales is None:
+            return flatten(objective.mean(way.begin(objective.split(vector)))).to(vector)
+        return scales.to(vector) * flatten(objective.mean(way.begin(objective.split(scales.to(vector) * vector))))
 
     return matvec, objective.dimension
 

@@ -9,11 +9,12 @@ References:
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch.nn import functional as F
 
+from .image_errors import ImageBlocks, LayoutErrors, cross_fitted_eigenvalue, layout_errors
 from .krylov_space import Matvec, krylov
 
 
@@ -21,19 +22,26 @@ from .krylov_space import Matvec, krylov
 class Spectrum:
     """Estimates of the spectrum of a symmetric matrix of dimension n with eigenvalues λ.
 
-    Standard errors are taken over probes and are NaN for a single probe. The distance from `max_eigen` or `min_eigen`
-    to the nearest eigenvalue is at most its residual.
+    Standard errors are taken over probes and are NaN for a single probe. Image errors are taken over blocks of images,
+    and total errors over both (see `layout_errors`); they are NaN without blocks. The distance from `max_eigen` or
+    `min_eigen` to the nearest eigenvalue is at most its residual.
 
     Attributes:
         trace: Σλ.
         eigen_mean: Σλ/n.
-        eigen_variance: Σλ²/n − (Σλ/n)².
+        eigen_variance: Σλ²/n − (Σλ/n)². With blocks of images, from products of different blocks, so that it is that of
+            all images and not larger.
         max_eigen: The largest Ritz value of all Lanczos probes.
         min_eigen: The smallest Ritz value of all Lanczos probes.
         nodes: Quadrature nodes of each Lanczos probe, (num_probes, steps), float64.
         weights: Quadrature weights, of the same shape. If the Krylov space of a probe was exhausted early, its row is
             padded with nodes of weight 0.
         block_traces: {name: (trace, standard error)} of diagonal blocks. The traces add up to `trace`.
+        block_errors: {name: LayoutErrors} of the same traces.
+        trace_degrees_of_freedom: Those of `trace_total_error`, for a t-interval.
+        max_eigen_image_error: Standard error of uᵀHu over blocks of images, u being the Ritz vector of `max_eigen`.
+        max_eigen_cross_fitted: The value uᵀH_B u of the top eigenvector u of one half of the images and the matrix of
+            the other half, averaged over both orders. `max_eigen` is biased upwards, this value downwards.
         products: Number of matrix-vector products.
         samples: Number of probes, both Lanczos and trace probes.
     """
@@ -53,6 +61,14 @@ class Spectrum:
     block_traces: dict[str, tuple[float, float]]
     products: int
     samples: int
+    trace_image_error: float = math.nan
+    trace_total_error: float = math.nan
+    trace_degrees_of_freedom: float = math.nan
+    eigen_mean_image_error: float = math.nan
+    eigen_mean_total_error: float = math.nan
+    max_eigen_image_error: float = math.nan
+    max_eigen_cross_fitted: float = math.nan
+    block_errors: dict[str, LayoutErrors] = field(default_factory=dict)
 
 
 def rademacher(dimension: int, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -92,6 +108,7 @@ def spectrum(
     most_probes: int | None = None,
     expect: Callable[[int], object] | None = None,
     blocks: Mapping[str, int] | None = None,
+    image_blocks: ImageBlocks | None = None,
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
     basis_device: torch.device | str | None = None,
@@ -114,6 +131,9 @@ def spectrum(
         expect: With `trace_error`, called as expect(products) with each new estimate of the total number of products.
         blocks: {name: size} of consecutive diagonal blocks whose traces are estimated. The sizes add up to
             `dimension`. Defaults to one block, "all".
+        image_blocks: The same matrix as a mean over blocks of images, for image errors. The first product of each probe
+            is then computed block by block. The cross-fitted eigenvalue takes 2 · num_steps + 2 further products of
+            half of the blocks, and the error of `max_eigen` one product.
         dtype: Dtype of the vectors passed to `matvec`.
         device: Device of the vectors passed to `matvec`.
         basis_device: Device that stores the Lanczos vectors (num_steps, dimension). Defaults to `device`.
@@ -134,44 +154,95 @@ def spectrum(
     if sum(blocks.values()) != dimension:
         raise ValueError(f"the sizes of blocks add up to {sum(blocks.values())}; they must add up to {dimension}")
     quadratures, products = [], 0
-    block_samples: list[torch.Tensor] = []  # vᵀHv of each probe v, split by blocks
+    form_samples: list[torch.Tensor] = []  # vᵀH_b v of each probe v and block b of images, split by `blocks`
     square_samples: list[torch.Tensor] = []  # ‖Hv‖² of each probe v
+    top, top_vector = -math.inf, None
     wanted = num_probes + trace_probes
+    sizes = list(blocks.values())
+    shares = torch.tensor([1.0] if image_blocks is None else image_blocks.shares, dtype=torch.float64)
     while len(square_samples) < wanted:
         index = len(square_samples)
         probe = rademacher(dimension, generator, dtype).to(device)
-        found = krylov(matvec, probe, num_steps if index < num_probes else 1, basis_device)
-        if index < num_probes:
-            quadratures.append(found.quadrature())
-        products += len(found.diagonal)
-        image = found.first_product
-        del found  # the basis is large
-        parts = (probe * image).split(list(blocks.values()))
-        block_samples.append(torch.stack([part.sum() for part in parts]).cpu().double())
-        square_samples.append(torch.linalg.vector_norm(image).cpu().double() ** 2)
+        image = forms = squares = None
+        if image_blocks is not None:
+            image, forms, squares = image_blocks.product_and_forms(probe, sizes)
+        if image is None or index < num_probes:
+            found = krylov(matvec, probe, num_steps if index < num_probes else 1, basis_device, image)
+            image = found.first_product
+            if index < num_probes:
+                quadratures.append(found.quadrature())
+                if image_blocks is not None and (largest := float(quadratures[-1][0][-1])) > top:
+                    top, top_vector = largest, found.largest_ritz_vector().to(device)
+            products += len(found.diagonal)
+            del found  # the basis is large
+        else:
+            products += 1
+        square = torch.linalg.vector_norm(image).cpu().double() ** 2
+        if forms is None or squares is None:
+            forms = torch.stack([part.sum() for part in (probe * image).split(sizes)]).cpu().double()[None]
+        elif image_blocks is not None and len(shares) > 1:
+            between = (square - (shares.square() * squares).sum()) / (1 - shares.square().sum())  # of different blocks
+            square = between + image_blocks.pool_fraction * (square - between)
+        form_samples.append(forms)
+        square_samples.append(square)
         if len(square_samples) == wanted and trace_error is not None and most_probes is not None:
-            enough = _probes_for(trace_error, torch.stack(block_samples).sum(1))
-            wanted = min(enough, max(most_probes, wanted))
+            traces = (torch.stack(form_samples).sum(2) * shares).sum(1)
+            wanted = min(_probes_for(trace_error, traces), max(most_probes, wanted))
             if expect is not None:
                 expect(products + wanted - len(square_samples))
-    by_block, squares = torch.stack(block_samples), torch.stack(square_samples)
-    block_traces = {name: _mean_and_error(samples) for name, samples in zip(blocks, by_block.T, strict=True)}
-    return _summarize(dimension, by_block.sum(1), squares, quadratures, block_traces, products)
+    forms_of_probes = torch.stack(form_samples)  # (probes, image blocks, blocks)
+    squares = torch.stack(square_samples)
+    if image_blocks is None:
+        return replace(
+            _summarize(dimension, forms_of_probes, shares, squares, quadratures, list(blocks)), products=products
+        )
+    fraction = image_blocks.pool_fraction
+    errors = {name: layout_errors(forms_of_probes[:, :, index], fraction) for index, name in enumerate(blocks)}
+    total = layout_errors(forms_of_probes.sum(2), fraction)
+    summary = _summarize(dimension, forms_of_probes, shares, squares, quadratures, list(blocks), total.total)
+    cross_fitted = max_error = math.nan
+    if len(image_blocks) > 1 and top_vector is not None:
+        _, forms, _ = image_blocks.product_and_forms(top_vector, [dimension])
+        max_error = math.sqrt((1 - image_blocks.pool_fraction) * forms.var(correction=1).item() / len(forms))
+        del top_vector
+        starts = rademacher(dimension, generator, dtype).to(device), rademacher(dimension, generator, dtype).to(device)
+        cross_fitted, of_halves = cross_fitted_eigenvalue(image_blocks.halves(), starts, num_steps, basis_device)
+        products += 1 + math.ceil(of_halves / 2)
+    return replace(
+        summary,
+        products=products,
+        trace_image_error=total.image,
+        trace_total_error=total.total,
+        trace_degrees_of_freedom=total.degrees,
+        eigen_mean_image_error=total.image / dimension,
+        eigen_mean_total_error=total.total / dimension,
+        max_eigen_image_error=max_error,
+        max_eigen_cross_fitted=cross_fitted,
+        block_errors=errors,
+    )
 
 
 def _summarize(
     dimension: int,
-    traces: torch.Tensor,
+    forms: torch.Tensor,
+    shares: torch.Tensor,
     squares: torch.Tensor,
     quadratures: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
-    block_traces: dict[str, tuple[float, float]],
-    products: int,
+    names: list[str],
+    total_error: float = math.nan,
 ) -> Spectrum:
-    """Combine the values vᵀHv and ‖Hv‖² (probes,) of all probes, and the quadratures of the Lanczos probes."""
+    """Combine forms vᵀH_b v (probes, image blocks, names), ‖Hv‖² (probes,) and the quadratures of Lanczos probes.
+
+    total_error: that of the trace, if it is known.
+    """
+    by_name = torch.einsum("pbn,b->pn", forms, shares)
+    block_traces = {name: _mean_and_error(values) for name, values in zip(names, by_name.T, strict=True)}
+    traces = by_name.sum(1)
     trace, trace_error = _mean_and_error(traces)
     mean, mean_error = trace / dimension, trace_error / dimension
     # On average, the square of an estimated mean is too large by the variance of the estimate.
-    excess = 0.0 if math.isnan(mean_error) else mean_error**2
+    known_error = mean_error if math.isnan(total_error) else total_error / dimension
+    excess = 0.0 if math.isnan(known_error) else known_error**2
     variance = (squares.mean() / dimension).item() - mean**2 + excess
     _, variance_error = _mean_and_error(squares / dimension - 2 * mean * traces / dimension)
     largest = max(((nodes[-1], residuals[-1]) for nodes, _, residuals in quadratures), key=lambda pair: pair[0])
@@ -191,7 +262,7 @@ def _summarize(
         nodes=torch.stack([_fill(nodes, steps, float(nodes[-1])) for nodes, _, _ in quadratures]),
         weights=torch.stack([_fill(weights, steps, 0.0) for _, weights, _ in quadratures]),
         block_traces=block_traces,
-        products=products,
+        products=0,
         samples=len(squares),
     )
 
