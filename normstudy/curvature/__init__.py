@@ -15,12 +15,13 @@ from .objective import layer_sizes
 from .precision import full_float32
 from .products import bytes_per_sample, hessian_matvec, loss_and_gradient
 from .scaling import SCALES, parameter_scales
-from .spectral_estimates import Spectrum, rademacher, spectrum
+from .spectral_estimates import ProbeState, Spectrum, rademacher, spectrum
 
 __all__ = [
     "SCALES",
     "ImageBlocks",
     "LayoutErrors",
+    "ProbeState",
     "Spectrum",
     "bytes_per_sample",
     "eigenpairs",

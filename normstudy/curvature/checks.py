@@ -13,7 +13,7 @@ from .batches import Batch, as_pair, digests, num_samples, take, tensors_in
 from .model_state import keeps_running_statistics
 from .objective import Objective
 from .product_checks import Comparison, LowPrecision, check_derivative, first_line, is_out_of_memory, warn
-from .ways import KeptGraphs, Way
+from .ways import ForwardMode, KeptGraphs, Way
 
 SAMPLES = 4
 ALONE = 1e-3  # relative difference of a sample's outputs in two batches
@@ -25,10 +25,10 @@ def choose_way(objective: Objective, ways: Sequence[Way]) -> Way:
     Raises ValueError if an assumption is violated.
     """
     plain = ways[-1]
-    few = check_batches(objective, is_ordered=objective.bn_mode == "train" or isinstance(ways[0], KeptGraphs))
-    if objective.bn_mode == "train" and not any(map(keeps_running_statistics, objective.model.modules())):
-        warn("no layer of this model has buffers named running_…, so bn_mode=train changes nothing")
     with objective.evaluation():
+        few = check_batches(objective, is_ordered=objective.bn_mode == "train" or isinstance(ways[0], KeptGraphs))
+        if objective.bn_mode == "train" and not any(map(keeps_running_statistics, objective.model.modules())):
+            warn("no layer of this model has buffers named running_…, so bn_mode=train changes nothing")
         outputs = check_loss(objective, few).detach()
         _check_precision(objective, few)
         objective.loss.check_mean(outputs, few[1])
@@ -36,11 +36,33 @@ def choose_way(objective: Objective, ways: Sequence[Way]) -> Way:
             _check_losses_of_samples(objective, few, outputs)
         comparison = Comparison(objective, few, outputs, plain)
         comparison.check_gradient()
-        expected = comparison.plain_product()
+        way = _first_right_way(comparison, ways)
         if objective.bn_mode == "eval":
             _check_samples_are_independent(objective, few, outputs)
         check_derivative(objective, few, plain.curvature)
-        return next((way for way in ways[:-1] if comparison.agrees(way, expected)), plain)
+        return way
+
+
+def _first_right_way(comparison: Comparison, ways: Sequence[Way]) -> Way:
+    """Return the first way that gives the product of the last, the plain one.
+
+    Without second derivatives, of which a Gauss-Newton matrix needs none, forward mode is compared with its adjoint.
+    """
+    plain = ways[-1]
+    try:
+        expected = comparison.repeated_product(plain)
+    except ValueError:
+        if not isinstance(ways[0], ForwardMode) or plain.curvature == "hessian":
+            raise
+        try:
+            comparison.repeated_product(ways[0])
+            is_right = comparison.has_adjoint_slopes(ways[0])
+        except (ValueError, RuntimeError, NotImplementedError):
+            is_right = False
+        if not is_right:
+            raise
+        return ways[0]
+    return next((way for way in ways[:-1] if comparison.agrees(way, expected)), plain)
 
 
 def check_batches(objective: Objective, is_ordered: bool) -> Batch:
@@ -70,10 +92,8 @@ def check_batches(objective: Objective, is_ordered: bool) -> Batch:
                     if not len(counted):
                         continue
                     labels += [counted.min(), counted.max()]
-                if few is None:
-                    few = objective.prepare(take(pair, slice(0, SAMPLES)))
-                    if loss.is_classification and not (few[1] != loss.ignored).any():
-                        few = objective.prepare(pair)
+                if few is None or num_samples(few[1]) < 2:
+                    few = _few_samples(objective, pair)
     if not sizes:
         raise ValueError("there are no batches, or their iterator is used up; pass a list of (inputs, targets)")
     if few is None:
@@ -95,9 +115,20 @@ def check_batches(objective: Objective, is_ordered: bool) -> Batch:
             f"bn_mode=train, all must be equal. {sum(sizes)} samples divide into batches of {divisor}"
         )
     if labels:
-        with objective.evaluation():
-            outputs = check_loss(objective, few)
-        loss.check_labels(torch.stack(labels), outputs.shape[1])
+        loss.check_labels(torch.stack(labels), check_loss(objective, few).shape[1])
+    return few
+
+
+def _few_samples(objective: Objective, pair: Batch) -> Batch:
+    """Return SAMPLES samples of a batch, or the whole batch if it cannot be divided."""
+    few, whole = objective.prepare(take(pair, slice(0, SAMPLES))), objective.prepare(pair)
+    loss = objective.loss
+    if loss.is_classification and not few[1].is_floating_point() and not (few[1] != loss.ignored).any():
+        return whole
+    try:
+        check_loss(objective, few)
+    except ValueError:  # for instance because a mask (T, T) was taken for one row per sample
+        return whole
     return few
 
 
@@ -137,38 +168,46 @@ def _check_precision(objective: Objective, few: Batch) -> None:
             f"the model computes in {lower} inside ({name}), although its parameters are {dtype}; turn off the "
             "autocast in its forward, or convert the model to that precision if it is float32"
         )
-    if not outputs.isfinite().all() or not objective.loss.total(outputs, few[1]).isfinite():
+    if outputs.isnan().any() or not objective.loss.total(outputs, few[1]).isfinite():
         raise ValueError("the outputs or the loss of the first samples are not finite")
 
 
 def _check_samples_are_independent(objective: Objective, few: Batch, outputs: torch.Tensor) -> None:
-    """Raise ValueError if a sample's outputs or the sum of losses depend on the other samples of the batch."""
+    """Raise ValueError if the outputs or the loss of a sample depend on the other samples of the batch."""
     samples = num_samples(few[1])
-    halves = [take(few, slice(0, samples // 2)), take(few, slice(samples // 2, samples))]
+    rows = slice(0, samples // 2), slice(samples // 2, samples)
+    halves = [take(few, each) for each in rows]
     if samples < 2 or num_samples(halves[0][1]) == samples:
         return
-    parts = [objective.function(half[0]).detach() for half in halves]
-    if (torch.cat(parts) - outputs).abs().max() > ALONE * outputs.abs().max():
+    try:
+        parts = [objective.function(half[0]).detach() for half in halves]
+    except (RuntimeError, TypeError, ValueError, LookupError) as error:
+        if is_out_of_memory(error):
+            raise
+        return  # the inputs cannot be divided into samples
+    if sum(map(len, parts)) != len(outputs):  # the first dimension of the outputs is not that of samples
+        return
+    finite = outputs.isfinite()
+    scale = outputs[finite].abs().median() if finite.any() else outputs.new_ones(())
+    difference = torch.where(finite, torch.cat(parts) - outputs, 0)
+    if (difference.abs() > ALONE * (outputs.abs() + 10 * scale)).any():
         raise ValueError(
             "the outputs of a sample depend on the other samples of its batch, in eval mode (a batch norm without "
             "running statistics?), so the result would depend on the batch size; bn_mode=train takes batches as they "
             "are"
         )
-    whole = objective.loss.total(outputs, few[1])
-    sums = [
-        objective.loss.total(outputs[rows], half[1])
-        for rows, half in zip((slice(0, samples // 2), slice(samples // 2, samples)), halves, strict=True)
-    ]
-    if not torch.isclose(whole, sum(sums), rtol=ALONE, atol=ALONE * samples):  # type: ignore[arg-type]
+    losses = objective.loss.elements(outputs, few[1])
+    halved = [objective.loss.elements(outputs[each], half[1]) for each, half in zip(rows, halves, strict=True)]
+    if (torch.cat(halved) - losses).abs().max() > ALONE * losses.abs().max():
         raise ValueError(
-            f"the loss of {samples} samples is not the sum of the losses of its halves ({whole.item():.6g}, not "
-            f"{sum(sums).item():.6g}), so it has no mean over samples"  # type: ignore[union-attr]
+            "the loss of a sample depends on the other samples of its batch (or is divided by their number), so it has "
+            "no mean over several batches"
         )
 
 
 def _check_losses_of_samples(objective: Objective, few: Batch, outputs: torch.Tensor) -> None:
     losses = objective.loss.elements(outputs, few[1])
-    if losses.shape != (num_samples(few[1]),):
+    if losses.numel() != num_samples(few[1]):
         raise ValueError(
             f"the empirical Fisher matrix needs one loss per sample, but the losses have shape {tuple(losses.shape)}"
         )

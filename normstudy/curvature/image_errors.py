@@ -68,7 +68,7 @@ def layout_errors(values: torch.Tensor, pool_fraction: float = 0.0) -> LayoutErr
 
 def cross_fitted_eigenvalue(
     halves: tuple[Matvec, Matvec],
-    starts: tuple[torch.Tensor, torch.Tensor],
+    start: torch.Tensor,
     num_steps: int,
     basis_device: torch.device | str | None = None,
 ) -> tuple[float, int]:
@@ -79,7 +79,7 @@ def cross_fitted_eigenvalue(
 
     Args:
         halves: The products of H_A and H_B, of two disjoint halves of the images.
-        starts: A start vector for each.
+        start: Start vector of both iterations, such as the top eigenvector of all images.
         num_steps: Number of Lanczos steps for each eigenvector.
         basis_device: Device that stores the Lanczos vectors.
 
@@ -87,7 +87,7 @@ def cross_fitted_eigenvalue(
         (value, number of products with a half).
     """
     total, products = 0.0, 0
-    for own, other, start in zip(halves, reversed(halves), starts, strict=True):
+    for own, other in (halves, halves[::-1]):
         space = krylov(own, start, num_steps, basis_device)
         vector = space.largest_ritz_vector().to(start.device)
         products += len(space.diagonal) + 1
@@ -103,25 +103,28 @@ class ImageBlocks:
         products: The products v ↦ H_b v.
         sizes: Number of images of each block. Sizes should differ by at most one.
         pool: Number of all images, from which those of the blocks were drawn. None if they are unlimited.
+        halves: The products of the even and of the odd blocks, if there are faster ones than those of the blocks.
     """
 
-    def __init__(self, products: Sequence[Matvec], sizes: Sequence[int], pool: int | None = None) -> None:
+    def __init__(
+        self,
+        products: Sequence[Matvec],
+        sizes: Sequence[int],
+        pool: int | None = None,
+        halves: tuple[Matvec, Matvec] | None = None,
+    ) -> None:
         self.products = list(products)
+        self.halves = halves or (self._product(slice(0, None, 2)), self._product(slice(1, None, 2)))
         self.shares = [size / sum(sizes) for size in sizes]
         self.pool_fraction = 0.0 if pool is None else sum(sizes) / pool
 
     def __len__(self) -> int:
         return len(self.products)
 
-    def halves(self) -> tuple[Matvec, Matvec]:
-        """Return the products of the even and of the odd blocks."""
-        return self._product(slice(0, None, 2)), self._product(slice(1, None, 2))
-
     def _product(self, chosen: slice) -> Matvec:
-        pairs = list(zip(self.products[chosen], self.shares[chosen], strict=True))
-        whole = sum(share for _, share in pairs)
-
         def matvec(vector: torch.Tensor) -> torch.Tensor:
+            pairs = list(zip(self.products[chosen], self.shares[chosen], strict=True))
+            whole = sum(share for _, share in pairs)
             total = torch.zeros_like(vector)
             for product, share in pairs:
                 total.add_(product(vector), alpha=share / whole)

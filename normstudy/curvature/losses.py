@@ -16,6 +16,12 @@ NAMED: dict[str, type[nn.Module]] = {
 }
 LossLike = str | nn.Module | Callable[[torch.Tensor, Any], torch.Tensor]
 CLASSIFICATION = (nn.CrossEntropyLoss, nn.NLLLoss)
+ELEMENTWISE = (  # targets have the shape of the outputs
+    *(nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss, nn.KLDivLoss),
+    *(nn.PoissonNLLLoss, nn.SoftMarginLoss, nn.MultiLabelSoftMarginLoss),
+)
+PROBABILITY_TARGETS = (nn.BCELoss, nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss)
+LABELLED = (nn.MultiMarginLoss, nn.MultiLabelMarginLoss)  # one loss per sample, integer targets
 PROBABILITY_ERROR = 1e-3  # largest deviation from 1 of the sum of values that count as probabilities
 
 
@@ -23,14 +29,14 @@ class Loss:
     """A loss as a sum of contributions and the number that divides it.
 
     Args:
-        loss: A name in NAMED; a loss module of torch.nn with its options; or a function (outputs, targets) that
-            returns the loss of each sample. The mean is the module's own, normalized over all batches: it divides by
-            the weights of the targets that count (cross-entropy with class weights or `ignore_index`), or by the
-            number of elements. With reduction="sum", the sum itself is the loss.
+        loss: A name in NAMED; a loss module of torch.nn with its options; or a function (or another module) that maps
+            (outputs, targets) to the loss of each sample. The mean is the module's own, normalized over all batches: it
+            divides by the weights of the targets that count (cross-entropy with class weights or `ignore_index`), or by
+            the number of elements. With reduction="sum", the sum itself is the loss.
         reference: A parameter of the model, whose device and dtype the loss takes.
 
     Raises:
-        ValueError: If the name is unknown, or if a module has reduction="none".
+        ValueError: If the name is unknown, or if the mean of a module over several batches is.
     """
 
     def __init__(self, loss: LossLike, reference: torch.Tensor) -> None:
@@ -41,10 +47,16 @@ class Loss:
             if loss not in NAMED:
                 raise ValueError(f"loss {loss!r} is not one of {', '.join(NAMED)}, a loss module or a function")
             loss = NAMED[loss]()
-        if isinstance(loss, nn.Module) and hasattr(loss, "reduction"):
-            if loss.reduction == "none":
-                raise ValueError('the loss has reduction="none", so its mean is open; use "mean" or "sum"')
-            self.own = copy.deepcopy(loss).to(reference)
+        is_known = type(loss) in (*CLASSIFICATION, *ELEMENTWISE, *LABELLED)
+        if getattr(loss, "reduction", "none") != "none" and not is_known:
+            raise ValueError(
+                f"{type(loss).__name__} is not one of the losses of torch.nn that take (outputs, targets), so its mean "
+                "over several batches is unknown; set reduction='none', if it then returns the loss of each sample"
+            )
+        if is_known and loss.reduction == "none":  # type: ignore[union-attr]
+            raise ValueError('the loss has reduction="none", so its mean is open; use "mean" or "sum"')
+        if is_known:
+            self.own = copy.deepcopy(loss).to(reference)  # type: ignore[union-attr]
             elementwise: Any = copy.deepcopy(self.own)
             elementwise.reduction = "none"
         self.elements: Callable[[torch.Tensor, Any], torch.Tensor] = loss if self.own is None else elementwise
@@ -57,8 +69,8 @@ class Loss:
         return int(self.own.ignore_index)  # type: ignore[union-attr,arg-type]
 
     def prepare(self, targets: Any) -> Any:
-        """Move targets to the device; labels become int64, and integer targets of other loss modules floats."""
-        if self.own is None:
+        """Move targets to the device; labels become int64, and integer targets of regression losses floats."""
+        if self.own is None or isinstance(self.own, LABELLED):
             return move(targets, self.reference)
         wanted = torch.int64 if self.is_classification else self.reference.dtype
         return map_tensors(
@@ -66,8 +78,12 @@ class Loss:
         )
 
     def total(self, outputs: torch.Tensor, targets: Any) -> torch.Tensor:
-        """Return the sum of all contributions of a batch, zero-dimensional."""
-        return self.elements(outputs, targets).sum()
+        """Return the sum of all contributions of a batch, zero-dimensional. Raises ValueError if shapes do not fit."""
+        self._check_shapes(outputs, targets)
+        losses = self.elements(outputs, targets)
+        if self.own is None:
+            self._check_losses(losses, outputs, num_samples(targets))
+        return losses.sum()
 
     def count(self, outputs: torch.Tensor, targets: Any) -> float | torch.Tensor:
         """Return the contribution of a batch to the number that divides the sum over all batches."""
@@ -94,51 +110,67 @@ class Loss:
             )
         if not outputs.is_floating_point() or outputs.dim() == 0:
             raise ValueError(f"the model's outputs are {outputs.dtype} of shape {tuple(outputs.shape)}")
-        samples = num_samples(targets)
+        self._check_shapes(outputs, targets)
+        if isinstance(self.own, CLASSIFICATION):
+            self._check_classes(outputs, targets)
+        elif isinstance(self.own, PROBABILITY_TARGETS) and (targets.min() < 0 or targets.max() > 1):
+            raise ValueError(f"targets lie in {_range(targets)}; {self._name} takes probabilities from 0 to 1")
+        try:
+            losses = self.elements(outputs, targets)
+            of_constants = self.elements(outputs.detach(), targets)
+        except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise ValueError(
+                f"the loss fails for outputs of shape {tuple(outputs.shape)} ({type(error).__name__}: {reason})"
+            ) from error
         if self.own is None:
-            self._check_function(outputs, targets, samples)
-            return
-        if not isinstance(targets, torch.Tensor):
-            raise ValueError(f"targets are a {type(targets).__name__}; {self._name} takes a tensor")
-        shapes = f"outputs have shape {tuple(outputs.shape)} and targets {tuple(targets.shape)}"
-        if len(outputs) != samples:
-            raise ValueError(f"{shapes}: they differ in the number of samples")
-        if self.is_classification:
-            self._check_classes(outputs, targets, shapes)
-        elif isinstance(self.own, nn.MSELoss | nn.BCEWithLogitsLoss | nn.BCELoss | nn.L1Loss | nn.HuberLoss):
-            if outputs.shape != targets.shape:
-                raise ValueError(f"{shapes}: {self._name} would broadcast them; give them the same shape")
-            if not isinstance(self.own, nn.MSELoss | nn.L1Loss | nn.HuberLoss) and (
-                targets.min() < 0 or targets.max() > 1
-            ):
-                raise ValueError(f"targets lie in {_range(targets)}; {self._name} takes probabilities from 0 to 1")
+            self._check_losses(losses, outputs, num_samples(targets))
+        if of_constants.requires_grad:
+            raise ValueError(
+                "the loss depends on parameters directly, not through the outputs alone; leave that term out (a "
+                "penalty c‖w‖²/2 adds c to every eigenvalue)"
+            )
 
     @property
     def _name(self) -> str:
         return type(self.own).__name__
 
-    def _check_classes(self, outputs: torch.Tensor, targets: torch.Tensor, shapes: str) -> None:
+    def _check_shapes(self, outputs: torch.Tensor, targets: Any) -> None:
+        """Raise ValueError if the shapes do not fit, also where PyTorch would broadcast them."""
+        if self.own is None:
+            return
+        if not isinstance(targets, torch.Tensor):
+            raise ValueError(f"targets are a {type(targets).__name__}; {self._name} takes a tensor")
+        shapes = f"outputs have shape {tuple(outputs.shape)} and targets {tuple(targets.shape)}"
+        if len(outputs) != num_samples(targets):
+            raise ValueError(f"{shapes}: they differ in the number of samples")
+        if isinstance(self.own, ELEMENTWISE) and outputs.shape != targets.shape:
+            raise ValueError(f"{shapes}: {self._name} would broadcast them; give them the same shape")
+        if not isinstance(self.own, CLASSIFICATION):
+            return
         if outputs.dim() < 2 or outputs.shape[1] < 2:
             raise ValueError(f"{shapes}: {self._name} needs at least two classes, in the second dimension of outputs")
-        if targets.is_floating_point():
-            if targets.shape != outputs.shape:
-                raise ValueError(
-                    f"{shapes}, with targets of {targets.dtype}: labels must be integers, and probabilities must have "
-                    "the shape of the outputs"
-                )
-        else:
-            wanted = (outputs.shape[0], *outputs.shape[2:])
-            if targets.shape != wanted:
-                hint = ""
-                if outputs.dim() > 2 and targets.shape == outputs.shape[:-1]:
-                    hint = "; the classes come last, so pass outputs=lambda result: result.movedim(-1, 1)"
-                raise ValueError(f"{shapes}: {self._name} takes labels of shape {wanted}{hint}")
-            self.check_labels(targets, outputs.shape[1])
-        sums = outputs.detach().exp().sum(1) if isinstance(self.own, nn.NLLLoss) else outputs.detach().sum(1)
+        wanted = (outputs.shape[0], *outputs.shape[2:])
+        if targets.is_floating_point() and targets.shape != outputs.shape:
+            raise ValueError(
+                f"{shapes}, with targets of {targets.dtype}: labels must be integers, and probabilities must have the "
+                "shape of the outputs"
+            )
+        if not targets.is_floating_point() and targets.shape != wanted:
+            hint = ""
+            if outputs.dim() > 2 and targets.shape == outputs.shape[:-1]:
+                hint = "; the classes come last, so pass outputs=lambda result: result.movedim(-1, 1)"
+            raise ValueError(f"{shapes}: {self._name} takes labels of shape {wanted}{hint}")
+
+    def _check_classes(self, outputs: torch.Tensor, targets: torch.Tensor) -> None:
+        """Raise ValueError unless labels are in range, and outputs are logits (or log-probabilities, for NLLLoss)."""
+        self.check_labels(targets, outputs.shape[1])
+        is_nll = isinstance(self.own, nn.NLLLoss)
+        sums = (outputs.detach().exp() if is_nll else outputs.detach()).sum(1)
         is_normalized = bool(((sums - 1).abs() < PROBABILITY_ERROR).all())
-        if isinstance(self.own, nn.NLLLoss) and not is_normalized:
+        if is_nll and not is_normalized:
             raise ValueError("the outputs are not log-probabilities, which NLLLoss takes; use cross_entropy for logits")
-        if not isinstance(self.own, nn.NLLLoss) and is_normalized and bool((outputs >= 0).all()):
+        if not is_nll and is_normalized and bool((outputs >= 0).all()):
             raise ValueError(
                 "the outputs are probabilities (not negative, with sum 1), but cross-entropy takes logits; leave out "
                 "the softmax, or pass the loss that was used as a function of (outputs, targets)"
@@ -151,15 +183,18 @@ class Loss:
             if len(labels) and (labels.min() < 0 or labels.max() >= num_classes):
                 raise ValueError(f"labels are in {_range(labels)}, but the model has {num_classes} outputs")
 
-    def _check_function(self, outputs: torch.Tensor, targets: Any, samples: int) -> None:
-        losses = self.elements(outputs, targets)
+    def _check_losses(self, losses: Any, outputs: torch.Tensor, samples: int) -> None:
+        """Raise ValueError unless a function has returned the loss of each sample."""
         if not isinstance(losses, torch.Tensor) or losses.dim() == 0:
             raise ValueError(
                 "the loss function returns a single number, so its mean over several batches is unknown; it must "
                 "return the loss of each sample (reduction='none'), or be a loss module"
             )
-        if losses.numel() % samples or len(losses) != samples:
-            raise ValueError(f"the loss function returns shape {tuple(losses.shape)} for {samples} samples")
+        if len(losses) != samples or losses.numel() > max(outputs.numel(), samples):
+            raise ValueError(
+                f"the loss function returns shape {tuple(losses.shape)} for {samples} samples and outputs of shape "
+                f"{tuple(outputs.shape)}; it must return the loss of each sample"
+            )
 
     def check_mean(self, outputs: torch.Tensor, targets: Any) -> None:
         """Raise ValueError unless sum and count give the value that the loss module itself computes."""

@@ -36,6 +36,8 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
                 f"{where} is compiled by torch.jit, which hides its mode and buffers; pass the Python module that it "
                 "was made from"
             )
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
+            raise ValueError(f"the embedding {name} has max_norm, so it changes its weight whenever it is used")
     parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
     if not parameters:
         raise ValueError("the model has no trainable parameters; set requires_grad for those to differentiate by")
@@ -55,6 +57,10 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
                 f"the parameters {first_name} ({first.dtype} on {first.device}) and {name} ({each.dtype} on "
                 f"{each.device}) differ in dtype or device; move the model to one"
             )
+        if each._backward_hooks:
+            raise ValueError(
+                f"the parameter {name} has a gradient hook, so its gradient is not that of the loss; remove the hook"
+            )
         if each.is_inference():
             raise ValueError(f"the parameter {name} was created in torch.inference_mode, so it has no derivatives")
     return parameters
@@ -69,11 +75,12 @@ def keeps_running_statistics(module: nn.Module) -> bool:
 def in_mode(model: nn.Module, bn_mode: str) -> Iterator[None]:
     """Put the model into eval mode inside a `with` block; with bn_mode="train", leave batch statistics in training.
 
-    Buffers are replaced with copies inside the block, so that whatever the model writes to them is discarded. Modes
-    are set directly, because a model's own eval() may do more, and code compiled by torch.compile runs uncompiled.
+    Buffers are replaced with copies inside the block, so that whatever the model writes to them is discarded; so are
+    other tensors that it stores as attributes. Modes are set directly, because a model's own eval() may do more, and
+    code compiled by torch.compile runs uncompiled.
     """
     modules = list(model.modules())
-    before = [(module.training, module._buffers) for module in modules]
+    before = [(module.training, module._buffers, _tensor_attributes(module)) for module in modules]
     copies: dict[int, torch.Tensor] = {}  # a buffer may be shared by several modules
 
     def copy(buffer: torch.Tensor | None) -> torch.Tensor | None:
@@ -90,5 +97,13 @@ def in_mode(model: nn.Module, bn_mode: str) -> Iterator[None]:
         with torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext():
             yield
     finally:
-        for module, (training, buffers) in zip(modules, before, strict=True):
+        for module, (training, buffers, tensors) in zip(modules, before, strict=True):
             module.training, module._buffers = training, buffers
+            for name in _tensor_attributes(module).keys() - tensors.keys():
+                del vars(module)[name]
+            vars(module).update(tensors)
+
+
+def _tensor_attributes(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the tensors among a module's attributes that are neither parameters nor buffers."""
+    return {name: value for name, value in vars(module).items() if isinstance(value, torch.Tensor)}

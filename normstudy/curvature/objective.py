@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .batches import Batch, Batches, as_arguments, as_pair, move, repeatable
+from .batches import Batch, Batches, as_arguments, as_pair, map_tensors, move, repeatable
 from .losses import Loss, LossLike
 from .model_state import BN_MODES, in_mode, trainable_parameters, unwrap
 from .precision import full_float32
@@ -24,29 +23,48 @@ class ModelFunction:
         module: The module.
         parameters: The parameters by which its outputs are differentiated.
         outputs: Function that picks the tensor of outputs from what the module returns. Defaults to the result itself.
+
+    Raises:
+        ValueError: If a parameter does not belong to the module.
     """
 
     def __init__(self, module: nn.Module, parameters: Sequence[nn.Parameter], outputs: Outputs | None) -> None:
-        names = {id(parameter): name for name, parameter in module.named_parameters()}
         self.module = module
-        self.names = [names[id(parameter)] for parameter in parameters]
+        self.parameters = list(parameters)
         self.pick = outputs
+        names = {id(parameter): name for name, parameter in module.named_parameters()}
+        if not all(id(parameter) in names for parameter in parameters):
+            raise ValueError("the module lacks a parameter")
+        self.names = [names[id(parameter)] for parameter in parameters]
 
-    def __call__(
-        self,
-        inputs: Any,
-        parameters: Sequence[torch.Tensor] | None = None,
-        rest: Mapping[str, torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        """Return the outputs with the given parameters, and `rest` of the state, in place of the module's own."""
-        args, kwargs = as_arguments(inputs)
+    def __call__(self, inputs: Any, parameters: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
+        """Return the outputs with the given parameters in place of the module's own."""
+        args, kwargs = as_arguments(map_tensors(torch.Tensor.clone, inputs))  # a model may change its inputs
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels cannot be differentiated twice
             if parameters is None:
                 result = self.module(*args, **kwargs)
             else:
-                state = {**(rest or {}), **dict(zip(self.names, parameters, strict=True))}
-                result = functional_call(self.module, state, args, kwargs)
+                with self.replaced(dict(zip(map(id, self.parameters), parameters, strict=True))):
+                    result = self.module(*args, **kwargs)
         return result if self.pick is None else self.pick(result)
+
+    @contextlib.contextmanager
+    def replaced(self, tensors: Mapping[int, torch.Tensor]) -> Iterator[None]:
+        """Replace parameters and buffers, {id: tensor in its place}, inside a `with` block.
+
+        A tensor or module that is registered under several names is replaced everywhere. (torch.func.functional_call
+        leaves a module that has two names with the wrong tensors.)
+        """
+        before = [(each, dict(each._parameters), dict(each._buffers)) for each in self.module.modules()]
+        try:
+            for each, parameters, buffers in before:
+                for own, values in ((each._parameters, parameters), (each._buffers, buffers)):
+                    own.update({name: tensors.get(id(value), value) for name, value in values.items()})  # type: ignore
+            yield
+        finally:
+            for each, parameters, buffers in before:
+                each._parameters.update(parameters)
+                each._buffers.update(buffers)
 
 
 class Objective:
@@ -82,9 +100,26 @@ class Objective:
 
     @contextlib.contextmanager
     def evaluation(self) -> Iterator[None]:
-        """Evaluate and differentiate the model itself inside a `with` block, in full precision and in its mode."""
-        with full_float32(), torch.inference_mode(False), torch.enable_grad(), in_mode(self.model, self.bn_mode):
+        """Evaluate and differentiate the model itself inside a `with` block, in full precision and in its mode.
+
+        The states of random numbers, which the model or a loader may draw, are restored afterwards.
+        """
+        device = self.parameters[0].device
+        devices = [device] if device.type == "cuda" else []
+        with (
+            torch.random.fork_rng(devices),
+            full_float32(),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            in_mode(self.model, self.bn_mode),
+        ):
             yield
+
+    def fingerprint(self) -> torch.Tensor:
+        """Return norms of all parameters and buffers, which change with their values."""
+        state = [*self.model.parameters(), *self.model.buffers()]
+        norms = torch._foreach_norm([each.detach() for each in state if each.is_floating_point()])
+        return torch.stack([norm.float() for norm in norms])
 
     def prepare(self, batch: Any) -> Batch:
         """Return (inputs, targets) on the model's device, with its dtype. Raises ValueError if they are no pair."""
@@ -105,6 +140,11 @@ class Objective:
         """
         total: list[torch.Tensor] | None = None
         count: float | torch.Tensor = 0
+        present = trainable_parameters(self.model).values()
+        if len(present) != len(self.parameters) or any(
+            p is not q for p, q in zip(present, self.parameters, strict=True)
+        ):
+            raise RuntimeError("the model's parameters were replaced by other tensors; make the product anew")
         with self.evaluation():
             for batch in self.batches:
                 values, weight = function(*self.prepare(batch))
@@ -117,8 +157,10 @@ class Objective:
     def split(self, vector: torch.Tensor) -> list[torch.Tensor]:
         """Split a flat vector (dimension,) into one tensor per parameter, with its shape, dtype and memory layout.
 
-        Raises ValueError if the vector has another shape.
+        Raises ValueError if the vector has another shape, or is complex.
         """
+        if vector.is_complex():
+            raise ValueError("the vector is complex; multiply its real and its imaginary part")
         if vector.shape != (self.dimension,):
             raise ValueError(f"the vector has shape {tuple(vector.shape)}; it must have shape ({self.dimension},)")
         with torch.inference_mode(False):

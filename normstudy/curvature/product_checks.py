@@ -1,21 +1,25 @@
 """Checks of products: with one vector on a few samples, and against finite differences."""
 
+import contextlib
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from .batches import Batch, move, tensors_in
 from .losses import Loss
 from .objective import Objective, flatten
-from .ways import DoubleBackward, Way, backward_product
+from .ways import DoubleBackward, ForwardMode, Way, backward_product, gradients_or_zeros
 
 EQUAL = {torch.float32: 1e-2, torch.float64: 1e-6}  # relative difference of two ways that count as equal
 REPEATED = {torch.float32: 1e-4, torch.float64: 1e-9}  # the same of one way, computed twice
 STEP = 1e-9  # of finite differences in float64, relative to the parameters: so short that hardly a ReLU switches
 SLOPE = 1e-3  # relative error of a finite difference
+NEARBY = 0.03  # relative distance from the parameters at which derivatives are checked
+MASKED = 100  # outputs that exceed the median by this factor count as masked
 
 
 class LowPrecision(TorchFunctionMode):
@@ -37,14 +41,18 @@ class LowPrecision(TorchFunctionMode):
 
 
 class Smooth:
-    """A quadratic function of the outputs, in place of the loss."""
+    """A quadratic function of the outputs, in place of the loss. Masked (huge or infinite) outputs do not count."""
 
     def __init__(self, outputs: torch.Tensor, generator: torch.Generator) -> None:
-        self.scale = outputs.abs().max().clamp(min=1e-6)
-        self.slopes = torch.randn(outputs.shape, generator=generator).to(outputs) / self.scale
+        sizes = torch.where(outputs.isfinite(), outputs.abs(), 0)
+        self.used = outputs.isfinite() & (sizes <= MASKED * sizes.median())
+        self.scale = torch.where(self.used, sizes, 0).max().clamp(min=1e-6)
+        slopes = torch.randn(outputs.shape, generator=generator, device="cpu").to(outputs)
+        self.slopes = torch.where(self.used, slopes / self.scale, 0)
 
     def total(self, outputs: torch.Tensor, targets: Any) -> torch.Tensor:
-        return (self.slopes * outputs).sum() + (outputs / self.scale).square().sum() / 2
+        used = torch.where(self.used, outputs, 0)
+        return (self.slopes * used).sum() + (used / self.scale).square().sum() / 2
 
     def count(self, outputs: torch.Tensor, targets: Any) -> float:
         return 1
@@ -59,7 +67,7 @@ class Comparison:
         self.dtype = objective.parameters[0].dtype
         generator = torch.Generator().manual_seed(0)
         self.loss = Smooth(outputs, generator)
-        self.tangents = objective.split(torch.randn(objective.dimension, generator=generator))
+        self.tangents = objective.split(torch.randn(objective.dimension, generator=generator, device="cpu"))
 
     def product(self, way: Way) -> list[torch.Tensor]:
         """Return the product by a way, one tensor per parameter."""
@@ -71,9 +79,11 @@ class Comparison:
         smooth = DoubleBackward(self.loss, self.plain.function, self.plain.parameters, self.plain.curvature)
         try:
             gradients, _ = smooth.gradient_graph(*self.few)
-        except RuntimeError as error:
-            if "does not require grad" not in str(error):
+        except (RuntimeError, NotImplementedError) as error:
+            if is_out_of_memory(error):
                 raise
+            if "does not require grad" not in str(error):
+                raise ValueError(f"the model cannot be differentiated ({first_line(error)})") from error
             gradients = (None,) * len(self.names)
         unused = [name for name, gradient in zip(self.names, gradients, strict=True) if gradient is None]
         if len(unused) == len(self.names):
@@ -88,14 +98,16 @@ class Comparison:
             if gradient is not None and gradient.layout != torch.strided:
                 raise ValueError(f"the gradient of {name} is sparse, and cannot be differentiated again")
 
-    def plain_product(self) -> list[torch.Tensor]:
-        """Return the plain product. Raises ValueError if it fails, or if it differs when it is computed twice."""
+    def repeated_product(self, way: Way) -> list[torch.Tensor]:
+        """Return the product by a way. Raises ValueError if it fails, or if it differs when it is computed twice."""
         try:
-            first, second = self.product(self.plain), self.product(self.plain)
+            first, second = self.product(way), self.product(way)
         except (RuntimeError, NotImplementedError) as error:
             if is_out_of_memory(error):
                 raise
             raise ValueError(f"the model cannot be differentiated twice ({first_line(error)})") from error
+        if flatten(first).isnan().any():
+            raise ValueError("a product is not a number: a derivative of the model is not finite on the first samples")
         if not _distance(first, second) <= REPEATED[self.dtype]:
             raise ValueError(
                 "the same product gives two results: the model is not deterministic in eval mode, for instance because "
@@ -105,24 +117,36 @@ class Comparison:
 
     def agrees(self, way: Way, expected: list[torch.Tensor]) -> bool:
         """Return whether a way gives the plain product; if not, warn."""
-        if way.function is self.plain.function:  # the same derivatives of the same module
+        if isinstance(way, DoubleBackward) and way.function is self.plain.function:  # the same derivatives
             return True
         try:
             product = self.product(way)
         except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError) as error:
             if is_out_of_memory(error):
                 raise
-            warn(f"{way.name} fails ({first_line(error)}); using {self.plain.name}")
+            if way.function is not self.plain.function:
+                warn(f"{way.name} fails ({first_line(error)}); using {self.plain.name}")
             return False
         if _distance(expected, product) <= EQUAL[self.dtype]:
             return True
         errors = {name: (p - q).norm().item() for name, p, q in zip(self.names, product, expected, strict=True)}
+        reason = ""
+        if way.function is not self.plain.function:
+            reason = ", so a class of this model declares what it does not keep (has_differentiable_jvp, fold_into)"
         warn(
-            f"{way.name} differs from {self.plain.name} (most for {max(errors, key=errors.__getitem__)}), so a class "
-            "of this model declares what it does not keep (has_differentiable_jvp, fold_into); using "
+            f"{way.name} differs from {self.plain.name} (most for {max(errors, key=errors.__getitem__)}){reason}; using "
             f"{self.plain.name}, which is slower"
         )
         return False
+
+    def has_adjoint_slopes(self, way: ForwardMode) -> bool:
+        """Return whether the slopes Jv of forward mode are adjoint to the backward pass: ‖Jv‖² = ⟨JᵀJv, v⟩."""
+        outputs, slopes = way.slopes(self.few[0], self.tangents)
+        slopes = torch.where(self.loss.used, slopes, 0).detach()
+        back = gradients_or_zeros(outputs, way.parameters, slopes)
+        pairs = zip(back, self.tangents, strict=True)
+        square = torch.stack([(gradient * tangent).sum() for gradient, tangent in pairs]).sum()
+        return bool((square - slopes.square().sum()).abs() <= EQUAL[self.dtype] * slopes.square().sum())
 
 
 def _distance(expected: list[torch.Tensor], product: list[torch.Tensor]) -> float:
@@ -135,31 +159,59 @@ def check_derivative(objective: Objective, few: Batch, curvature: str) -> None:
     """Check in float64 that the derivatives of the model and of a loss function are what they claim to be.
 
     A custom autograd function, or a value that is detached from the graph, may have others. For a Hessian, second
-    derivatives are compared with finite differences of first ones, otherwise first derivatives with those of values.
-    Nothing is checked if the device or the model has no float64, or where the differences are too noisy.
+    derivatives are compared with finite differences of first ones, otherwise first derivatives with those of values,
+    near the model's parameters and not at them, because trained networks rest on kinks (a ReLU of exactly 0).
+    Where the differences are too noisy, nothing is found. A warning says when the model has no float64.
 
     Raises:
         ValueError: If the derivatives differ from finite differences.
     """
     if objective.parameters[0].device.type == "mps":
         return
-    parameters = [each.detach().double() for each in objective.parameters]
-    state = {**dict(objective.model.named_parameters()), **dict(objective.model.named_buffers())}
-    rest = {name: each.detach().double() for name, each in state.items() if each.is_floating_point()}
+    generator = torch.Generator().manual_seed(1)
+
+    def random(like: torch.Tensor) -> torch.Tensor:
+        return torch.randn(like.shape, generator=generator, dtype=torch.float64, device="cpu").to(like.device)
+
+    whole = flatten([each.detach().double() for each in objective.parameters]).square().mean().sqrt().item() or 1.0
+    parameters = []
+    for each in objective.parameters:
+        exact = each.detach().double()
+        parameters.append(exact + NEARBY * (exact.square().mean().sqrt().item() or whole) * random(exact))
+    tangents = [random(each) for each in parameters]
+    for module in objective.model.modules():  # the row of the padding has no gradient by design
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.padding_idx is not None:
+            for parameter, tangent in zip(objective.parameters, tangents, strict=True):
+                if parameter is module.weight:
+                    tangent[module.padding_idx] = 0
+    state = [*objective.model.parameters(), *objective.model.buffers()]
+    rest = {id(each): each.detach().double() for each in state if each.is_floating_point()}
     inputs = move(few[0], parameters[0])
 
-    def outputs_of(moved: list[torch.Tensor]) -> torch.Tensor:
-        return objective.function(inputs, moved, {name: each.clone() for name, each in rest.items()})
+    def replaced(moved: list[torch.Tensor]) -> contextlib.AbstractContextManager[None]:
+        fresh = {key: each.clone() for key, each in rest.items()}
+        return objective.function.replaced(fresh | dict(zip(map(id, objective.parameters), moved, strict=True)))
 
+    order = 2 if curvature == "hessian" else 1
+    loss_error = None
     try:
-        with LowPrecision(torch.float64) as low:
-            outputs = outputs_of([each.requires_grad_() for each in parameters]).detach()
+        moved = [each.requires_grad_() for each in parameters]
+        with LowPrecision(torch.float64) as low, replaced(moved):
+            outputs = objective.function(inputs).detach()
         if low.found:
-            return
-        smooth = Smooth(outputs, torch.Generator().manual_seed(1))
-        order = 2 if curvature == "hessian" else 1
-        error = _slope_error(lambda moved: smooth.total(outputs_of(moved), None), parameters, order)
-    except (RuntimeError, TypeError, ValueError, NotImplementedError):  # the model computes only in its own dtype
+            raise TypeError(f"the model computes in {next(iter(low.found.values()))} inside")
+        smooth = Smooth(outputs, generator)
+        error = _slope_error(lambda _: smooth.total(objective.function(inputs), None), moved, tangents, order, replaced)
+        if objective.loss.own is None:
+            loss, targets = Loss(objective.loss.given, parameters[0]), move(few[1], parameters[0])
+            near = outputs / smooth.scale.clamp(min=1)  # not so far out that the loss is flat
+            near = near + NEARBY * random(near)
+            of_loss = 1 if curvature == "empirical_fisher" else 2
+            loss_error = _slope_error(lambda args: loss.total(args[0], targets), [near], [random(near)], of_loss)
+    except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as reason:
+        if is_out_of_memory(reason):
+            raise
+        warn(f"the derivatives could not be compared with finite differences in float64 ({first_line(reason)})")
         return
     if error is not None:
         what = "product is not the derivative of the gradient" if order == 2 else "gradient is wrong"
@@ -167,16 +219,16 @@ def check_derivative(objective: Objective, few: Batch, curvature: str) -> None:
             f"the {what}: it differs from finite differences by {error:.0%}. A custom autograd function has wrong "
             "derivatives, or a value is detached from the graph"
         )
-    if objective.loss.own is None:
-        loss, targets = Loss(objective.loss.given, parameters[0]), move(few[1], parameters[0])
-        near = outputs / smooth.scale.clamp(min=1)  # not so far out that the loss is flat
-        error = _slope_error(lambda moved: loss.total(moved[0], targets), [near], 1 if curvature[0] == "e" else 2)
-        if error is not None:
-            raise ValueError(f"the loss function has wrong derivatives: they differ from finite ones by {error:.0%}")
+    if loss_error is not None:
+        raise ValueError(f"the loss function has wrong derivatives: they differ from finite ones by {loss_error:.0%}")
 
 
 def _slope_error(
-    function: Callable[[list[torch.Tensor]], torch.Tensor], arguments: list[torch.Tensor], order: int
+    function: Callable[[list[torch.Tensor]], torch.Tensor],
+    arguments: list[torch.Tensor],
+    tangents: list[torch.Tensor],
+    order: int,
+    replaced: Callable[[list[torch.Tensor]], contextlib.AbstractContextManager[None]] | None = None,
 ) -> float | None:
     """Return the relative error of a derivative against central differences, or None if it is within their noise.
 
@@ -185,29 +237,36 @@ def _slope_error(
     Args:
         function: Scalar function.
         arguments: Its arguments, in float64.
-        order: 1 compares the slope along a random direction, 2 that of the gradient.
+        tangents: The direction of the differences.
+        order: 1 compares the slope along the direction, 2 that of the gradient.
+        replaced: Gives a context in which a model has given arguments as parameters.
     """
-    generator = torch.Generator().manual_seed(2)
-    tangents = [torch.randn(each.shape, generator=generator, dtype=torch.float64).to(each) for each in arguments]
-    length = STEP * flatten(arguments).detach().norm().clamp(min=1e-3) / flatten(tangents).norm()
+    tiny = torch.finfo(torch.float64).tiny
+    length = STEP * flatten(arguments).detach().norm() / flatten(tangents).norm().clamp(min=tiny)
 
-    def at(distance: float, has_graph: bool = False) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+    def at(distance: float) -> tuple[torch.Tensor, list[torch.Tensor]]:
         pairs = zip(arguments, tangents, strict=True)
         moved = [(each.detach() + distance * length * tangent).requires_grad_() for each, tangent in pairs]
-        value = function(moved)
-        gradients = torch.autograd.grad(value, moved, create_graph=has_graph, materialize_grads=True)
-        return value.detach(), list(gradients), moved
+        with contextlib.nullcontext() if replaced is None else replaced(moved):
+            value = function(moved)
+            gradients = torch.autograd.grad(
+                value, moved, create_graph=order == 2 and not distance, materialize_grads=True
+            )
+            if order == 2 and not distance:
+                gradients = tuple(backward_product(gradients, moved, tangents))
+        return value.detach(), list(gradients)
 
-    _, gradients, moved = at(0, has_graph=order == 2)
+    _, gradients = at(0)
     if order == 2:
-        exact = flatten(backward_product(tuple(gradients), moved, tangents))
+        exact = flatten(gradients)
         values = [flatten(at(k)[1]) for k in (1, -1, 2, -2)]
     else:
         exact = torch.stack([(g * t).sum() for g, t in zip(gradients, tangents, strict=True)]).sum().reshape(1)
         values = [at(k)[0].reshape(1) for k in (1, -1, 2, -2)]
     near, far = (values[0] - values[1]) / (2 * length), (values[2] - values[3]) / (4 * length)
     size, difference = torch.maximum(exact.norm(), near.norm()), (exact - near).norm()
-    return None if difference <= SLOPE * size + 10 * (near - far).norm() else (difference / size).item()
+    is_right = not difference > SLOPE * size + 10 * (near - far).norm()  # also if one is not a number
+    return None if is_right else (difference / size).item()
 
 
 def warn(message: str) -> None:

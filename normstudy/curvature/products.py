@@ -76,7 +76,8 @@ def hessian_matvec(
     Raises:
         ValueError: If an argument is unknown or does not apply, or if a check finds that an assumption is violated.
             `matvec` raises it if there are no batches, or if the vector has another shape.
-        RuntimeError: `matvec` raises it if the model was changed after its graphs were kept.
+        RuntimeError: `matvec` raises it if the model was changed after its graphs were kept, or if its parameters were
+            replaced by other tensors.
     """
     if curvature not in CURVATURES:
         raise ValueError(f"curvature {curvature!r} is not one of {', '.join(CURVATURES)}")
@@ -90,10 +91,19 @@ def hessian_matvec(
 
     scales = None if scale == "none" else parameter_scales(model, scale)
 
+    kept_state: list[torch.Tensor] = []
+
     def matvec(vector: torch.Tensor) -> torch.Tensor:
+        if keep_graphs:
+            kept_state.append(objective.fingerprint())
+            if not torch.equal(kept_state[0], kept_state.pop() if len(kept_state) > 1 else kept_state[0]):
+                raise RuntimeError("the model has changed since its graphs were kept; make the product anew")
+        if not vector.is_floating_point() and not vector.is_complex():
+            vector = vector.to(objective.parameters[0].dtype)
         if scales is None:
             return flatten(objective.mean(way.begin(objective.split(vector)))).to(vector)
-        return scales.to(vector) * flatten(objective.mean(way.begin(objective.split(scales.to(vector) * vector))))
+        scaled = flatten(objective.mean(way.begin(objective.split(scales.to(vector) * vector))))
+        return (scales * scaled).to(vector)
 
     return matvec, objective.dimension
 
@@ -179,6 +189,6 @@ def bytes_per_sample(
             checks=False,
         )
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            matvec(torch.zeros(dimension))
+            matvec(torch.zeros(dimension, device="cpu"))
         kept.append(sum(storages.values()))
     return (kept[1] - kept[0]) / 2

@@ -71,6 +71,29 @@ class Spectrum:
     block_errors: dict[str, LayoutErrors] = field(default_factory=dict)
 
 
+@dataclass
+class ProbeState:
+    """The finished probes of `spectrum`, from which it can continue. All fields are plain tensors, numbers and lists.
+
+    Attributes:
+        forms: vᵀH_b v of each probe v and block b of images, split by `blocks`: (image blocks, blocks) each.
+        squares: ‖Hv‖² of each probe, zero-dimensional.
+        quadratures: (nodes, weights, residuals) of each Lanczos probe.
+        products: Number of products so far.
+        top: Largest Ritz value so far.
+        top_vector: Its Ritz vector (dimension,), kept only with blocks of images.
+        generator: State of the generator after the last finished probe.
+    """
+
+    forms: list[torch.Tensor] = field(default_factory=list)
+    squares: list[torch.Tensor] = field(default_factory=list)
+    quadratures: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    products: int = 0
+    top: float = -math.inf
+    top_vector: torch.Tensor | None = None
+    generator: torch.Tensor | None = None
+
+
 def rademacher(dimension: int, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     """Draw a vector (dimension,) of independent random signs ±1 on the generator's device."""
     signs = torch.randint(0, 2, (dimension,), generator=generator, device=generator.device, dtype=torch.int8)
@@ -109,6 +132,8 @@ def spectrum(
     expect: Callable[[int], object] | None = None,
     blocks: Mapping[str, int] | None = None,
     image_blocks: ImageBlocks | None = None,
+    state: ProbeState | None = None,
+    save: Callable[[ProbeState], object] | None = None,
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
     basis_device: torch.device | str | None = None,
@@ -132,8 +157,10 @@ def spectrum(
         blocks: {name: size} of consecutive diagonal blocks whose traces are estimated. The sizes add up to
             `dimension`. Defaults to one block, "all".
         image_blocks: The same matrix as a mean over blocks of images, for image errors. The first product of each probe
-            is then computed block by block. The cross-fitted eigenvalue takes 2 · num_steps + 2 further products of
-            half of the blocks, and the error of `max_eigen` one product.
+            is then computed block by block. The cross-fitted eigenvalue takes num_steps + 2 further products with half
+            of the blocks, and the error of `max_eigen` one product.
+        state: Finished probes of a stopped call with the same arguments, which are not repeated.
+        save: Called as save(state) after each probe.
         dtype: Dtype of the vectors passed to `matvec`.
         device: Device of the vectors passed to `matvec`.
         basis_device: Device that stores the Lanczos vectors (num_steps, dimension). Defaults to `device`.
@@ -153,63 +180,43 @@ def spectrum(
     blocks = {"all": dimension} if blocks is None else blocks
     if sum(blocks.values()) != dimension:
         raise ValueError(f"the sizes of blocks add up to {sum(blocks.values())}; they must add up to {dimension}")
-    quadratures, products = [], 0
-    form_samples: list[torch.Tensor] = []  # vᵀH_b v of each probe v and block b of images, split by `blocks`
-    square_samples: list[torch.Tensor] = []  # ‖Hv‖² of each probe v
-    top, top_vector = -math.inf, None
+    state = ProbeState() if state is None else state
+    if state.generator is not None:
+        generator.set_state(state.generator)
     wanted = num_probes + trace_probes
-    sizes = list(blocks.values())
     shares = torch.tensor([1.0] if image_blocks is None else image_blocks.shares, dtype=torch.float64)
-    while len(square_samples) < wanted:
-        index = len(square_samples)
-        probe = rademacher(dimension, generator, dtype).to(device)
-        image = forms = squares = None
-        if image_blocks is not None:
-            image, forms, squares = image_blocks.product_and_forms(probe, sizes)
-        if image is None or index < num_probes:
-            found = krylov(matvec, probe, num_steps if index < num_probes else 1, basis_device, image)
-            image = found.first_product
-            if index < num_probes:
-                quadratures.append(found.quadrature())
-                if image_blocks is not None and (largest := float(quadratures[-1][0][-1])) > top:
-                    top, top_vector = largest, found.largest_ritz_vector().to(device)
-            products += len(found.diagonal)
-            del found  # the basis is large
-        else:
-            products += 1
-        square = torch.linalg.vector_norm(image).cpu().double() ** 2
-        if forms is None or squares is None:
-            forms = torch.stack([part.sum() for part in (probe * image).split(sizes)]).cpu().double()[None]
-        elif image_blocks is not None and len(shares) > 1:
-            between = (square - (shares.square() * squares).sum()) / (1 - shares.square().sum())  # of different blocks
-            square = between + image_blocks.pool_fraction * (square - between)
-        form_samples.append(forms)
-        square_samples.append(square)
-        if len(square_samples) == wanted and trace_error is not None and most_probes is not None:
-            traces = (torch.stack(form_samples).sum(2) * shares).sum(1)
+    while True:
+        if len(state.squares) >= wanted and trace_error is not None and most_probes is not None:
+            traces = (torch.stack(state.forms).sum(2) * shares).sum(1)
             wanted = min(_probes_for(trace_error, traces), max(most_probes, wanted))
             if expect is not None:
-                expect(products + wanted - len(square_samples))
-    forms_of_probes = torch.stack(form_samples)  # (probes, image blocks, blocks)
-    squares = torch.stack(square_samples)
+                expect(state.products + wanted - len(state.squares))
+        if len(state.squares) >= wanted:
+            break
+        probe = rademacher(dimension, generator, dtype).to(device)
+        steps = num_steps if len(state.squares) < num_probes else 0
+        _add_probe(state, matvec, probe, steps, list(blocks.values()), image_blocks, basis_device)
+        state.generator = generator.get_state()
+        if save is not None:
+            save(state)
+    forms = torch.stack(state.forms)  # (probes, image blocks, blocks)
+    squares = torch.stack(state.squares)
     if image_blocks is None:
-        return replace(
-            _summarize(dimension, forms_of_probes, shares, squares, quadratures, list(blocks)), products=products
-        )
-    fraction = image_blocks.pool_fraction
-    errors = {name: layout_errors(forms_of_probes[:, :, index], fraction) for index, name in enumerate(blocks)}
-    total = layout_errors(forms_of_probes.sum(2), fraction)
-    summary = _summarize(dimension, forms_of_probes, shares, squares, quadratures, list(blocks), total.total)
+        summary = _summarize(dimension, forms, shares, squares, state.quadratures, list(blocks))
+        return replace(summary, products=state.products)
+    fraction, products = image_blocks.pool_fraction, state.products
+    errors = {name: layout_errors(forms[:, :, index], fraction) for index, name in enumerate(blocks)}
+    total = layout_errors(forms.sum(2), fraction)
     cross_fitted = max_error = math.nan
-    if len(image_blocks) > 1 and top_vector is not None:
-        _, forms, _ = image_blocks.product_and_forms(top_vector, [dimension])
-        max_error = math.sqrt((1 - image_blocks.pool_fraction) * forms.var(correction=1).item() / len(forms))
-        del top_vector
-        starts = rademacher(dimension, generator, dtype).to(device), rademacher(dimension, generator, dtype).to(device)
-        cross_fitted, of_halves = cross_fitted_eigenvalue(image_blocks.halves(), starts, num_steps, basis_device)
+    if len(image_blocks) > 1 and state.top_vector is not None:
+        top_vector = state.top_vector.to(device)
+        _, top_forms, _ = image_blocks.product_and_forms(top_vector, [dimension])
+        max_error = math.sqrt((1 - fraction) * top_forms.var(correction=1).item() / len(top_forms))
+        steps = math.ceil(num_steps / 2)
+        cross_fitted, of_halves = cross_fitted_eigenvalue(image_blocks.halves, top_vector, steps, basis_device)
         products += 1 + math.ceil(of_halves / 2)
     return replace(
-        summary,
+        _summarize(dimension, forms, shares, squares, state.quadratures, list(blocks), total.total),
         products=products,
         trace_image_error=total.image,
         trace_total_error=total.total,
@@ -220,6 +227,41 @@ def spectrum(
         max_eigen_cross_fitted=cross_fitted,
         block_errors=errors,
     )
+
+
+def _add_probe(
+    state: ProbeState,
+    matvec: Matvec,
+    probe: torch.Tensor,
+    num_steps: int,
+    sizes: list[int],
+    image_blocks: ImageBlocks | None,
+    basis_device: torch.device | str | None,
+) -> None:
+    """Add a trace probe (num_steps=0) or a Lanczos probe to the state."""
+    image = forms = squares = None
+    if image_blocks is not None:
+        image, forms, squares = image_blocks.product_and_forms(probe, sizes)
+        state.products += num_steps == 0
+    if num_steps or image is None:
+        space = krylov(matvec, probe, max(1, num_steps), basis_device, image)
+        image = space.first_product
+        state.products += len(space.diagonal)
+        if num_steps:
+            state.quadratures.append(space.quadrature())
+            largest = float(state.quadratures[-1][0][-1])
+            if image_blocks is not None and largest > state.top:
+                state.top, state.top_vector = largest, space.largest_ritz_vector().cpu()
+        del space  # the basis is large
+    square = torch.linalg.vector_norm(image).cpu().double() ** 2
+    if image_blocks is None or forms is None or squares is None:
+        forms = torch.stack([part.sum() for part in (probe * image).split(sizes)]).cpu().double()[None]
+    elif len(image_blocks) > 1:
+        shares = torch.tensor(image_blocks.shares, dtype=torch.float64)
+        between = (square - (shares.square() * squares).sum()) / (1 - shares.square().sum())  # of different blocks
+        square = between + image_blocks.pool_fraction * (square - between)
+    state.forms.append(forms)
+    state.squares.append(square)
 
 
 def _summarize(

@@ -2,7 +2,7 @@
 
 import itertools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -38,8 +38,6 @@ class Way:
         function: The model as a function of its parameters.
         parameters: The parameters.
         curvature: One of CURVATURES.
-        rest: Values that replace the rest of the model's state when `parameters` replace the model's own. None if they
-            are its own.
     """
 
     name: str
@@ -50,11 +48,9 @@ class Way:
         function: ModelFunction,
         parameters: Sequence[torch.Tensor],
         curvature: str,
-        rest: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         self.loss, self.function, self.parameters = loss, function, parameters
         self.curvature = curvature
-        self.rest = rest
 
     def begin(self, tangents: list[torch.Tensor]) -> Product:
         """Return the product of a batch with these tangents, one per parameter, for one pass over the batches."""
@@ -66,9 +62,7 @@ class Way:
 
     def outputs(self, inputs: Any, parameters: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
         """Return the model's outputs with the given parameters, or with its own."""
-        if parameters is None and self.rest is not None:
-            parameters = self.parameters
-        return self.function(inputs, parameters, self.rest)
+        return self.function(inputs, parameters)
 
     def gradient_graph(self, inputs: Any, targets: Any) -> tuple[Gradients, float | torch.Tensor]:
         """Return the gradient of the summed loss with its graph, and the batch's count."""
@@ -108,13 +102,17 @@ class ForwardMode(Way):
         super().__init__(*args, **options)
         with warnings.catch_warnings(), forward_ad.dual_level():
             warnings.simplefilter("ignore", FutureWarning)  # raised by what PyTorch imports for the first dual tensor
-            forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
+            forward_ad.make_dual(torch.zeros(1, device="cpu"), torch.zeros(1, device="cpu"))
 
-    def product(self, inputs: Any, targets: Any, tangents: list[torch.Tensor]) -> Sums:
+    def slopes(self, inputs: Any, tangents: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the outputs z and their slopes Jv along the tangents, of the same shape."""
         with forward_ad.dual_level():
             duals = [forward_ad.make_dual(p, t) for p, t in zip(self.parameters, tangents, strict=True)]
             outputs, slopes = forward_ad.unpack_dual(self.outputs(inputs, duals))
-        slopes = torch.zeros_like(outputs) if slopes is None else slopes
+        return outputs, torch.zeros_like(outputs) if slopes is None else slopes
+
+    def product(self, inputs: Any, targets: Any, tangents: list[torch.Tensor]) -> Sums:
+        outputs, slopes = self.slopes(inputs, tangents)
         # Outside the dual level, because inside it the backward pass would carry tangents of its own.
         if self.curvature == "hessian":
             total = self.loss.total(outputs, targets)
@@ -162,12 +160,14 @@ def ways_of(objective: Objective, curvature: str, keep_graphs: bool) -> list[Way
         copy = derivative_copy(objective.model, objective.bn_mode, forward_mode=not keep_graphs)
         try:
             function = ModelFunction(copy, parameters, pick)
-        except KeyError:
+        except ValueError:
             raise ValueError("a module from fold_into must contain the parameters that it folds, not copies") from None
         if keep_graphs:
             ways.insert(0, KeptGraphs(loss, function, parameters, curvature))
         elif jvp_is_differentiable(copy):
             ways.insert(0, ForwardMode(loss, function, parameters, curvature))
+    elif curvature != "hessian":  # needs only first derivatives
+        ways.insert(0, ForwardMode(loss, objective.function, parameters, curvature))
     return ways
 
 
@@ -182,7 +182,7 @@ def output_product(
     total = loss.total(outputs, targets)
     if curvature == "empirical_fisher":
         (gradient,) = torch.autograd.grad(total, outputs)
-        directional = (gradient * slopes).flatten(1).sum(1)
+        directional = (gradient * slopes).reshape(len(outputs), -1).sum(1)
         return gradient * directional.view(-1, *[1] * (outputs.dim() - 1))
     (gradient,) = torch.autograd.grad(total, outputs, create_graph=True)
     if not gradient.requires_grad:  # the loss is linear in the outputs

@@ -150,5 +150,5 @@ def test_blocks_of_unequal_size_have_the_mean_over_images():
     plain = spectrum(product, 30, 1, 30, torch.Generator().manual_seed(0), trace_probes=3)
     assert found.trace == pytest.approx(plain.trace)
     assert found.max_eigen == pytest.approx(torch.linalg.eigvalsh(whole)[-1].item())
-    assert found.products == plain.products + 1 + 31  # the error of the largest eigenvalue, and two halves
+    assert found.products == plain.products + 1 + 16  # the error of the largest eigenvalue, and the halves
     assert found.block_errors["all"].image == pytest.approx(found.trace_image_error)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from curvature_helpers import dense_hessian, images_and_labels, symmetric, two_layers
 
-from normstudy.curvature import Spectrum, hessian_matvec, spectrum
+from normstudy.curvature import ImageBlocks, ProbeState, Spectrum, hessian_matvec, spectrum
 
 
 def estimate(matrix, probes, steps, seed=0, **options) -> Spectrum:
@@ -169,3 +169,31 @@ def test_the_measures_of_a_network_are_those_of_its_dense_hessian():
     assert abs(found.eigen_variance - eigenvalues.var(correction=0).item()) < 3 * found.eigen_variance_standard_error
     assert found.max_eigen == pytest.approx(eigenvalues.max().item(), rel=1e-6)
     assert found.min_eigen == pytest.approx(eigenvalues.min().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("stop_after", range(1, 6))
+@pytest.mark.parametrize("has_blocks", [False, True])
+def test_a_stopped_estimate_continues_to_the_same_numbers(tmp_path, stop_after, has_blocks):
+    matrix, _ = indefinite()
+
+    def product(vector):
+        return matrix @ vector
+
+    image_blocks = ImageBlocks([product, lambda v: 2 * product(v)], [3, 3]) if has_blocks else None
+    options = {"trace_probes": 3, "trace_error": 0.3, "most_probes": 12, "image_blocks": image_blocks}
+    whole = estimate(matrix, 2, 4, **options)
+
+    class Stop(Exception):
+        pass
+
+    def save(state):
+        torch.save(vars(state), tmp_path / "state.pt")
+        if len(state.squares) == stop_after:
+            raise Stop
+
+    with pytest.raises(Stop):
+        estimate(matrix, 2, 4, save=save, **options)
+    state = ProbeState(**torch.load(tmp_path / "state.pt", weights_only=True))
+    assert len(state.squares) == stop_after
+    continued = estimate(matrix, 2, 4, state=state, **options)
+    assert repr(continued) == repr(whole)
