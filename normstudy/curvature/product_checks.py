@@ -133,9 +133,10 @@ class Comparison:
         reason = ""
         if way.function is not self.plain.function:
             reason = ", so a class of this model declares what it does not keep (has_differentiable_jvp, fold_into)"
+        worst = max(errors, key=errors.__getitem__)
         warn(
-            f"{way.name} differs from {self.plain.name} (most for {max(errors, key=errors.__getitem__)}){reason}; using "
-            f"{self.plain.name}, which is slower"
+            f"{way.name} differs from {self.plain.name} (most for {worst}){reason}; using {self.plain.name}, which is "
+            "slower"
         )
         return False
 
