@@ -21,6 +21,7 @@ from normstudy.sweeps import (
     queued_runs,
     run_on_slurm,
     runs_by_status,
+    with_measurements,
 )
 
 OWN: tuple[str, ...] = (  # the sweep's own flags; all others are main.py's
@@ -50,11 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = vars(build_parser().parse_args(argv))
     options = {name: given.pop(name, None) for name in OWN}
     runs, left_out = expand(given, options["preset"], options["processes"])
+    runs = [with_measurements(run, options["measure"], options) for run in runs]
     for reason, number in left_out.items():
         print(f"left out: {number} combinations, because {reason}")
     results_dir = runs[0].directory.path.parent
     queued = (queued_runs(results_dir) or {}) if options["cluster"] == "slurm" else {}
-    by_status = runs_by_status(runs, options["measure"], queued)
+    by_status = runs_by_status(runs, queued)
     if options["retry_failed"]:
         by_status["unfinished"] += by_status.pop("failed")
         by_status["failed"] = []
@@ -62,22 +64,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{len(runs)} runs in {results_dir}: {counts}", flush=True)
     ahead = by_status["to measure"] + by_status["unfinished"] + by_status["new"]
     if options["dry_run"]:
-        return plan(by_status, ahead, options["measure"])
+        return plan(by_status, ahead)
     if options["cluster"] == "slurm":
         run_on_slurm(runs, ahead, options, results_dir)
         if not options["wait"]:
             return 0
     elif ahead:
         OneMachine(options).work(runs, ahead)
-    return conclude(runs_by_status(runs, options["measure"]), len(runs), results_dir)
+    return conclude(runs_by_status(runs), len(runs), results_dir)
 
 
-def plan(by_status: Mapping[str, Sequence[SweepRun]], ahead: Sequence[SweepRun], measurements: Sequence[str]) -> int:
+def plan(by_status: Mapping[str, Sequence[SweepRun]], ahead: Sequence[SweepRun]) -> int:
     """List the runs with their status, and the time and disk space of the remaining ones; return exit code 0."""
     for name, found in by_status.items():
         for run in found:
             print(f"{name:>10}  {run.directory.path.name}")
-    cost = estimate_cost(ahead, by_status["done"], measurements)
+    cost = estimate_cost(ahead, by_status["done"])
     if cost is None:
         print("time and disk space cannot be estimated: a network has no finished run in this sweep yet")
     elif ahead:

@@ -18,8 +18,8 @@ SMALL = [
     "--device=cpu",
     "--probe_layers=False",
 ]
-QUICK = ["--lanczos_steps=2", "--trace_probes=1", "--samples=30"]
-ONE_PRODUCT = ["--lanczos_steps=1", "--num_probes=1", "--trace_probes=0", "--samples=30"]
+QUICK = ["--lanczos_steps=2", "--trace_probes=1", "--samples=30", "--image_blocks=1"]
+ONE_PRODUCT = ["--lanczos_steps=1", "--num_probes=1", "--trace_probes=0", "--samples=30", "--image_blocks=1"]
 read = files.read_json
 
 

@@ -101,3 +101,10 @@ def argparse_type(parse: Callable[[str], object], choices: Sequence[str] | None 
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return convert
+
+
+def tag(text: str) -> str:
+    """Return a word that can be part of a file name. Raises ValueError for other text."""
+    if not re.fullmatch(r"[A-Za-z0-9_]+", text) or "epoch" in text:
+        raise ValueError(f"{text!r} is not a word of letters, digits and _ (without the word epoch)")
+    return text

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from normstudy.cli.errors import UsageError
-from normstudy.cli.flag_types import argparse_type, boolean, checkpoint_name, count, device_name, number
+from normstudy.cli.flag_types import argparse_type, boolean, checkpoint_name, count, device_name, number, tag
 from normstudy.cli.outcome import report_outcome
 
 
@@ -76,6 +76,14 @@ def measurement_parser(script: str, measurement: str, description: str, samples:
         "auto",
         "Device to measure on: auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps",
         device_name,
+    )
+    add_flag(
+        parser,
+        "tag",
+        None,
+        f"Word that is added to the name of the file ({measurement}-TAG.json), to keep measurements with other "
+        "settings. results.csv leaves them out",
+        tag,
     )
     add_flag(parser, "overwrite", False, f"Measure again if {measurement}.json exists, and replace it", boolean)
     return parser

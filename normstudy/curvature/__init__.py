@@ -10,7 +10,7 @@ accept any symmetric matrix given as a function v ↦ Av::
 
 from .eigenpairs import eigenpairs
 from .image_errors import ImageBlocks, LayoutErrors, layout_errors
-from .krylov_space import lanczos
+from .krylov_space import lanczos, ritz_values
 from .objective import layer_sizes
 from .precision import full_float32
 from .products import bytes_per_sample, hessian_matvec, loss_and_gradient
@@ -33,5 +33,6 @@ __all__ = [
     "loss_and_gradient",
     "parameter_scales",
     "rademacher",
+    "ritz_values",
     "spectrum",
 ]

@@ -139,3 +139,10 @@ def lanczos(matvec: Matvec, start: torch.Tensor, num_steps: int) -> tuple[torch.
     """
     nodes, weights, _ = krylov(matvec, start, num_steps).quadrature()
     return nodes, weights
+
+
+def ritz_values(
+    matvec: Matvec, start: torch.Tensor, num_steps: int, basis_device: torch.device | str | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return (nodes, weights, residuals) of the quadrature that `krylov` gives from `start` (see Krylov.quadrature)."""
+    return krylov(matvec, start, num_steps, basis_device).quadrature()

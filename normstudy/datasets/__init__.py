@@ -2,12 +2,13 @@
 
 from normstudy.datasets.batches import evaluation_batches, training_batch, training_order
 from normstudy.datasets.loading import load
-from normstudy.datasets.splits import Dataset, Split, balanced_subset, seeded_generator
+from normstudy.datasets.splits import Dataset, Split, balanced_subset, deal_blocks, seeded_generator
 
 __all__ = [
     "Dataset",
     "Split",
     "balanced_subset",
+    "deal_blocks",
     "evaluation_batches",
     "load",
     "seeded_generator",

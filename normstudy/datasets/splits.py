@@ -83,6 +83,15 @@ def balanced_subset(labels: torch.Tensor, count: int, num_classes: int, seed: in
     return torch.cat(chosen).sort().values
 
 
+def deal_blocks(labels: torch.Tensor, num_blocks: int) -> list[torch.Tensor]:
+    """Deal samples into blocks; return the indices of each. Sizes, and counts of a class, differ by at most one.
+
+    labels: (N,) int64, N at least num_blocks.
+    """
+    order = torch.argsort(labels, stable=True)
+    return [order[index::num_blocks] for index in range(num_blocks)]
+
+
 def tensor_digest(*tensors: torch.Tensor) -> str:
     """Return the SHA-256 of the shapes and bytes of CPU tensors, in hex."""
     digest = hashlib.sha256()

@@ -14,7 +14,10 @@ from normstudy.storage import RunDirectory, read_torch
 
 
 class Checkpoint:
-    """The network of a finished run at one epoch, and the images that it was trained and tested on."""
+    """The network of a finished run at one epoch, and the images that it was trained and tested on.
+
+    target: the JSON file of the measurement.
+    """
 
     def __init__(
         self,
@@ -26,6 +29,7 @@ class Checkpoint:
         dtype: torch.dtype,
         device: torch.device,
         pause: Callable[[], object],
+        target: Path,
     ) -> None:
         self.run = run
         self.config = config
@@ -33,6 +37,8 @@ class Checkpoint:
         self.dataset = dataset
         self.device = device
         self.pause = pause
+        self.target = target
+        self.sha256 = sha256
         model = _load_model(config, path, sha256, len(dataset.classes)).eval()
         self.model = model.to(device, dtype).to(memory_format=torch.channels_last)
 

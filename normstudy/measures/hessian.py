@@ -1,28 +1,44 @@
 """The Hessian of the training loss: the content of hessian.json for one checkpoint."""
 
 import argparse
-import contextlib
 import functools
 import math
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
+from scipy import stats
 
-from normstudy.cli import RunError, progress_bar
-from normstudy.curvature import Spectrum, hessian_matvec, layer_sizes, loss_and_gradient, spectrum
-from normstudy.datasets import Split, seeded_generator
+from normstudy.cli import RunError
+from normstudy.curvature import (
+    Spectrum,
+    eigenpairs,
+    layer_sizes,
+    loss_and_gradient,
+    parameter_scales,
+    rademacher,
+    ritz_values,
+    spectrum,
+)
+from normstudy.datasets import seeded_generator
 from normstudy.measures.checkpoints import Checkpoint
-from normstudy.measures.hessian_memory import MemoryPlan, plan_memory
+from normstudy.measures.hessian_memory import plan_memory
+from normstudy.measures.hessian_operator import (
+    Matvec,
+    Progress,
+    Task,
+    block_order,
+    checked_matvec,
+    image_blocks,
+    number_of_blocks,
+    whole_batches,
+)
 from normstudy.measures.measure_runs import Measurement
+from normstudy.measures.probe_store import ProbeStore
 from normstudy.plots import draw_hessian, draw_hessian_over_training, format_with_residual
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
+from normstudy.storage import write_torch
 
 ESTIMATES = (  # attributes of a Spectrum, and their keys in hessian.json
     "trace",
@@ -31,8 +47,14 @@ ESTIMATES = (  # attributes of a Spectrum, and their keys in hessian.json
     "eigen_mean_standard_error",
     "eigen_variance",
     "eigen_variance_standard_error",
+    "trace_image_error",
+    "trace_total_error",
+    "eigen_mean_image_error",
+    "eigen_mean_total_error",
     "max_eigen",
     "max_eigen_residual",
+    "max_eigen_image_error",
+    "max_eigen_cross_fitted",
     "min_eigen",
     "min_eigen_residual",
 )
@@ -51,20 +73,25 @@ def hessian_measurement(max_probe_factor: int) -> Measurement:
 def measure_hessian(checkpoint: Checkpoint, args: argparse.Namespace, max_probe_factor: int) -> dict[str, Any]:
     """Compute the content of hessian.json for one checkpoint.
 
-    Raises RunError if memory does not suffice or the loss is not finite.
+    Raises RunError if memory does not suffice, if a check fails, or if the loss is not finite.
     """
     start = time.perf_counter()
     subset, indices_hash = checkpoint.subset(checkpoint.dataset.train, args.samples, args.seed)
+    images, block_sizes = block_order(subset, number_of_blocks(len(subset), args.image_blocks))
     sizes = layer_sizes(checkpoint.model)
-    task = Task(checkpoint, subset, args, sizes, plan_memory(checkpoint, subset, args, sum(sizes.values())))
-    batches = CountedBatches(task)
-    matvec = checked_matvec(task, batches)
-    gradient = measure_gradient(task, batches)
-    has_batch_statistics = any("running_" in name for name, _ in checkpoint.model.named_buffers())
+    plan = plan_memory(checkpoint, images, args, sum(sizes.values()))
+    task, progress = Task(checkpoint, images, block_sizes, args, sizes, plan), Progress()
+    matvec = checked_matvec(task, progress)
+    gradient = measure_gradient(task, progress)
     announce(task, gradient.seconds)
-    found = measure_spectrum(task, matvec, batches, max_probe_factor)
-    content = describe(task, gradient, found) | {
-        "has_batch_statistics": has_batch_statistics,
+    found = measure_spectrum(task, matvec, progress, max_probe_factor)
+    content = describe(task, gradient, found)
+    if args.eigenvectors:
+        content["eigenvectors"] = measure_eigenvectors(task, matvec, gradient, progress)
+    if args.layer_eigenvalues:
+        content["layer_eigenvalues"] = measure_layer_eigenvalues(task, matvec, progress)
+    content |= {
+        "has_batch_statistics": any("running_" in name for name, _ in checkpoint.model.named_buffers()),
         "seconds": time.perf_counter() - start,
         "num_samples": len(subset),
         "sample_indices_sha256": indices_hash,
@@ -73,90 +100,23 @@ def measure_hessian(checkpoint: Checkpoint, args: argparse.Namespace, max_probe_
     return content
 
 
-@dataclass(frozen=True)
-class Task:
-    """One measurement: the network, the images, the flags, the size of each layer, and the plan for memory."""
-
-    checkpoint: Checkpoint
-    subset: Split
-    args: argparse.Namespace
-    layer_sizes: dict[str, int]
-    plan: MemoryPlan
-
-    @property
-    def dimension(self) -> int:
-        return sum(self.layer_sizes.values())
-
-    @property
-    def products(self) -> int:
-        """The number of products of all probes, without those that --trace_error adds."""
-        return self.args.num_probes * self.plan.lanczos_steps + self.args.trace_probes
-
-
-class CountedBatches:
-    """The batches of a task. Each pass over them advances the progress bar, if there is one, by one product."""
-
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        self.bar: tqdm | None = None
-
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for images, labels in self.task.checkpoint.batches(self.task.subset, self.task.plan.batch_size):
-            yield images, labels
-            if self.bar is not None:
-                self.bar.update(len(labels) / len(self.task.subset))
-
-    @contextlib.contextmanager
-    def counted(self, total: int, title: str, unit: str) -> Iterator[None]:
-        """Show a progress bar inside a `with` block."""
-        with progress_bar(total, title, unit=unit) as self.bar:
-            yield
-        self.bar = None
-
-    def expect(self, products: int) -> None:
-        """Set the total number of products that the bar shows."""
-        if self.bar is not None:
-            self.bar.total = products
-            self.bar.refresh()
-
-
-def checked_matvec(task: Task, batches: CountedBatches) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the product v ↦ Hv after its checks, and print their warnings. Raises RunError if one fails."""
-    args, run = task.args, task.checkpoint.run
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            matvec, _ = hessian_matvec(
-                task.checkpoint.model,
-                batches,
-                curvature=args.curvature,
-                bn_mode=args.bn_mode,
-                keep_graphs=task.plan.graph_bytes > 0,
-            )
-    except ValueError as error:
-        raise RunError(f"{run.path}: {error}") from error
-    for warning in caught:
-        print(f"{run.path.name}: {warning.message}", file=sys.stderr, flush=True)
-    return matvec
-
-
 class Gradient(NamedTuple):
-    """The loss, the L2 norm of its gradient, and the seconds that it took to compute them."""
+    """The loss, its gradient (dimension,), and the seconds that it took to compute them."""
 
     loss: float
-    norm: float
+    vector: torch.Tensor
     seconds: float
 
 
-def measure_gradient(task: Task, batches: CountedBatches) -> Gradient:
+def measure_gradient(task: Task, progress: Progress) -> Gradient:
     """Compute the Gradient over all images. Raises RunError if the loss is not finite."""
     start = time.perf_counter()
-    with batches.counted(1, "gradient", unit=" pass"):
+    batches = whole_batches(task, progress)
+    with progress.shown(1, "gradient", unit=" pass"):
         loss, gradient = loss_and_gradient(task.checkpoint.model, batches, bn_mode=task.args.bn_mode)
-    norm = torch.linalg.vector_norm(gradient).item()
     if not math.isfinite(loss):
         raise RunError(f"{task.checkpoint.run.path}: the loss is {loss} on these images")
-    return Gradient(loss, norm, time.perf_counter() - start)
+    return Gradient(loss, gradient, time.perf_counter() - start)
 
 
 def announce(task: Task, gradient_seconds: float) -> None:
@@ -166,7 +126,7 @@ def announce(task: Task, gradient_seconds: float) -> None:
     least = "" if task.args.trace_error is None else "at least "
     print(
         f"{checkpoint.run.path.name} epoch {checkpoint.epoch}: {least}{task.products} matrix-vector products for "
-        f"{task.dimension:,} parameters on {len(task.subset)} images ({_of_each_class(task)}), about "
+        f"{task.dimension:,} parameters on {len(task.images)} images ({_of_each_class(task)}{_blocks(task)}), about "
         f"{_duration(gradients * gradient_seconds * task.products)} on {checkpoint.device}; "
         f"memory: {plan.batch_bytes / 1e9:.2g} GB for a batch of {plan.batch_size}, "
         + (f"{plan.graph_bytes / 1e9:.2g} GB for gradient graphs (kept for speed), " if plan.graph_bytes else "")
@@ -175,13 +135,18 @@ def announce(task: Task, gradient_seconds: float) -> None:
     )
 
 
-def measure_spectrum(
-    task: Task, matvec: Callable[[torch.Tensor], torch.Tensor], batches: CountedBatches, max_probe_factor: int
-) -> Spectrum:
-    """Estimate the Spectrum of the matrix, with the trace of each layer."""
+def measure_spectrum(task: Task, matvec: Matvec, progress: Progress, max_probe_factor: int) -> Spectrum:
+    """Estimate the Spectrum of the matrix, with the trace of each layer.
+
+    After each probe, its values are saved next to the measurement, so that a stopped measurement continues.
+    """
     args = task.args
-    with batches.counted(task.products, "Hessian", unit="product"):
-        return spectrum(
+    store = ProbeStore(task.checkpoint, args)
+    with progress.shown(task.products, "Hessian", unit="product"):
+        state = store.load()
+        if state is not None and progress.bar is not None:
+            progress.bar.update(state.products)
+        found = spectrum(
             matvec,
             task.dimension,
             args.num_probes,
@@ -190,22 +155,102 @@ def measure_spectrum(
             trace_probes=args.trace_probes,
             trace_error=args.trace_error,
             most_probes=args.num_probes + max_probe_factor * max(1, args.trace_probes),
-            expect=batches.expect,
+            expect=progress.expect,
             blocks=task.layer_sizes,
+            image_blocks=image_blocks(task, progress),
+            state=state,
+            save=store.save,
             dtype=getattr(torch, args.dtype),
             device=task.checkpoint.device,
             basis_device=task.plan.basis_device,
         )
+    store.remove()
+    return found
+
+
+def measure_eigenvectors(task: Task, matvec: Matvec, gradient: Gradient, progress: Progress) -> dict[str, Any]:
+    """Compute the largest eigenvalues, and what their eigenvectors share with the gradient and with each layer.
+
+    The share of the gradient is ⟨g, u⟩²/‖g‖² (Gur-Ari 2018, "Gradient Descent Happens in a Tiny Subspace"), with D g in
+    place of g for a scaled matrix. With --save_eigenvectors, the vectors are written next to the measurement.
+    """
+    args, checkpoint = task.args, task.checkpoint
+    with progress.shown(2 * args.eigenvectors + 10, "eigenvectors", unit="product"):
+        values, vectors, residuals = eigenpairs(
+            matvec,
+            task.dimension,
+            min(args.eigenvectors, task.dimension),
+            seeded_generator("eigenvectors", args.seed),
+            dtype=getattr(torch, args.dtype),
+            device=checkpoint.device,
+            basis_device=task.plan.basis_device,
+            expect=lambda products: progress.expect(max(products, 2 * args.eigenvectors + 10)),
+        )
+    scaled = gradient.vector * parameter_scales(checkpoint.model, args.scale)
+    shares = (vectors @ scaled.to(vectors)).double().square() / scaled.double().square().sum().cpu().to(vectors.device)
+    squares = torch.stack([part.double().square().sum(1) for part in vectors.split(list(task.layer_sizes.values()), 1)])
+    blocks = image_blocks(task, Progress())
+    errors: list[float | None] = [None] * len(values)
+    if blocks is not None:
+        for index, vector in enumerate(vectors):
+            _, forms, _ = blocks.product_and_forms(vector.to(checkpoint.device), [task.dimension])
+            variance = (1 - blocks.pool_fraction) * forms.var(correction=1).item()
+            errors[index] = math.sqrt(variance / len(forms))
+    if args.save_eigenvectors:
+        path = checkpoint.target.with_name(f"{checkpoint.target.stem}_vectors.pt")
+        write_torch(path, {"values": values, "vectors": vectors.cpu(), "residuals": residuals})
+    return {
+        "values": values.tolist(),
+        "residuals": residuals.tolist(),
+        "image_errors": errors,
+        "gradient_shares": shares.tolist(),
+        "gradient_share": shares.sum().item(),
+        "layer_shares": dict(zip(task.layer_sizes, squares.tolist(), strict=True)),
+    }
+
+
+def measure_layer_eigenvalues(task: Task, matvec: Matvec, progress: Progress) -> dict[str, dict[str, float]]:
+    """Compute the largest eigenvalue of each layer's diagonal block, with its residual."""
+    sizes = task.layer_sizes
+    steps = {name: min(task.plan.lanczos_steps, size) for name, size in sizes.items()}
+    found, start = {}, 0
+    generator = seeded_generator("layers", task.args.seed)
+    with progress.shown(sum(steps.values()), "layers", unit="product"):
+        for name, size in sizes.items():
+            block = slice(start, start + size)
+            start += size
+
+            def product(vector: torch.Tensor, block: slice = block) -> torch.Tensor:
+                whole = torch.zeros(task.dimension, dtype=vector.dtype, device=vector.device)
+                whole[block] = vector
+                return matvec(whole)[block]
+
+            probe = rademacher(size, generator, getattr(torch, task.args.dtype)).to(task.checkpoint.device)
+            nodes, _, residuals = ritz_values(product, probe, steps[name], task.plan.basis_device)
+            found[name] = {"max_eigen": nodes[-1].item(), "max_eigen_residual": residuals[-1].item()}
+    return found
 
 
 def describe(task: Task, gradient: Gradient, found: Spectrum) -> dict[str, Any]:
     """Return the part of hessian.json that holds the results."""
+    scales = parameter_scales(task.checkpoint.model, task.args.scale)
+    half = stats.t.ppf(0.975, found.trace_degrees_of_freedom) * found.trace_total_error
     return {name: getattr(found, name) for name in ESTIMATES} | {
+        "trace_interval": [found.trace - half, found.trace + half] if math.isfinite(half) else None,
         "loss": gradient.loss,
-        "gradient_norm": gradient.norm,
+        "gradient_norm": torch.linalg.vector_norm(gradient.vector).item(),
         "dimension": task.dimension,
+        "zero_scale_directions": int((scales == 0).sum()),
+        "image_blocks": len(task.block_sizes),
+        "block_size": max(task.block_sizes),
         "layer_traces": {
-            name: {"trace": trace, "standard_error": error} for name, (trace, error) in found.block_traces.items()
+            name: {"trace": trace, "standard_error": error}
+            | (
+                {"image_error": found.block_errors[name].image, "total_error": found.block_errors[name].total}
+                if name in found.block_errors
+                else {}
+            )
+            for name, (trace, error) in found.block_traces.items()
         },
         "probes": [
             {"nodes": nodes[weights > 0].tolist(), "weights": weights[weights > 0].tolist()}
@@ -223,10 +268,15 @@ def report(args: argparse.Namespace, content: dict[str, Any]) -> None:
         name: (content[key], content[f"{key}_residual"])
         for name, key in (("largest", "max_eigen"), ("smallest", "min_eigen"))
     }
+    total = content["trace_total_error"]
     spread = f"± {error:.3g} (s.e. over {samples} probes)" if samples > 1 else "(one probe, so no standard error)"
+    if math.isfinite(total):
+        spread = f"± {total:.3g} (s.e. over {samples} probes and {content['image_blocks']} blocks of images)"
+    if args.bn_mode == "train":
+        spread += f", statistics of {content['block_size']} images"
     print(
         f"trace {trace:.4g} {spread}, "
-        f"largest eigenvalue {format_with_residual(*edges['largest'])}, "
+        f"largest eigenvalue {format_with_residual(*edges['largest'])}{_cross_fitted(content)}, "
         f"smallest {format_with_residual(*edges['smallest'])}, "
         f"loss {content['loss']:.4g}, {content['products']} matrix-vector products in {_duration(content['seconds'])}",
         flush=True,
@@ -241,13 +291,24 @@ def report(args: argparse.Namespace, content: dict[str, Any]) -> None:
         print(f"the standard error is still {part:.0%} of the trace after {samples} probes", file=sys.stderr)
 
 
+def _cross_fitted(content: Mapping[str, Any]) -> str:
+    """Return a text with the cross-fitted eigenvalue, if there is one."""
+    value = content["max_eigen_cross_fitted"]
+    return f", {value:.4g} cross-fitted to other images" if math.isfinite(value) else ""
+
+
 def _of_each_class(task: Task) -> str:
     """Return a text such as `13 of each class` or `12 or 13 of each class`."""
-    counts = torch.bincount(task.subset.labels.cpu(), minlength=len(task.checkpoint.dataset.classes))
+    counts = torch.bincount(task.images.labels.cpu(), minlength=len(task.checkpoint.dataset.classes))
     few, many = int(counts.min()), int(counts.max())
     if few == many:
         return f"{many} of each class"
     return f"{few} {'or' if many == few + 1 else 'to'} {many} of each class"
+
+
+def _blocks(task: Task) -> str:
+    count, size = len(task.block_sizes), max(task.block_sizes)
+    return f", {count} blocks of {size}" if count > 1 else ""
 
 
 def _duration(seconds: float) -> str:

@@ -35,7 +35,8 @@ def plan_memory(checkpoint: Checkpoint, subset: Split, args: argparse.Namespace,
     batch_size, batch_bytes = fit_batch(checkpoint, subset, args)
     vector_bytes = dimension * next(checkpoint.model.parameters()).element_size()
     steps = min(args.lanczos_steps, dimension)
-    basis_bytes = steps * vector_bytes
+    vectors = max(steps, 2 * args.eigenvectors + 11 if args.eigenvectors else 0)
+    basis_bytes = min(vectors, dimension + 1) * vector_bytes
     basis_device = place_basis(args, checkpoint.device, basis_bytes)
     spared = basis_bytes if basis_device == str(checkpoint.device) else 0
     graph_bytes = fit_graphs(checkpoint, subset, args, batch_size, vector_bytes, spared)
@@ -48,14 +49,20 @@ def fit_batch(checkpoint: Checkpoint, subset: Split, args: argparse.Namespace) -
     The batch size is --batch_size, or less if such a batch needs more than BATCH_SHARE of the free memory. Raises
     RunError if it must be smaller and --bn_mode=train forbids that.
     """
-    batch_size = min(args.batch_size, len(subset))
+    blocks = args.image_blocks if args.bn_mode == "train" else 1
+    batch_size = math.ceil(len(subset) / blocks) if blocks > 1 else min(args.batch_size, len(subset))
     per_sample = _bytes_per_sample(checkpoint, subset, args, keep_graphs=False)
     free = free_memory(checkpoint.device)
     fitting = max(1, int(min(batch_size, BATCH_SHARE * free / max(per_sample, 1))))
     if fitting < batch_size and args.bn_mode == "train":
         raise RunError(
             f"a batch of {batch_size} takes {per_sample * batch_size / 1e9:.1f} GB, but {checkpoint.device} has "
-            f"{free / 1e9:.1f} GB free; lower --batch_size to {fitting} or less"
+            f"{free / 1e9:.1f} GB free; "
+            + (
+                f"raise --image_blocks to {math.ceil(len(subset) / fitting)} or more"
+                if blocks > 1
+                else f"lower --batch_size to {fitting} or less"
+            )
         )
     return fitting, per_sample * fitting
 
@@ -71,8 +78,9 @@ def place_basis(args: argparse.Namespace, device: torch.device, basis_bytes: int
         if basis_bytes < BASIS_SHARE * free:
             return name
     raise RunError(
-        f"{args.lanczos_steps} Lanczos vectors take {basis_bytes / 1e9:.1f} GB, but {name} has {free / 1e9:.1f} GB "
-        f"free; lower --lanczos_steps to {int(args.lanczos_steps * BASIS_SHARE * free / basis_bytes)} or less"
+        f"{args.lanczos_steps} Lanczos vectors (or those of --eigenvectors) take {basis_bytes / 1e9:.1f} GB, but "
+        f"{name} has {free / 1e9:.1f} GB free; lower --lanczos_steps to "
+        f"{int(args.lanczos_steps * BASIS_SHARE * free / basis_bytes)} or less"
     )
 
 

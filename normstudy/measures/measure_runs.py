@@ -16,23 +16,38 @@ from normstudy.measures.checkpoints import Checkpoint, epoch_of
 from normstudy.measures.run_images import RunImages
 from normstudy.measures.run_selection import find_checkpoints, find_runs, finished_config, read_measurement
 from normstudy.plots import is_whole_picture
-from normstudy.storage import RunDirectory, git_commit, package_versions, read_summary, update_table, write_json
+from normstudy.storage import (
+    RunDirectory,
+    git_commit,
+    measurement_name,
+    package_versions,
+    read_summary,
+    update_table,
+    write_json,
+)
 
-NOT_SETTINGS = ("runs", "results_dir", "data_dir", "device", "overwrite", "checkpoint")
+NOT_SETTINGS = ("runs", "results_dir", "data_dir", "device", "overwrite", "checkpoint", "tag")
+EARLIER = {  # values that settings had before their flags existed
+    "scale": "none",
+    "image_blocks": 1,
+    "eigenvectors": 0,
+    "save_eigenvectors": False,
+    "layer_eigenvalues": False,
+}
 
 
 @dataclass(frozen=True)
 class Measurement:
     """One kind of measurement.
 
-    `name` is the name of its files. measure(checkpoint, args) returns the content of the JSON file. draw(json_path)
-    and draw_over_training(run) draw the pictures from the JSON files only.
+    `name` is its kind, with which the names of its files begin. measure(checkpoint, args) returns the content of the
+    JSON file. draw(json_path) and draw_over_training(run, name) draw the pictures from the JSON files only.
     """
 
     name: str
     measure: Callable[[Checkpoint, argparse.Namespace], dict[str, Any]]
     draw: Callable[[Path], object]
-    draw_over_training: Callable[[RunDirectory], object] | None = None
+    draw_over_training: Callable[[RunDirectory, str], object] | None = None
 
 
 def measure_runs(args: argparse.Namespace, measurement: Measurement) -> int:
@@ -40,7 +55,7 @@ def measure_runs(args: argparse.Namespace, measurement: Measurement) -> int:
     keep_freed_memory()
     device = pick_device(args.device)
     images = RunImages(args.data_dir, device)
-    runs = find_runs(args, measurement.name)
+    runs = find_runs(args, measurement_name(measurement.name, vars(args)))
     done, left_out = 0, 0
     measured: list[RunDirectory] = []
     try:
@@ -96,13 +111,14 @@ def _measure_run(
     config = finished_config(run)
     settings = {name: value for name, value in vars(args).items() if name not in NOT_SETTINGS}
     last = run.checkpoints()[-1:]
+    name = measurement_name(measurement.name, vars(args))
     with run.lock():
         for path in find_checkpoints(run, args.checkpoint):
-            target = run.measurement(measurement.name, None if [path] == last else epoch_of(path))
+            target = run.measurement(name, None if [path] == last else epoch_of(path))
             sha256 = read_summary(run).get("files", {}).get(run.name_of(path))
             if args.overwrite or not _is_measured(target, settings, sha256):
                 dataset, dtype = images.load_for(run, config), getattr(torch, args.dtype)
-                checkpoint = Checkpoint(run, config, path, sha256, dataset, dtype, images.device, pause)
+                checkpoint = Checkpoint(run, config, path, sha256, dataset, dtype, images.device, pause, target)
                 provenance = {
                     "run": run.path.name,
                     "epoch": checkpoint.epoch,
@@ -122,13 +138,12 @@ def _measure_run(
                 except (KeyError, TypeError, ValueError, IndexError) as error:
                     raise RunError(f"{target} is damaged ({error!r}); --overwrite=True replaces it") from None
         draw_over_training = measurement.draw_over_training
-        if draw_over_training and args.checkpoint == "all" and len(run.measurements(measurement.name)) > 1:
+        if draw_over_training and args.checkpoint == "all" and len(run.measurements(name)) > 1:
             try:
-                draw_over_training(run)
+                draw_over_training(run, name)
             except (KeyError, TypeError) as error:
                 raise RunError(
-                    f"{run.path}: one of {measurement.name}_epoch_….json is damaged ({error!r}); "
-                    "--overwrite=True replaces it"
+                    f"{run.path}: one of {name}_epoch_….json is damaged ({error!r}); --overwrite=True replaces it"
                 ) from None
 
 
@@ -145,7 +160,9 @@ def _is_measured(target: Path, settings: Mapping[str, object], sha256: str | Non
     stored = content.get("settings")
     if not isinstance(stored, dict):
         raise RunError(f"{target} is damaged; --overwrite=True replaces it")
-    harmless = {"basis_device"} if settings.get("bn_mode") == "train" else {"basis_device", "batch_size"}
+    has_own_batches = settings.get("bn_mode") == "train" and settings.get("image_blocks", 1) == 1
+    harmless = {"basis_device"} if has_own_batches else {"basis_device", "batch_size"}
+    stored = EARLIER | stored
     different = [
         f"{name}={stored.get(name)}, here {settings[name]}"
         for name in sorted(settings.keys() - harmless)
@@ -153,8 +170,8 @@ def _is_measured(target: Path, settings: Mapping[str, object], sha256: str | Non
     ]
     if different:
         raise RunError(
-            f"{target} has other settings ({'; '.join(different)}); --overwrite=True replaces it; to keep both, "
-            "measure a copy of the folder"
+            f"{target} has other settings ({'; '.join(different)}); --overwrite=True replaces it; to keep both, add "
+            "--tag=NAME"
         )
     print(f"{target} already exists")
     return True

@@ -89,9 +89,9 @@ def _draw_spread(panel: Axes, content: Mapping[str, Any]) -> None:
     legend_above(panel, 2)
 
 
-def draw_class_similarity_over_training(run: RunDirectory) -> None:
-    """Draw class_similarity_over_training.png: the mean cosines and the variance ratio at the measured epochs."""
-    contents = [read_json(path) for path in run.measurements("class_similarity")]
+def draw_class_similarity_over_training(run: RunDirectory, measurement: str) -> None:
+    """Draw <measurement>_over_training.png: the mean cosines and the variance ratio at the measured epochs."""
+    contents = [read_json(path) for path in run.measurements(measurement)]
     epochs = [content["epoch"] for content in contents]
     figure, [[similarities, variances]] = new_figure(1, 2, figsize=(11, 4.6))
     figure.subplots_adjust(left=0.08, right=0.98, bottom=0.13, top=0.84)
@@ -106,4 +106,4 @@ def draw_class_similarity_over_training(run: RunDirectory) -> None:
     figure.suptitle(
         f"{printable(run.path.name)}\nclass similarity over training, {contents[-1]['num_samples']:,} images"
     )
-    finish_over_training(figure, (similarities, variances), run.path / "class_similarity_over_training.png")
+    finish_over_training(figure, (similarities, variances), run.path / f"{measurement}_over_training.png")

@@ -197,6 +197,9 @@ METHODS = [
     "means), averaged over the norm's runs. Cells with one norm are left out. The 95 % intervals of the advantage and "
     "of its rank resample the cells, and within each cell every norm's runs; a norm with one run has no interval. A "
     "norm compared only with weak norms ranks too high: only cells that contain every norm give a fair ranking.",
+    "Unscaled curvature (Hessian trace, eigenvalues) changes with the size of weights that a norm makes irrelevant, so "
+    "differences between norms can be differences of that size. Element- and filter-scaled curvature does not. "
+    "run_hessian.py --scale=element or --scale=filter measures it.",
     "Setting: norm, grouping and all hyperparameters but the seed. For correlations, a setting is one point, the mean "
     "over its runs, because seeds of one setting are not independent evidence of a trend over norms.",
     f"Coefficients: Pearson's r, Spearman's ρ and Kendall's τ-b, as scipy computes them; none for fewer than "

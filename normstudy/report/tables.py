@@ -22,7 +22,11 @@ OUTCOMES = {
     "Gen. Ratio": "generalization ratio (test / train accuracy)",
     "Gap": "gap (train − test accuracy, points)",
 }
-MEASURES = {
+MEASURES = {  # scaled curvature first: unscaled curvature changes with weights that a norm makes irrelevant
+    "hessian-element:trace": "Hessian trace, element-scaled",
+    "hessian-element:max_eigen": "largest eigenvalue, element-scaled",
+    "hessian-filter:trace": "Hessian trace, filter-scaled",
+    "hessian-filter:max_eigen": "largest eigenvalue, filter-scaled",
     "Trace": "Hessian trace",
     "Eigen Mean": "mean eigenvalue",
     "Eigen Variance": "variance of eigenvalues",

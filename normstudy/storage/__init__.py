@@ -29,9 +29,11 @@ from normstudy.storage.results_table import collect_table, update_table
 from normstudy.storage.run_directory import (
     MEASUREMENTS,
     METRICS_COLUMNS,
+    USUAL_MATRIX,
     RunDirectory,
     directory_of,
     identity_hash,
+    measurement_name,
     run_name,
 )
 from normstudy.storage.run_settings import open_run, read_summary, reads_same_folder, stored_config
@@ -44,6 +46,7 @@ __all__ = [
     "METRICS_COLUMNS",
     "PROBE_KEYS",
     "SETTING_COLUMNS",
+    "USUAL_MATRIX",
     "WEIGHT_KEYS",
     "RunDirectory",
     "add_to_history",
@@ -58,6 +61,7 @@ __all__ = [
     "load_probes",
     "load_probes_of_whole_batches",
     "load_state",
+    "measurement_name",
     "open_run",
     "package_versions",
     "prepare_run",

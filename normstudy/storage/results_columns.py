@@ -64,9 +64,14 @@ RESULT_COLUMNS = {
 }
 MEASUREMENT_COLUMNS = {
     "trace_standard_error": "Standard error of `Trace` over all probes (random vectors)",
+    "trace_image_error": "Standard error of `Trace` over blocks of images: the error from the choice of images",
+    "trace_total_error": "Standard error of `Trace` over probes and images; empty if measured with `--image_blocks=1`",
     "eigen_mean_standard_error": "Standard error of `Eigen Mean`",
     "eigen_variance_standard_error": "Standard error of `Eigen Variance`",
     "max_eigen_residual": "Residual of `Max Eigen`: an eigenvalue lies within this distance of it",
+    "max_eigen_image_error": "Standard error of `Max Eigen` over blocks of images",
+    "max_eigen_cross_fitted": "`Max Eigen` with eigenvectors of other images. It is too small on average, `Max Eigen` "
+    "too large",
     "min_eigen": "Smallest Ritz value of the Hessian, whose smallest eigenvalue is at most this value",
     "min_eigen_residual": "Residual of `min_eigen`: an eigenvalue lies within this distance of it",
     "hessian_samples": "Number of images on which the Hessian was measured",
@@ -95,7 +100,12 @@ COLUMNS = (
     | MEASUREMENT_COLUMNS
     | PROVENANCE_COLUMNS
 )
-USUAL_MEASUREMENT = {"curvature": "hessian", "bn_mode": "eval", "split": "train"}  # the table contains no others
+USUAL_MEASUREMENT = {"curvature": "hessian", "bn_mode": "eval", "scale": "none", "split": "train"}
+# Of other measurements without a tag, the table has the columns `<name>:<key>` with these keys of their JSON files.
+OTHER_KEYS = (
+    *("trace", "trace_standard_error", "trace_total_error", "max_eigen", "max_eigen_residual"),
+    *("max_eigen_cross_fitted", "min_eigen", "eigen_variance", "num_samples"),
+)
 README_TITLE = "# Results of normalization runs"
 
 
@@ -126,8 +136,9 @@ An empty cell means that there is no value: it was not measured, or it is undefi
 diverged run are empty. An empty `image_size` means that the images keep their size.
 
 Values from `hessian.json` and `class_similarity.json` are in the table only if they were measured on the last
-checkpoint with {usual}. Other measurements are only in
-the run's folder.
+checkpoint with {usual}. Other matrices, such as those of
+`--curvature=ggn` or `--scale=filter`, have columns named after their file and a key in it, such as
+`hessian-filter:trace`, at the end of the table. Measurements with a `--tag` are only in the run's folder.
 
 | column | meaning |
 |---|---|

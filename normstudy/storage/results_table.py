@@ -16,12 +16,13 @@ from normstudy.storage.locks import locked
 from normstudy.storage.results_columns import (
     COLUMNS,
     MEASUREMENT_COLUMNS,
+    OTHER_KEYS,
     RESULT_COLUMNS,
     SETTING_COLUMNS,
     USUAL_MEASUREMENT,
     write_explanation,
 )
-from normstudy.storage.run_directory import MEASUREMENTS, RunDirectory
+from normstudy.storage.run_directory import MEASUREMENTS, RunDirectory, measurement_name
 from normstudy.storage.run_settings import read_summary
 
 LOCK = ".results.lock"
@@ -63,7 +64,9 @@ def table_row(run: RunDirectory) -> tuple[Row | None, list[str]]:
         values |= {name: measured.get(name) for name in MEASUREMENT_COLUMNS}
         values |= {name: settings.get(name, getattr(Config, name)) for name in (*SETTING_COLUMNS, "val_fraction")}
         values |= {name: summary.get(name) for name in (*RESULT_COLUMNS, "seconds")}
-        return {name: "" if values[name] is None else str(values[name]) for name in COLUMNS}, complaints
+        values |= {name: value for name, value in measured.items() if ":" in name}
+        names = [*COLUMNS, *(name for name in values if ":" in name)]
+        return {name: "" if values[name] is None else str(values[name]) for name in names}, complaints
     except RunError as error:
         return None, [str(error)]
     except (KeyError, TypeError, AttributeError) as error:
@@ -75,10 +78,8 @@ def _read_measurements(run: RunDirectory, summary: Mapping[str, Any]) -> tuple[d
     measured: dict[str, Any] = {}
     complaints = []
     last = summary.get("files", {}).get(f"checkpoints/epoch_{summary['epochs_done']:04d}.pt")
-    for name in MEASUREMENTS:
+    for name in run.measurement_names():
         path = run.measurement(name)
-        if not path.exists():
-            continue
         try:
             content = read_json(path)
             if content.get("checkpoint_sha256", last) != last:
@@ -87,8 +88,11 @@ def _read_measurements(run: RunDirectory, summary: Mapping[str, Any]) -> tuple[d
             complaints.append(f"{error}; use --overwrite=True to measure again")
             continue
         settings = content.get("settings", {})
-        if all(settings.get(flag, usual) == usual for flag, usual in USUAL_MEASUREMENT.items()):
+        is_usual = all(settings.get(flag, usual) == usual for flag, usual in USUAL_MEASUREMENT.items())
+        if name in MEASUREMENTS and is_usual:
             measured |= content | {f"{name}_samples": content.get("num_samples")}
+        elif name not in MEASUREMENTS and name == measurement_name(name.partition("-")[0], settings):  # without a tag
+            measured |= {f"{name}:{key}": content.get(key) for key in OTHER_KEYS}
     return measured, complaints
 
 
@@ -155,7 +159,8 @@ def _read_rows(table: Path) -> dict[str, Row] | None:
         header, lines, is_whole = _read_cells(table)
     except (OSError, ValueError, csv.Error):
         return None
-    if not is_whole or header != list(COLUMNS) or any(len(line) != len(header) for line in lines):
+    is_of_this_version = header[: len(COLUMNS)] == list(COLUMNS) and all(":" in name for name in header[len(COLUMNS) :])
+    if not is_whole or not is_of_this_version or any(len(line) != len(header) for line in lines):
         return None
     rows = [dict(zip(header, line, strict=True)) for line in lines]
     return {row["run"]: row for row in rows}
@@ -188,7 +193,9 @@ def _write_table(results_dir: Path, changed: Sequence[str], rows: Mapping[str, R
         if row is not None:
             rows[name] = row
     in_order = [rows[name] for name in sorted(rows)]
-    write_csv(table, COLUMNS, in_order)
+    others = sorted({name for row in in_order for name, value in row.items() if ":" in name and value})
+    known = {*COLUMNS, *others}
+    write_csv(table, [*COLUMNS, *others], [{name: row[name] for name in row if name in known} for row in in_order])
     write_explanation(results_dir / "README.md")
     for complaint in complaints + _mixed_images(in_order):
         print(f"{table.name}: {complaint}", file=sys.stderr)

@@ -5,11 +5,13 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from config import GROUPED_NORMS, PROBE_FLAGS, Config
 from normstudy.cli import Busy
@@ -17,6 +19,7 @@ from normstudy.storage.files import remove_leftovers
 from normstudy.storage.locks import locked
 
 MEASUREMENTS = ("hessian", "class_similarity")  # {name}.json is written by run_{name}.py
+USUAL_MATRIX = {"curvature": "hessian", "bn_mode": "eval", "scale": "none"}  # other values enter a measurement's name
 METRICS_COLUMNS = (
     "epoch",
     "learning_rate",
@@ -60,7 +63,7 @@ class RunDirectory:
         return sorted(self.path.glob("probes/epoch_*.pt"))
 
     def measurement(self, name: str, epoch: int | None = None) -> Path:
-        """Return the JSON file of a measurement, "hessian" or "class_similarity".
+        """Return the JSON file of a measurement (see measurement_name).
 
         It belongs to the checkpoint of `epoch`, or to the last checkpoint if `epoch` is None.
         """
@@ -70,6 +73,12 @@ class RunDirectory:
         """Return the JSON files of a measurement that exist, sorted by epoch; the last checkpoint's comes last."""
         last = [self.measurement(name)] if self.measurement(name).exists() else []
         return [*sorted(self.path.glob(f"{name}_epoch_*.json")), *last]
+
+    def measurement_names(self) -> list[str]:
+        """Return the names of all measurements of the last checkpoint that exist, such as hessian-ggn."""
+        paths = [path for kind in MEASUREMENTS for path in self.path.glob(f"{kind}*.json")]
+        pattern = re.compile(rf"({'|'.join(MEASUREMENTS)})(-[\w-]+)?")
+        return sorted({path.stem for path in paths if pattern.fullmatch(path.stem) and "_epoch_" not in path.stem})
 
     def name_of(self, path: Path) -> str:
         """Return a file's name within the run directory, such as probes/epoch_0005.pt."""
@@ -110,6 +119,15 @@ class RunDirectory:
                 shutil.rmtree(entry)
             elif entry.name not in (".lock", ".owner"):
                 entry.unlink()
+
+
+def measurement_name(kind: str, settings: Mapping[str, Any]) -> str:
+    """Return the name of a measurement: its kind, and what its matrix and --tag add, such as hessian-train-filter.
+
+    kind: one of MEASUREMENTS.
+    """
+    unusual = [str(settings[name]) for name, usual in USUAL_MATRIX.items() if settings.get(name, usual) != usual]
+    return "-".join([kind, *unusual, *([settings["tag"]] if settings.get("tag") else [])])
 
 
 def identity_hash(config: Config) -> str:

@@ -55,8 +55,11 @@ exit codes: 0 all done (with --wait=False: queued), 1 a run failed or is unfinis
         _measurements,
     )
     for name, flag in zip(MEASUREMENTS, MEASUREMENT_FLAGS, strict=True):
-        passed_on = f"Flags of run_{name}.py in one string, such as '--samples=512 --seed=1' (default: the preset's)"
-        add_flag(sweep, flag, "", passed_on)
+        passed_on = (
+            f"Flags of run_{name}.py in one string, such as '--samples=512 --seed=1'. May be given several times, for "
+            "several measurements of each run (default: the preset's)"
+        )
+        sweep.add_argument(f"--{flag}", action="append", default=[], metavar=flag.upper(), help=passed_on)
     add_flag(sweep, "fail_fast", False, "With --cluster=local, stop at the first run that fails", boolean)
     add_flag(sweep, "retry_failed", False, "Also run the runs that failed before", boolean)
     slurm = parser.add_argument_group("jobs on Slurm (--cluster=slurm)")

@@ -2,25 +2,32 @@
 
 import collections
 import dataclasses
+import importlib
 import itertools
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from config import ONLY_WITH, Config, resolve, shares_of_batch
 from normstudy.cli import UsageError
-from normstudy.storage import RunDirectory, directory_of, run_name
+from normstudy.storage import RunDirectory, directory_of, measurement_name, run_name
 from normstudy.sweeps.flags import MEASUREMENT_FLAGS
 from normstudy.sweeps.presets import PRESETS
 
 
 @dataclasses.dataclass(frozen=True)
 class SweepRun:
-    """One run of a sweep: its settings, the flags that pass them to main.py, and its directory."""
+    """One run of a sweep: its settings, the flags that pass them to main.py, and its directory.
+
+    measurement_flags: the preset's flags of measurements, {flag: one string per measurement}. measurements: those that
+    the sweep makes, {name: the command line}.
+    """
 
     config: Config
     flags: tuple[str, ...]
     directory: RunDirectory
-    measurement_flags: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
+    measurement_flags: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict, hash=False)
+    measurements: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict, hash=False)
 
 
 def expand(
@@ -38,7 +45,7 @@ def expand(
     left_out: collections.Counter[str] = collections.Counter()
     seen = set()
     for grid in PRESETS[preset] if preset else ({},):
-        measuring = {name: grid[name] for name in grid if name in MEASUREMENT_FLAGS}
+        measuring = {name: _strings(grid[name]) for name in grid if name in MEASUREMENT_FLAGS}
         grid = {name: grid[name] for name in grid if name not in MEASUREMENT_FLAGS} | swept
         for values in itertools.product(*grid.values()):
             chosen = dict(zip(grid, values, strict=True)) | shared
@@ -62,3 +69,29 @@ def expand(
     if not runs:
         raise UsageError(f"main.py would refuse every combination: {next(iter(left_out))}")
     return list(runs.values()), dict(left_out)
+
+
+def with_measurements(run: SweepRun, kinds: Iterable[str], options: Mapping[str, Sequence[str]]) -> SweepRun:
+    """Return the run with the measurements that the sweep makes of it.
+
+    Their flags are those in `options`, {flag: strings}, or else the preset's, or none. They are parsed here, so that a
+    wrong one ends the command before anything trains.
+
+    Raises UsageError if two measurements of a run would have the same name.
+    """
+    measurements: dict[str, tuple[str, ...]] = {}
+    for kind in kinds:
+        flag = f"{kind}_flags"
+        for given in options.get(flag) or run.measurement_flags.get(flag) or ("",):
+            words = shlex.split(given)
+            # Commands are looked up by name, so that this package imports none, and measures can be added.
+            parsed = importlib.import_module(f"run_{kind}").build_parser().parse_args(words)
+            name = measurement_name(kind, vars(parsed))
+            if name in measurements:
+                raise UsageError(f"--{flag} asks for {name} twice; give one of them a --tag")
+            measurements[name] = (f"run_{kind}.py", str(run.directory.path), *words)
+    return dataclasses.replace(run, measurements=measurements)
+
+
+def _strings(value: str | Sequence[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)

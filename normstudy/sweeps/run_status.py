@@ -4,11 +4,11 @@ import collections
 import contextlib
 import os
 import statistics
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from normstudy.cli import RunError
-from normstudy.storage import MEASUREMENTS, read_json
+from normstudy.storage import read_json
 from normstudy.sweeps.grid import SweepRun
 
 
@@ -22,23 +22,21 @@ def failure_path(run: SweepRun) -> Path:
     return log_path(run).with_suffix(".failed")
 
 
-def missing_measurements(run: SweepRun, measurements: Iterable[str]) -> list[str]:
-    """Return the measurements that an ended run lacks. A diverged run needs none."""
-    missing = [name for name in measurements if not run.directory.measurement(name).exists()]
+def missing_measurements(run: SweepRun) -> list[str]:
+    """Return the names of the measurements that an ended run lacks. A diverged run needs none."""
+    missing = [name for name in run.measurements if not run.directory.measurement(name).exists()]
     try:
         return missing if missing and read_json(run.directory.summary).get("status") == "done" else []
     except RunError:
         return missing
 
 
-def is_done(run: SweepRun, measurements: Iterable[str]) -> bool:
+def is_done(run: SweepRun) -> bool:
     """Return whether a run has ended and is measured."""
-    return run.directory.summary.exists() and not missing_measurements(run, measurements)
+    return run.directory.summary.exists() and not missing_measurements(run)
 
 
-def runs_by_status(
-    runs: Sequence[SweepRun], measurements: Sequence[str], queued: Container[str] = ()
-) -> dict[str, list[SweepRun]]:
+def runs_by_status(runs: Sequence[SweepRun], queued: Container[str] = ()) -> dict[str, list[SweepRun]]:
     """Return {"done", "to measure", "failed", "queued", "unfinished", "new": runs}.
 
     queued: the names of the runs in a cluster's queue.
@@ -53,7 +51,7 @@ def runs_by_status(
         has_ended = name in entries[folder] and run.directory.summary.exists()
         if failure_path(run).name in logs[folder]:
             kind = "failed"
-        elif has_ended and not missing_measurements(run, measurements):
+        elif has_ended and not missing_measurements(run):
             kind = "done"
         elif name in queued:
             kind = "queued"
@@ -65,9 +63,7 @@ def runs_by_status(
     return found
 
 
-def estimate_cost(
-    runs: Sequence[SweepRun], done: Sequence[SweepRun], measurements: Sequence[str] = MEASUREMENTS
-) -> tuple[float, float, float] | None:
+def estimate_cost(runs: Sequence[SweepRun], done: Sequence[SweepRun]) -> tuple[float, float, float] | None:
     """Estimate (seconds of training, seconds of measuring, bytes) of `runs`; None if a network has no run in `done`.
 
     Estimates are medians over finished runs of the same network: training seconds per image and epoch, the seconds in
@@ -78,7 +74,7 @@ def estimate_cost(
         with contextlib.suppress(RunError, KeyError):  # damaged files are reported by the code that needs them
             arch, summary = run.config.arch, read_json(run.directory.summary)
             images = read_json(run.directory.config)["data"]["train_samples"]
-            found = [run.directory.measurement(name) for name in measurements]
+            found = [run.directory.measurement(name) for name in run.measurements]
             seconds = sum(read_json(path)["seconds"] for path in found if path.exists())
             if summary["status"] == "done":
                 training[arch].append(summary["seconds"] / images / run.config.epochs)

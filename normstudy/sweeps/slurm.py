@@ -163,12 +163,12 @@ def run_on_slurm(
 def follow_jobs(runs: Sequence[SweepRun], options: Mapping[str, Any], results_dir: Path) -> None:
     """Show the progress of the jobs until all of these runs have left the queue."""
     names = {run.directory.path.name for run in runs}
-    by_status = runs_by_status(runs, options["measure"])
+    by_status = runs_by_status(runs)
     said = {name: {run.directory.path.name for run in by_status[name]} for name in ("done", "failed")}
     with progress_bar(len(runs), "sweep", len(said["done"] | said["failed"]), unit="run") as bar:
         while True:
             queued = queued_runs(results_dir)
-            by_status = runs_by_status(runs, options["measure"], queued or {})
+            by_status = runs_by_status(runs, queued or {})
             for name in said:
                 for run in by_status[name]:
                     if run.directory.path.name not in said[name]:

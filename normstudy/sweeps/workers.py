@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from normstudy.cli import OUTCOME_VARIABLE, read_outcome
-from normstudy.storage import MEASUREMENTS, write_bytes
+from normstudy.storage import write_bytes
 from normstudy.sweeps.endings import Ending, count_memory_kills
-from normstudy.sweeps.flags import MEASUREMENT_FLAGS
 from normstudy.sweeps.grid import SweepRun
 from normstudy.sweeps.run_status import failure_path, is_done, log_path, missing_measurements
 
@@ -60,7 +59,7 @@ class Worker:
         Returns (DONE, ""), (FAILED, reason), (STOPPED, ""), or (ELSEWHERE, "") if another process is working on it.
         """
         try:
-            if is_done(run, self.options["measure"]):
+            if is_done(run):
                 return DONE, ""
             log_path(run).parent.mkdir(parents=True, exist_ok=True)
             failure_path(run).unlink(missing_ok=True)
@@ -82,13 +81,7 @@ class Worker:
 
     def measuring_commands(self, run: SweepRun) -> list[list[str]]:
         """Return the commands for the measurements that a run lacks."""
-        missing = missing_measurements(run, self.options["measure"])
-        commands = []
-        for name, flag in zip(MEASUREMENTS, MEASUREMENT_FLAGS, strict=True):
-            if name in missing:
-                given = self.options[flag] or run.measurement_flags.get(flag, "")
-                commands.append([f"run_{name}.py", str(run.directory.path), *shlex.split(given)])
-        return commands
+        return [list(run.measurements[name]) for name in missing_measurements(run)]
 
     def call(self, command: Sequence[str], run: SweepRun, environment: Mapping[str, str]) -> Ending:
         """Run a script to its end and append its output to the run's log; return code 99 if the sweep is stopping."""

@@ -95,7 +95,7 @@ def test_the_batch_size_changes_no_result(run):
 
 def test_the_gauss_newton_matrix_has_no_negative_eigenvalues(run):
     assert run_hessian.main([str(run.path), *QUICK, "--curvature=ggn"]) == 0
-    content = read(run.path / "hessian.json")
+    content = read(run.path / "hessian-ggn.json")
     assert content["settings"]["curvature"] == "ggn"
     assert content["min_eigen"] > -1e-5 * content["max_eigen"]
 
@@ -103,8 +103,8 @@ def test_the_gauss_newton_matrix_has_no_negative_eigenvalues(run):
 def test_batch_statistics_give_other_numbers(run):
     run_hessian.main([str(run.path), *ONE_PRODUCT])
     eval_mode = read(run.path / "hessian.json")
-    run_hessian.main([str(run.path), *ONE_PRODUCT, "--bn_mode=train", "--overwrite=True"])
-    train_mode = read(run.path / "hessian.json")
+    run_hessian.main([str(run.path), *ONE_PRODUCT, "--bn_mode=train"])
+    train_mode = read(run.path / "hessian-train.json")
     assert train_mode["loss"] != pytest.approx(eval_mode["loss"], rel=1e-3)
 
 
@@ -113,4 +113,4 @@ def test_batch_statistics_are_said_to_matter_or_not(tmp_path, capsys):
         folder = main.main([*SMALL, f"--norm_type={norm}", "--epochs=1", f"--results_dir={tmp_path}"])
         assert run_hessian.main([str(folder), *ONE_PRODUCT, "--bn_mode=train"]) == 0
         assert ("bn_mode=train changes nothing" in capsys.readouterr().err) != matters
-        assert read(folder / "hessian.json")["has_batch_statistics"] == matters
+        assert read(folder / "hessian-train.json")["has_batch_statistics"] == matters
