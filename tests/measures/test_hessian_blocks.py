@@ -75,7 +75,8 @@ def test_errors_of_probes_and_images_are_in_the_file(run, capsys):
     low, high = content["trace_interval"]
     assert low < content["trace"] < high
     assert content["max_eigen_cross_fitted"] > 0
-    assert all(layer["total_error"] >= layer["standard_error"] for layer in content["layer_traces"].values())
+    for name, layer in content["layer_traces"].items():
+        assert layer["total_error"] >= 0.999 * layer["standard_error"], (name, layer)
     said = capsys.readouterr().out
     assert "3 probes and 5 blocks of images" in said
     assert "5 blocks of 6" in said
@@ -247,7 +248,12 @@ def test_curvature_over_training_shows_the_edge_of_stability(tmp_path, monkeypat
     folder = main.main([*SMALL, f"--norm_type={norm}", "--epochs=1", f"--results_dir={tmp_path}"])
     drawn = []
     original = hessian._draw_edge_of_stability
-    monkeypatch.setattr(hessian, "_draw_edge_of_stability", lambda *args: (drawn.append(args[2:]), original(*args)))
+
+    def draw(*args):
+        drawn.append(args[2:])
+        original(*args)
+
+    monkeypatch.setattr(hessian, "_draw_edge_of_stability", draw)
     assert run_hessian.main([str(folder), *QUICK, "--bn_mode=train", "--checkpoint=all"]) == 0
     [(epochs, largest, rates)] = drawn
     assert epochs == [0, 1]
