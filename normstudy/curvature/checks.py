@@ -51,6 +51,8 @@ def _first_right_way(comparison: Comparison, ways: Sequence[Way]) -> Way:
     plain = ways[-1]
     try:
         expected = comparison.repeated_product(plain)
+        if plain.curvature != "hessian" and not comparison.has_adjoint_slopes(plain):
+            raise ValueError("the backward pass of a custom autograd function cannot be differentiated")
     except ValueError:
         if not isinstance(ways[0], ForwardMode) or plain.curvature == "hessian":
             raise

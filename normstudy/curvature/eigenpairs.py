@@ -31,7 +31,8 @@ def eigenpairs(
     """Compute the algebraically largest eigenvalues and their eigenvectors by Lanczos with thick restarts.
 
     When the basis is full, it is replaced with its best Ritz vectors, so that memory stays at (basis_size + 1) vectors.
-    The iteration ends when all residuals are small enough, or after `max_products`; look at the residuals.
+    The iteration ends when all residuals are small enough, or after `max_products`; look at the residuals. Of equal
+    eigenvalues, it may miss copies.
 
     Args:
         matvec: Function v ↦ Av on vectors (dimension,), for a symmetric matrix A.
@@ -39,7 +40,7 @@ def eigenpairs(
         count: Number of eigenvalues, at most `dimension`.
         generator: Source of the start vector.
         tolerance: Largest residual, relative to the largest eigenvalue in absolute value.
-        max_products: Maximum number of products. Defaults to 20 · basis_size.
+        max_products: Maximum number of products, at least basis_size. Defaults to 20 · basis_size.
         basis_size: Number of vectors between restarts. Defaults to 2 · count + 10, at most `dimension`.
         dtype: Dtype of the vectors.
         device: Device of the vectors passed to `matvec`.
@@ -66,7 +67,7 @@ def eigenpairs(
     epsilon = torch.finfo(dtype).eps
     finished = 10 * math.sqrt(dimension) * epsilon
     basis[0] = _random_direction(basis[:0], generator)
-    known, products, scale = 0, 0, 0.0
+    known, products, scale, dropped = 0, 0, 0.0, 0.0
     while True:
         for step in range(known, size):
             rest = matvec(basis[step].to(device)).to(basis)
@@ -78,7 +79,7 @@ def eigenpairs(
                 coefficients = basis[: step + 1] @ rest
                 rest = rest - coefficients @ basis[: step + 1]
                 column += coefficients.double().cpu()
-            beta = torch.linalg.vector_norm(rest).item()
+            beta = torch.linalg.vector_norm(rest, dtype=torch.float64).item()  # float32 squares could underflow
             if not math.isfinite(beta + column.abs().sum().item()):
                 raise ArithmeticError(f"matrix-vector product {products} is not finite")
             projected[step, : step + 1] = projected[: step + 1, step] = column
@@ -87,13 +88,13 @@ def eigenpairs(
                 beta = 0.0
                 break
             if beta <= finished * scale:  # an invariant space: continue in its complement
-                beta = 0.0
+                dropped, beta = max(dropped, beta), 0.0
                 basis[step + 1] = _random_direction(basis[: step + 1], generator)
             else:
                 basis[step + 1] = rest / beta
         values, vectors = torch.linalg.eigh(projected)
         values, vectors = values.flip(0), vectors.flip(1)
-        residuals = beta * vectors[-1].abs() + epsilon * values.abs().max()
+        residuals = beta * vectors[-1].abs() + epsilon * values.abs().max() + dropped
         small = residuals[:count] <= max(tolerance, 10 * epsilon) * values.abs().max()
         if bool(small.all()) or products >= most or size == dimension:
             _rotate(basis, vectors[:, :count])

@@ -117,6 +117,8 @@ class ImageBlocks:
         self.halves = halves or (self._product(slice(0, None, 2)), self._product(slice(1, None, 2)))
         self.shares = [size / sum(sizes) for size in sizes]
         self.pool_fraction = 0.0 if pool is None else sum(sizes) / pool
+        if not products or len(products) != len(sizes) or self.pool_fraction > 1:
+            raise ValueError(f"{len(products)} blocks of {list(sizes)} images do not fit a pool of {pool}")
 
     def __len__(self) -> int:
         return len(self.products)

@@ -43,6 +43,7 @@ class Loss:
         self.given = loss
         self.reference = reference
         self.own: nn.Module | None = None
+        self.dtype = reference.dtype if reference.device.type == "mps" else torch.float64
         if isinstance(loss, str):
             if loss not in NAMED:
                 raise ValueError(f"loss {loss!r} is not one of {', '.join(NAMED)}, a loss module or a function")
@@ -56,10 +57,11 @@ class Loss:
         if is_known and loss.reduction == "none":  # type: ignore[union-attr]
             raise ValueError('the loss has reduction="none", so its mean is open; use "mean" or "sum"')
         if is_known:
-            self.own = copy.deepcopy(loss).to(reference)  # type: ignore[union-attr]
+            # In float64: with a loss near 0, softmax(z) − y has no digits left in float32.
+            self.own = copy.deepcopy(loss).to(reference.device, self.dtype)  # type: ignore[union-attr]
             elementwise: Any = copy.deepcopy(self.own)
             elementwise.reduction = "none"
-        self.elements: Callable[[torch.Tensor, Any], torch.Tensor] = loss if self.own is None else elementwise
+        self.function: Callable[[torch.Tensor, Any], torch.Tensor] = loss if self.own is None else elementwise
         self.is_sum = self.own is not None and self.own.reduction == "sum"
         self.is_classification = isinstance(self.own, CLASSIFICATION)
 
@@ -76,6 +78,15 @@ class Loss:
         return map_tensors(
             lambda each: each if each.is_floating_point() else each.to(wanted), move(targets, self.reference)
         )
+
+    def elements(self, outputs: torch.Tensor, targets: Any) -> torch.Tensor:
+        """Return the contributions of a batch; those of a loss module in float64."""
+        if self.own is None:
+            return self.function(outputs, targets)
+        return self.function(*self._in_own_dtype(outputs, targets))
+
+    def _in_own_dtype(self, outputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return outputs.to(self.dtype), targets.to(self.dtype) if targets.is_floating_point() else targets
 
     def total(self, outputs: torch.Tensor, targets: Any) -> torch.Tensor:
         """Return the sum of all contributions of a batch, zero-dimensional. Raises ValueError if shapes do not fit."""
@@ -200,7 +211,7 @@ class Loss:
         """Raise ValueError unless sum and count give the value that the loss module itself computes."""
         if self.own is not None:
             mean = self.mean(self.total(outputs, targets), self.count(outputs, targets))
-            own = self.own(outputs, targets)
+            own = self.own(*self._in_own_dtype(outputs, targets))
             if not torch.allclose(mean, own, rtol=1e-3, equal_nan=True):
                 raise ValueError(
                     f"the mean of {self._name} is unknown: it gives {own.item():.6g}, not {mean.item():.6g}"

@@ -80,7 +80,7 @@ def in_mode(model: nn.Module, bn_mode: str) -> Iterator[None]:
     code compiled by torch.compile runs uncompiled.
     """
     modules = list(model.modules())
-    before = [(module.training, module._buffers, _tensor_attributes(module)) for module in modules]
+    before = [dict(vars(module)) for module in modules]
     copies: dict[int, torch.Tensor] = {}  # a buffer may be shared by several modules
 
     def copy(buffer: torch.Tensor | None) -> torch.Tensor | None:
@@ -94,16 +94,11 @@ def in_mode(model: nn.Module, bn_mode: str) -> Iterator[None]:
         for module in modules:
             module.training = bn_mode == "train" and keeps_running_statistics(module)
             module._buffers = {name: copy(buffer) for name, buffer in module._buffers.items()}
+            tensors = {name: value for name, value in vars(module).items() if isinstance(value, torch.Tensor)}
+            vars(module).update({n: t if isinstance(t, nn.Parameter) else copy(t) for n, t in tensors.items()})
         with torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext():
             yield
     finally:
-        for module, (training, buffers, tensors) in zip(modules, before, strict=True):
-            module.training, module._buffers = training, buffers
-            for name in _tensor_attributes(module).keys() - tensors.keys():
-                del vars(module)[name]
-            vars(module).update(tensors)
-
-
-def _tensor_attributes(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the tensors among a module's attributes that are neither parameters nor buffers."""
-    return {name: value for name, value in vars(module).items() if isinstance(value, torch.Tensor)}
+        for module, attributes in zip(modules, before, strict=True):
+            vars(module).clear()
+            vars(module).update(attributes)

@@ -19,7 +19,8 @@ REPEATED = {torch.float32: 1e-4, torch.float64: 1e-9}  # the same of one way, co
 STEP = 1e-9  # of finite differences in float64, relative to the parameters: so short that hardly a ReLU switches
 SLOPE = 1e-3  # relative error of a finite difference
 NEARBY = 0.03  # relative distance from the parameters at which derivatives are checked
-MASKED = 100  # outputs that exceed the median by this factor count as masked
+MASKED = 100  # outputs that exceed the median of those that are not 0 by this factor count relative to their own size
+LARGER = 2.0**16  # factor of the tangents in the second product, which must be as much larger
 
 
 class LowPrecision(TorchFunctionMode):
@@ -35,18 +36,33 @@ class LowPrecision(TorchFunctionMode):
     ) -> Any:
         result = function(*args, **(kwargs or {}))
         for tensor in tensors_in(result):
-            if tensor.is_floating_point() and tensor.requires_grad and tensor.dtype.itemsize < self.itemsize:
+            if tensor.grad_fn is not None and tensor.is_floating_point() and tensor.dtype.itemsize < self.itemsize:
                 self.found.setdefault(getattr(function, "__name__", str(function)), tensor.dtype)
         return result
+
+
+class InFloat64(TorchFunctionMode):
+    """Turn conversions to float32, such as .float() and softmax(dtype=torch.float32), into those to float64."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: Iterable[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function is torch.Tensor.float:
+            return torch.Tensor.double(*args, **(kwargs or {}))
+        args = [torch.float64 if each is torch.float32 else each for each in args]
+        kwargs = {name: torch.float64 if each is torch.float32 else each for name, each in (kwargs or {}).items()}
+        return function(*args, **kwargs)
 
 
 class Smooth:
     """A quadratic function of the outputs, in place of the loss. Masked (huge or infinite) outputs do not count."""
 
     def __init__(self, outputs: torch.Tensor, generator: torch.Generator) -> None:
-        sizes = torch.where(outputs.isfinite(), outputs.abs(), 0)
-        self.used = outputs.isfinite() & (sizes <= MASKED * sizes.median())
-        self.scale = torch.where(self.used, sizes, 0).max().clamp(min=1e-6)
+        self.used = outputs.isfinite()
+        sizes = torch.where(self.used, outputs.abs(), 0)
+        typical = sizes[sizes > 0].median() if sizes.any() else sizes.new_zeros(())
+        common = sizes[sizes <= MASKED * typical].max()
+        self.scale = torch.where(sizes > MASKED * typical, sizes, common).clamp(min=1e-6)
         slopes = torch.randn(outputs.shape, generator=generator, device="cpu").to(outputs)
         self.slopes = torch.where(self.used, slopes / self.scale, 0)
 
@@ -69,10 +85,11 @@ class Comparison:
         self.loss = Smooth(outputs, generator)
         self.tangents = objective.split(torch.randn(objective.dimension, generator=generator, device="cpu"))
 
-    def product(self, way: Way) -> list[torch.Tensor]:
-        """Return the product by a way, one tensor per parameter."""
+    def product(self, way: Way, factor: float = 1.0) -> list[torch.Tensor]:
+        """Return the product by a way, one tensor per parameter, computed with tangents that are `factor` larger."""
         smooth = type(way)(self.loss, way.function, way.parameters, way.curvature)
-        return smooth.product(*self.few, self.tangents)[0]
+        products, _ = smooth.product(*self.few, [factor * tangent for tangent in self.tangents])
+        return [each / factor for each in products]
 
     def check_gradient(self) -> None:
         """Raise ValueError if no parameter has a gradient; warn of those that do not affect the outputs."""
@@ -101,17 +118,18 @@ class Comparison:
     def repeated_product(self, way: Way) -> list[torch.Tensor]:
         """Return the product by a way. Raises ValueError if it fails, or if it differs when it is computed twice."""
         try:
-            first, second = self.product(way), self.product(way)
+            first, second = self.product(way), self.product(way, LARGER)
         except (RuntimeError, NotImplementedError) as error:
             if is_out_of_memory(error):
                 raise
-            raise ValueError(f"the model cannot be differentiated twice ({first_line(error)})") from error
+            hint = "; curvature=ggn needs first derivatives only" if self.plain.curvature == "hessian" else ""
+            raise ValueError(f"the model cannot be differentiated twice ({first_line(error)}){hint}") from error
         if flatten(first).isnan().any():
             raise ValueError("a product is not a number: a derivative of the model is not finite on the first samples")
         if not _distance(first, second) <= REPEATED[self.dtype]:
             raise ValueError(
-                "the same product gives two results: the model is not deterministic in eval mode, for instance because "
-                "F.dropout was called without training=self.training"
+                "the same product gives two results, for a vector and a multiple of it: the model is not deterministic "
+                "in eval mode (F.dropout without training=self.training?), or it clips gradients"
             )
         return first
 
@@ -140,14 +158,19 @@ class Comparison:
         )
         return False
 
-    def has_adjoint_slopes(self, way: ForwardMode) -> bool:
-        """Return whether the slopes Jv of forward mode are adjoint to the backward pass: ‖Jv‖² = ⟨JᵀJv, v⟩."""
+    def has_adjoint_slopes(self, way: Way) -> bool:
+        """Return whether the slopes Jv of forward mode are adjoint to the backward pass: ⟨u, Jv⟩ = ⟨Jᵀu, v⟩."""
+        if not isinstance(way, DoubleBackward | ForwardMode):
+            return True
         outputs, slopes = way.slopes(self.few[0], self.tangents)
-        slopes = torch.where(self.loss.used, slopes, 0).detach()
-        back = gradients_or_zeros(outputs, way.parameters, slopes)
-        pairs = zip(back, self.tangents, strict=True)
-        square = torch.stack([(gradient * tangent).sum() for gradient, tangent in pairs]).sum()
-        return bool((square - slopes.square().sum()).abs() <= EQUAL[self.dtype] * slopes.square().sum())
+        for weights in (self.loss.slopes, torch.where(self.loss.used, slopes, 0).detach() / self.loss.scale**2):
+            back = gradients_or_zeros(outputs, way.parameters, weights, keep_graph=True)
+            pairs = zip(back, self.tangents, strict=True)
+            backward = torch.stack([(gradient * tangent).sum() for gradient, tangent in pairs]).sum()
+            forward = torch.where(self.loss.used, slopes, 0).detach() * weights
+            if not (backward - forward.sum()).abs() <= EQUAL[self.dtype] * forward.norm():
+                return False
+        return True
 
 
 def _distance(expected: list[torch.Tensor], product: list[torch.Tensor]) -> float:
@@ -197,12 +220,18 @@ def check_derivative(objective: Objective, few: Batch, curvature: str) -> None:
     loss_error = None
     try:
         moved = [each.requires_grad_() for each in parameters]
-        with LowPrecision(torch.float64) as low, replaced(moved):
+        with LowPrecision(torch.float64) as low, InFloat64(), replaced(moved):
             outputs = objective.function(inputs).detach()
         if low.found:
             raise TypeError(f"the model computes in {next(iter(low.found.values()))} inside")
         smooth = Smooth(outputs, generator)
-        error = _slope_error(lambda _: smooth.total(objective.function(inputs), None), moved, tangents, order, replaced)
+
+        def value(_: list[torch.Tensor]) -> torch.Tensor:
+            with InFloat64():
+                outputs = objective.function(inputs)
+            return smooth.total(outputs, None)
+
+        error = _slope_error(value, moved, tangents, order, replaced)
         if objective.loss.own is None:
             loss, targets = Loss(objective.loss.given, parameters[0]), move(few[1], parameters[0])
             near = outputs / smooth.scale.clamp(min=1)  # not so far out that the loss is flat

@@ -100,10 +100,12 @@ def hessian_matvec(
                 raise RuntimeError("the model has changed since its graphs were kept; make the product anew")
         if not vector.is_floating_point() and not vector.is_complex():
             vector = vector.to(objective.parameters[0].dtype)
+        tangents = objective.split(vector)
         if scales is None:
-            return flatten(objective.mean(way.begin(objective.split(vector)))).to(vector)
-        scaled = flatten(objective.mean(way.begin(objective.split(scales.to(vector) * vector))))
-        return (scales * scaled).to(vector)
+            return flatten(objective.mean(way.begin(tangents))).to(vector)
+        parts = objective.split(scales)
+        products = objective.mean(way.begin([s * t for s, t in zip(parts, tangents, strict=True)]))
+        return flatten(s * p for s, p in zip(parts, products, strict=True)).to(vector)
 
     return matvec, objective.dimension
 

@@ -20,7 +20,8 @@ def parameter_scales(model: nn.Module, scale: str) -> torch.Tensor:
     Args:
         model: The model.
         scale: "none" gives ones; "element" gives |w|; "filter" gives the norm of the output filter that a weight of a
-            convolution or linear layer belongs to, and |w| for any other parameter.
+            convolution or linear layer belongs to, and |w| for any other parameter (also the weights of attention and
+            recurrent layers, embeddings, and the tensors behind parametrizations).
 
     Raises:
         ValueError: If `scale` is unknown.
@@ -28,17 +29,30 @@ def parameter_scales(model: nn.Module, scale: str) -> torch.Tensor:
     if scale not in SCALES:
         raise ValueError(f"scale {scale!r} is not one of {', '.join(SCALES)}")
     model = unwrap(model)
-    outputs: dict[int, int] = {}  # {id of a weight: dimension of its output filters}
+    groups: dict[int, int] = {}  # {id of a weight: groups of a transposed convolution, 0 for other layers}
     for module in model.modules():
-        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
-            outputs[id(module.weight)] = 1 if isinstance(module, TRANSPOSED) else 0
+        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):  # reading module.weight runs its parametrization
+            weight = module._parameters.get("weight")
+            groups[id(weight)] = module.groups if isinstance(module, TRANSPOSED) else 0
     parts = []
     for parameter in trainable_parameters(model).values():
         values = parameter.detach()
         if scale == "none":
             values = torch.ones_like(values)
-        elif scale == "filter" and id(parameter) in outputs:
-            others = [axis for axis in range(values.dim()) if axis != outputs[id(parameter)]]
-            values = torch.linalg.vector_norm(values, dim=others, keepdim=True).expand_as(values)
+        elif scale == "filter" and id(parameter) in groups:
+            values = _filter_norms(values, groups[id(parameter)])
         parts.append(values.abs().reshape(-1))
     return torch.cat(parts)
+
+
+def _filter_norms(weight: torch.Tensor, groups: int) -> torch.Tensor:
+    """Return the norm of the filter of each entry, in the shape of the weight or with its first dimension divided.
+
+    A weight is (outputs, …), or (inputs, outputs of a group, …) for a transposed convolution.
+    """
+    if not groups:
+        axes = list(range(1, weight.dim()))
+    else:
+        weight = weight.unflatten(0, (groups, -1))
+        axes = [1, *range(3, weight.dim())]
+    return torch.linalg.vector_norm(weight, dim=axes, keepdim=True).expand_as(weight)

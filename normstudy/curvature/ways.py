@@ -81,16 +81,21 @@ class DoubleBackward(Way):
         if self.curvature == "hessian":
             gradients, count = self.gradient_graph(inputs, targets)
             return backward_product(gradients, self.parameters, tangents), count
+        outputs, slopes = self.slopes(inputs, tangents)
+        weights = output_product(self.curvature, self.loss, outputs, targets, slopes)
+        return gradients_or_zeros(outputs, self.parameters, weights), self.loss.count(outputs, targets)
+
+    def slopes(self, inputs: Any, tangents: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the outputs z and their slopes Jv along the tangents, of the same shape."""
         outputs = self.outputs(inputs)
         # J v is the derivative of Jᵀu, which is linear in u, by u.
         dummy = torch.zeros_like(outputs, requires_grad=True)
         pulled = torch.autograd.grad(outputs, list(self.parameters), dummy, create_graph=True, allow_unused=True)
         used = [(g, t) for g, t in zip(pulled, tangents, strict=True) if g is not None and g.requires_grad]
         if not used:
-            return [torch.zeros_like(each) for each in self.parameters], self.loss.count(outputs, targets)
+            return outputs, torch.zeros_like(outputs)
         (slopes,) = torch.autograd.grad([g for g, _ in used], dummy, [t for _, t in used], retain_graph=True)
-        weights = output_product(self.curvature, self.loss, outputs, targets, slopes)
-        return gradients_or_zeros(outputs, self.parameters, weights), self.loss.count(outputs, targets)
+        return outputs, slopes
 
 
 class ForwardMode(Way):

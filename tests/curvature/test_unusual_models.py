@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
-from normstudy.curvature import hessian_matvec, loss_and_gradient
+from normstudy.curvature import ImageBlocks, hessian_matvec, loss_and_gradient, parameter_scales
 
 IMAGES, LABELS = images_and_labels(12)
 DOUBLE = torch.float64
@@ -435,3 +435,115 @@ def test_the_weight_norm_of_pytorch_is_right_or_refused():
         assert "not the derivative of the gradient" in str(error)  # noqa: PT017
     else:
         assert_close(matvec(vector), (loss_at(1e-6 * vector) - loss_at(-1e-6 * vector)) / 2e-6, rtol=1e-4, atol=1e-6)
+
+
+class _OnceDifferentiable(torch.autograd.Function):
+    """tanh with a backward pass that cannot be differentiated again."""
+
+    @staticmethod
+    def forward(ctx, x):
+        y = x.tanh()
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        return gradient * (1 - ctx.saved_tensors[0] ** 2)
+
+
+class Applied(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.layers, self.function, self.last = flat_network(classes=5), function, nn.Linear(5, 3).double()
+
+    def forward(self, x):
+        return self.last(self.function(self.layers(x)))
+
+
+@pytest.mark.parametrize("curvature", ["hessian", "ggn", "empirical_fisher"])
+def test_a_backward_pass_that_cannot_be_differentiated_is_refused(curvature):
+    with pytest.raises(ValueError, match=r"cannot be differentiated|not the derivative"):
+        hessian_matvec(Applied(_OnceDifferentiable.apply), [(IMAGES, LABELS)], curvature=curvature)
+
+
+@pytest.mark.parametrize("curvature", ["hessian", "ggn"])
+def test_a_model_that_clips_its_gradients_is_refused(curvature):
+    def clipped(x):
+        if x.requires_grad:
+            x.register_hook(lambda gradient: gradient.clamp(-1e-2, 1e-2))
+        return x
+
+    with pytest.raises(ValueError, match=r"clips gradients|wrong|not the derivative"):
+        hessian_matvec(Applied(clipped), [(IMAGES, LABELS)], curvature=curvature)
+
+
+def test_attributes_of_a_model_are_as_they_were():
+    class Caching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = flat_network()
+            self.cache, self.rows, self.calls = None, None, 0
+            self.average = torch.zeros(3, dtype=DOUBLE)
+
+        def forward(self, x):
+            self.calls += 1
+            if self.rows != len(x):
+                self.cache, self.rows = torch.ones(len(x), 1, dtype=DOUBLE), len(x)
+            result = self.layers(x) * self.cache
+            self.average.mul_(0.9).add_(result.detach().mean(0), alpha=0.1)
+            return result
+
+    model: Any = Caching()
+    vector = vector_for(model)
+    matvec, _ = hessian_matvec(model, [(IMAGES[:5], LABELS[:5]), (IMAGES[5:], LABELS[5:])])
+    assert_close(matvec(vector), double_backward(model.layers, IMAGES, LABELS, vector))
+    assert (model.cache, model.rows, model.calls) == (None, None, 0)
+    assert model.average.abs().max() == 0
+
+
+def test_conversions_to_float32_inside_are_checked_in_float64(recwarn):
+    class Upcasting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = flat_network().float()
+
+        def forward(self, x):
+            return torch.softmax(self.layers(x).float(), 1, dtype=torch.float32) * 3
+
+    hessian_matvec(Upcasting(), [(IMAGES, LABELS)])
+    assert not [each for each in recwarn if "finite differences" in str(each.message)]
+
+
+@pytest.mark.parametrize("curvature", ["hessian", "ggn", "empirical_fisher"])
+@pytest.mark.parametrize("keep_graphs", [False, True])
+def test_float32_has_its_digits_near_a_loss_of_zero(curvature, keep_graphs):
+    if keep_graphs and curvature != "hessian":
+        pytest.skip("kept graphs are of the Hessian")
+    torch.manual_seed(0)
+    model = flat_network()
+    with torch.no_grad():
+        model.get_parameter("3.weight").mul_(30)
+    labels = model(IMAGES).argmax(1)
+    with torch.no_grad():
+        model.get_parameter("3.bias").copy_(20 * F.one_hot(labels, 3).double().mean(0))
+        labels = model(IMAGES).argmax(1)
+    vector = vector_for(model)
+    options = {"curvature": curvature, "keep_graphs": keep_graphs}
+    exact = hessian_matvec(model, [(IMAGES, labels)], **options)[0](vector)
+    assert loss_and_gradient(model, [(IMAGES, labels)])[0] < 0.1
+    found = hessian_matvec(model.float(), [(IMAGES, labels)], **options)[0](vector.float())
+    assert (found.double() - exact).norm() < 1e-4 * exact.norm()
+
+
+def test_the_filters_of_a_grouped_transposed_convolution():
+    model: Any = nn.Sequential(nn.ConvTranspose2d(4, 6, 3, groups=2))
+    weight = model[0].weight.detach()  # (4, 3, 3, 3): inputs 0 and 1 belong to the first group
+    scales = parameter_scales(model, "filter")[: weight.numel()].view_as(weight)
+    assert_close(scales[0, 1, 0, 0], weight[:2, 1].norm())
+    assert_close(scales[3, 2, 1, 1], weight[2:, 2].norm())
+
+
+def test_blocks_larger_than_the_pool_are_refused():
+    with pytest.raises(ValueError, match="do not fit a pool"):
+        ImageBlocks([lambda v: v, lambda v: v], [5, 5], 9)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import run_sweep
-from normstudy.cli import outcome
+from normstudy.cli import UsageError, outcome
 from normstudy.sweeps import endings, flags, grid, run_status, workers
 
 ROOT = Path(__file__).parents[2]
@@ -161,17 +161,37 @@ def trained(tmp_path_factory):
     return results
 
 
-@pytest.mark.parametrize(
-    ("flag", "reason"),
-    [
-        ("--nosuch=1", "run_class_similarity.py: error: unrecognized arguments: --nosuch=1"),
-        ("--checkpoint=epoch_0099", "left out: "),
-    ],
-)
-def test_a_measurement_that_fails_gives_its_reason(trained, capsys, flag, reason):
-    assert sweep(trained, "--measure=class_similarity", "--retry_failed", f"--class_similarity_flags={flag}") == 1
+def test_a_wrong_flag_of_a_measurement_ends_the_command_before_anything_trains(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        sweep(tmp_path / "new", "--measure=class_similarity", "--class_similarity_flags=--nosuch=1")
+    assert ended.value.code == 2
+    assert "run_class_similarity.py: error: unrecognized arguments: --nosuch=1" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(UsageError, match="asks for hessian-ggn twice; give one of them a --tag"):
+        sweep(
+            tmp_path / "new", "--measure=hessian", "--hessian_flags=--curvature=ggn", "--hessian_flags=--curvature=ggn"
+        )
+
+
+def test_a_run_may_be_measured_several_times(trained, capsys):
+    given = ["--measure=class_similarity", "--class_similarity_flags=--samples=20"]
+    assert sweep(trained, *given) == 0
+    assert sweep(trained, *given, "--class_similarity_flags=--samples=20 --split=test --tag=test") == 0
+    [run] = trained.glob("vgg_*")
+    stamps = [(run / name).stat().st_mtime_ns for name in ("class_similarity.json", "class_similarity-test.json")]
+    assert sweep(trained, *given, "--class_similarity_flags=--samples=20 --split=test --tag=test") == 0
+    assert stamps == [
+        (run / name).stat().st_mtime_ns for name in ("class_similarity.json", "class_similarity-test.json")
+    ]
+    for name in ("class_similarity.json", "class_similarity-test.json"):
+        (run / name).unlink()
+
+
+def test_a_measurement_that_fails_gives_its_reason(trained, capsys):
+    flag = "--class_similarity_flags=--checkpoint=epoch_0099"
+    assert sweep(trained, "--measure=class_similarity", "--retry_failed", flag) == 1
     [noted] = trained.glob("logs/*.failed")
-    assert noted.read_text().startswith(reason)
+    assert noted.read_text().startswith("left out: ")
     assert f"({noted.read_text().strip()}), see " in capsys.readouterr().out
 
 
