@@ -8,7 +8,6 @@ accept any symmetric matrix given as a function v ↦ Av::
     print(estimates.trace, estimates.trace_standard_error, estimates.max_eigen)
 """
 
-from .eigenpairs import eigenpairs
 from .image_errors import ImageBlocks, LayoutErrors, layout_errors
 from .krylov_space import lanczos, ritz_values
 from .objective import layer_sizes
@@ -16,6 +15,7 @@ from .precision import full_float32
 from .products import bytes_per_sample, hessian_matvec, loss_and_gradient
 from .scaling import SCALES, parameter_scales
 from .spectral_estimates import ProbeState, Spectrum, rademacher, spectrum
+from .thick_restart import eigenpairs
 
 __all__ = [
     "SCALES",
