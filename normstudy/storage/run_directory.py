@@ -1,6 +1,7 @@
 """The run directory: its name, its files, and its lock, which the process that works on it holds."""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -145,10 +146,18 @@ def _hash(identity: Mapping[str, object]) -> str:
 
 
 def directory_of(config: Config) -> RunDirectory:
-    """Return the directory of a run. One that an earlier version stored under another name is found under that name."""
+    """Return the directory of a run. One that an earlier version stored under another name is found under that name.
+
+    Earlier names depended on the flags of probes: names for the given ones, and for a run without probes, are tried.
+    """
     directory = RunDirectory(Path(config.results_dir) / run_name(config))
-    earlier = RunDirectory(Path(config.results_dir) / run_name(config, earlier_hash(config)))
-    return earlier if earlier.config.exists() and not directory.config.exists() else directory
+    if not directory.config.exists():
+        for probes in ({}, {"probe_layers": False, "probe_every": 1}):
+            digest = earlier_hash(dataclasses.replace(config, **probes))
+            earlier = RunDirectory(Path(config.results_dir) / run_name(config, digest))
+            if earlier.config.exists():
+                return earlier
+    return directory
 
 
 def run_name(config: Config, digest: str | None = None) -> str:

@@ -92,6 +92,8 @@ def test_a_run_is_found_under_the_name_that_an_earlier_version_gave_it(train, tm
     assert train(tmp_path, "--probe_layers=False").path == earlier.path
     assert folders(tmp_path) == [earlier.path]
     assert "already finished" in capsys.readouterr().out
+    assert "finished without probes" in complaint(lambda: train(tmp_path))
+    assert folders(tmp_path) == [earlier.path]
 
 
 def test_a_flag_given_with_c_dir_counts_even_if_it_equals_the_default(train, tmp_path):
