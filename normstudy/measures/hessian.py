@@ -281,6 +281,8 @@ def report(args: argparse.Namespace, content: dict[str, Any]) -> None:
         f"loss {content['loss']:.4g}, {content['products']} matrix-vector products in {_duration(content['seconds'])}",
         flush=True,
     )
+    if "eigenvectors" in content:
+        print(_outliers(content["eigenvectors"]), flush=True)
     if args.curvature != "hessian":
         del edges["smallest"]  # it is zero if there are more parameters than outputs
     unsettled = [name for name, (value, residual) in edges.items() if residual > UNSETTLED * abs(value)]
@@ -289,6 +291,19 @@ def report(args: argparse.Namespace, content: dict[str, Any]) -> None:
     if args.trace_error is not None and not error <= args.trace_error * abs(trace):
         part = error / abs(trace) if trace else math.inf
         print(f"the standard error is still {part:.0%} of the trace after {samples} probes", file=sys.stderr)
+
+
+def _outliers(found: Mapping[str, Any]) -> str:
+    """Return a text with the largest eigenvalues, their errors, and the share of the gradient in their eigenvectors."""
+    shown = []
+    for value, residual, error in zip(found["values"], found["residuals"], found["image_errors"], strict=True):
+        of_images = "" if error is None else f" ± {error:.2g}"
+        shown.append(
+            f"{value:.4g}{of_images}" + (f" (residual {residual:.1g})" if residual > UNSETTLED * value else "")
+        )
+    errors = "" if found["image_errors"][0] is None else " (± s.e. over blocks of images)"
+    share = f"{found['gradient_share']:.0%} of the squared gradient is in the span of their eigenvectors"
+    return f"largest eigenvalues{errors}: {', '.join(shown)}; {share}"
 
 
 def _cross_fitted(content: Mapping[str, Any]) -> str:

@@ -152,9 +152,8 @@ def directory_of(config: Config) -> RunDirectory:
     """
     directory = RunDirectory(Path(config.results_dir) / run_name(config))
     if not directory.config.exists():
-        for probes in ({}, {"probe_layers": False, "probe_every": 1}):
-            digest = earlier_hash(dataclasses.replace(config, **probes))
-            earlier = RunDirectory(Path(config.results_dir) / run_name(config, digest))
+        for asked in (config, dataclasses.replace(config, probe_layers=False, probe_every=1)):
+            earlier = RunDirectory(Path(config.results_dir) / run_name(config, earlier_hash(asked)))
             if earlier.config.exists():
                 return earlier
     return directory

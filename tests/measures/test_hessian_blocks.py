@@ -144,11 +144,14 @@ def test_the_name_of_a_measurement():
     assert measurement_name("class_similarity", {"split": "test"}) == "class_similarity"
 
 
-def test_eigenvectors_and_what_they_share(run):
+def test_eigenvectors_and_what_they_share(run, capsys):
     flags = ["--eigenvectors=3", "--save_eigenvectors", "--dtype=float64", "--scale=filter"]
     assert run_hessian.main([str(run.path), *BLOCKS, *flags]) == 0
     content = read(run.path / "hessian-filter.json")
     found = content["eigenvectors"]
+    said = capsys.readouterr().out
+    assert f"{found['gradient_share']:.0%} of the squared gradient is in the span" in said
+    assert f"largest eigenvalues (± s.e. over blocks of images): {found['values'][0]:.4g} ± " in said
     stored = torch.load(run.path / "hessian-filter_vectors.pt", weights_only=True)
     vectors = stored["vectors"]
     assert vectors.shape == (3, content["dimension"])
