@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from normstudy.plots import save_figure
 from normstudy.report.data import ReportData, ReportStatistics
 from normstudy.report.measure_figures import draw_correlations, draw_outcome
-from normstudy.report.network_figures import NODE_WIDTH, draw_densities, draw_groupings_of_norm, draw_statistics
+from normstudy.report.network_figures import (
+    NODE_WIDTH,
+    SPECTRA,
+    comparable_spectra,
+    draw_densities,
+    draw_groupings_of_norm,
+    draw_statistics,
+)
 from normstudy.report.norm_figures import draw_groupings, draw_ranking
 from normstudy.report.tables import MEASURES, OUTCOMES, SIGNIFICANT, in_largest_cells
 from normstudy.storage import remove_leftovers
@@ -105,10 +112,13 @@ def _of_claims(data: ReportData) -> Iterator[Drawing]:
 
 
 def _of_networks(data: ReportData) -> Iterator[Drawing]:
-    measured = [(row, run) for row, run in data.folders if run.measurement("hessian").exists()]
-    caption = f"Spectral density of the Hessian (eval mode): the first run of each norm{WHERE}norms. "
-    caption += f"A Ritz value is drawn as a Gaussian of s.d. {NODE_WIDTH} in asinh λ. A density has no error bar."
-    yield Drawing("densities", caption, draw_densities(in_largest_cells(measured)))
+    measurement, measured = comparable_spectra(data.folders)
+    caption = f"Spectral density of the {SPECTRA[measurement]} (eval mode): the first run of each norm{WHERE}norms. "
+    caption += (
+        f"A Ritz value is drawn as a Gaussian as wide as the distance to the next, at least {NODE_WIDTH} in asinh λ. "
+        "A density has no error bar."
+    )
+    yield Drawing("densities", caption, draw_densities(in_largest_cells(measured), measurement))
     by_norm, by_grouping = in_largest_cells(data.probed), in_largest_cells(data.probed, "Grouping")
     for moment, words in MOMENT_WORDS.items():
         caption = f"Layer statistics over depth at {words}: mean over a norm's runs{WHERE}norms."

@@ -28,16 +28,31 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GROUPING_SCALE = "viridis"
-NODE_WIDTH = 0.1  # standard deviation in asinh λ of the Gaussian drawn for a Ritz value
+NODE_WIDTH = 0.1  # smallest standard deviation in asinh λ of the Gaussian drawn for a Ritz value
+SPECTRA = {  # {measurement: its name}, those first that can be compared between norms
+    "hessian-element": "element-scaled Hessian",
+    "hessian-filter": "filter-scaled Hessian",
+    "hessian": "Hessian, whose scale differs between norms",
+}
 MIN_DENSITY = 0.01  # eigenvalues per unit of asinh λ; a smaller density is not drawn
 
 
-def draw_densities(runs: Sequence[tuple[Row, RunDirectory]]) -> Figure | None:
+def comparable_spectra(runs: Sequence[tuple[Row, RunDirectory]]) -> tuple[str, list[tuple[Row, RunDirectory]]]:
+    """Return the first measurement in SPECTRA that several norms have, or else the last, and the runs that have it."""
+    name, measured = "", []
+    for name in SPECTRA:
+        measured = [(row, run) for row, run in runs if run.measurement(name).exists()]
+        if len({row["Norm"] for row, _ in measured}) > 1:
+            break
+    return name, measured
+
+
+def draw_densities(runs: Sequence[tuple[Row, RunDirectory]], measurement: str = "hessian") -> Figure | None:
     """Draw spectral densities: a panel for each network, a line for each norm (its first run).
 
-    Return None if no Hessian was measured in eval mode.
+    Return None if no Hessian was measured in eval mode. measurement: one of SPECTRA.
     """
-    found = _first_hessians(runs)
+    found = _first_hessians(runs, measurement)
     networks = in_order([network for network, _ in found], ARCHS)
     if not networks:
         return None
@@ -57,14 +72,16 @@ def draw_densities(runs: Sequence[tuple[Row, RunDirectory]]) -> Figure | None:
     return figure
 
 
-def _first_hessians(runs: Sequence[tuple[Row, RunDirectory]]) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return {(network, norm): content of hessian.json} of the first run with a Hessian in eval mode.
+def _first_hessians(
+    runs: Sequence[tuple[Row, RunDirectory]], measurement: str
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return {(network, norm): content of the JSON file} of the first run with this measurement in eval mode.
 
     Only evenly_chosen runs are read.
     """
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for row, run in evenly_chosen(runs):
-        path = run.measurement("hessian")
+        path = run.measurement(measurement)
         if path.exists() and (row["Model"], row["Norm"]) not in found:
             content = read_json(path)
             if content["settings"]["curvature"] == "hessian" and content["settings"]["bn_mode"] == "eval":

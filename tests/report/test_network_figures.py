@@ -4,6 +4,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from normstudy.report import network_figures
+from normstudy.storage import RunDirectory
 
 
 @pytest.mark.parametrize(
@@ -25,3 +26,22 @@ def test_one_recorded_iteration_is_drawn():
     panel = Figure().subplots()
     panel.plot([0], [3.0], marker=".")
     network_figures._scale_and_frame(panel, True)
+
+
+def test_norms_are_compared_by_scaled_spectra_where_several_have_them(tmp_path):
+    rows = []
+    for norm, names in {
+        "BatchNorm": ("hessian", "hessian-filter", "hessian-element"),
+        "LayerNorm": ("hessian", "hessian-filter"),
+        "Plain": ("hessian",),
+    }.items():
+        run = RunDirectory(tmp_path / norm)
+        run.path.mkdir()
+        for name in names:
+            run.measurement(name).write_text("{}")
+        rows.append(({"Model": "vgg", "Norm": norm}, run))
+    name, runs = network_figures.comparable_spectra(rows)
+    assert (name, [row["Norm"] for row, _ in runs]) == ("hessian-filter", ["BatchNorm", "LayerNorm"])
+    name, runs = network_figures.comparable_spectra(rows[::2])
+    assert (name, len(runs)) == ("hessian", 2)
+    assert network_figures.comparable_spectra([]) == ("hessian", [])
