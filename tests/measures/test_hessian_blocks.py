@@ -237,12 +237,15 @@ def test_ctrl_c_says_that_the_same_command_continues(wide_run):
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     process.stdout.readline()
-    time.sleep(8)
+    partial = wide_run.path / "hessian.partial.pt"
+    deadline = time.monotonic() + 90
+    while not partial.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert len(error.splitlines()) == 1
-    assert (wide_run.path / "hessian.partial.pt").exists()
+    assert partial.exists()
 
 
 @pytest.mark.usefixtures("narrow")
