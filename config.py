@@ -525,7 +525,7 @@ def _check_applicable(config: Config, given: Container[str]) -> None:
         raise UsageError("--nesterov needs a --momentum above 0")
     if "lr" in given and "init_lr" in given:
         raise UsageError(
-            "--lr cannot be combined with --init_lr, which multiplies the usual rate: leave one of them out"
+            "--lr cannot be combined with --init_lr, which multiplies the usual rate: use only one of them"
         )
     if config.stop_at_loss is not None and config.lr_schedule != "constant":
         raise UsageError("--stop_at_loss needs --lr_schedule=constant, because stopping must not depend on --epochs")

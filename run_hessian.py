@@ -7,6 +7,7 @@ hessian.json and hessian.png are written to each run directory. Other matrices t
 hessian-ggn.json, hessian-train-filter.json.
 """
 
+import argparse
 from collections.abc import Sequence
 
 from normstudy.cli import (
@@ -127,19 +128,25 @@ gradients.""",
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; return its exit code: 0, or 1 if a run was left out."""
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the flags of a command line; flags that do not go together end the program with exit code 2."""
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.bn_mode == "train" and args.curvature == "empirical_fisher":
         parser.error(
-            "--curvature=empirical_fisher needs --bn_mode=eval: with batch statistics, images have no gradients"
+            "--curvature=empirical_fisher needs --bn_mode=eval: batch statistics leave an image no gradient of its own"
         )
     if args.bn_mode == "train" and args.image_blocks > 1 and args.batch_size is not None:
         parser.error("--batch_size does not apply to --bn_mode=train, where each block is a batch; use --image_blocks")
     if args.save_eigenvectors and not args.eigenvectors:
         parser.error("--save_eigenvectors needs --eigenvectors, the number of eigenvectors")
     args.batch_size = args.batch_size or BATCH_SIZE
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; return its exit code: 0, or 1 if a run was left out."""
+    args = parse_args(argv)
     with loading_modules():
         from normstudy.measures import hessian_measurement, measure_runs
     return measure_runs(args, hessian_measurement(MAX_PROBE_FACTOR))

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-Batch = tuple[Any, Any]  # (inputs, targets); inputs are a tensor, a tuple or list of them, or a dict of them
+Batch = tuple[Any, Any]  # (inputs, targets). Inputs are a tensor, or a tuple, list or dict of tensors
 Batches = Iterable[Batch]
 
 

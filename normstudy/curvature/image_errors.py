@@ -19,9 +19,9 @@ class LayoutErrors(NamedTuple):
     """Standard errors of the mean of a two-way layout.
 
     Attributes:
-        probe: Over probes, for the given images. NaN for a single probe.
-        image: Over blocks of images, for the given probes. NaN for a single block.
-        total: Over both. NaN if one of them is.
+        probe: Standard error over probes, for the given images. NaN for a single probe.
+        image: Standard error over blocks of images, for the given probes. NaN for a single block.
+        total: Standard error over probes and blocks. NaN if one of the other two is NaN.
         degrees: Degrees of freedom of `total` (Satterthwaite 1946), for a t-interval.
     """
 
@@ -66,12 +66,20 @@ def layout_errors(values: torch.Tensor, pool_fraction: float = 0.0) -> LayoutErr
     return LayoutErrors(probe, image, math.sqrt(variance / size), degrees)
 
 
+class CrossFitted(NamedTuple):
+    """The cross-fitted eigenvalue, the larger residual of the two Ritz values, and the number of products of halves."""
+
+    value: float
+    residual: float
+    products: int
+
+
 def cross_fitted_eigenvalue(
     halves: tuple[Matvec, Matvec],
     start: torch.Tensor,
     num_steps: int,
     basis_device: torch.device | str | None = None,
-) -> tuple[float, int]:
+) -> CrossFitted:
     """Compute the mean of uᵀH_B u and wᵀH_A w, where u and w are the top eigenvectors of H_A and H_B.
 
     The largest eigenvalue of a subset is too large on average, because its eigenvector fits the subset. An eigenvector
@@ -82,18 +90,16 @@ def cross_fitted_eigenvalue(
         start: Start vector of both iterations, such as the top eigenvector of all images.
         num_steps: Number of Lanczos steps for each eigenvector.
         basis_device: Device that stores the Lanczos vectors.
-
-    Returns:
-        (value, number of products with a half).
     """
-    total, products = 0.0, 0
+    total, residual, products = 0.0, 0.0, 0
     for own, other in (halves, halves[::-1]):
         space = krylov(own, start, num_steps, basis_device)
         vector = space.largest_ritz_vector().to(start.device)
+        residual = max(residual, space.quadrature()[2][-1].item())
         products += len(space.diagonal) + 1
         del space  # the basis is large
         total += torch.dot(vector, other(vector)).item()
-    return total / 2, products
+    return CrossFitted(total / 2, residual, products)
 
 
 class ImageBlocks:

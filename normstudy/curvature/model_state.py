@@ -75,9 +75,9 @@ def keeps_running_statistics(module: nn.Module) -> bool:
 def in_mode(model: nn.Module, bn_mode: str) -> Iterator[None]:
     """Put the model into eval mode inside a `with` block; with bn_mode="train", leave batch statistics in training.
 
-    Buffers are replaced with copies inside the block, so that whatever the model writes to them is discarded; so are
-    other tensors that it stores as attributes. Modes are set directly, because a model's own eval() may do more, and
-    code compiled by torch.compile runs uncompiled.
+    Buffers and tensors in attributes are replaced with copies inside the block, and all attributes are restored after
+    it, so that whatever the model writes to them is discarded. Modes are set directly, because a model's own eval()
+    may do more, and code compiled by torch.compile runs uncompiled.
     """
     modules = list(model.modules())
     before = [dict(vars(module)) for module in modules]

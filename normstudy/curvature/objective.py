@@ -144,7 +144,7 @@ class Objective:
         if len(present) != len(self.parameters) or any(
             p is not q for p, q in zip(present, self.parameters, strict=True)
         ):
-            raise RuntimeError("the model's parameters were replaced by other tensors; make the product anew")
+            raise RuntimeError("the model's parameters were replaced by other tensors; call hessian_matvec again")
         with self.evaluation():
             for batch in self.batches:
                 values, weight = function(*self.prepare(batch))

@@ -88,16 +88,15 @@ def hessian_matvec(
     objective = Objective(model, batches, loss, bn_mode=bn_mode, outputs=outputs)
     ways = ways_of(objective, curvature, keep_graphs)
     way = choose_way(objective, ways) if checks else ways[0]
-
     scales = None if scale == "none" else parameter_scales(model, scale)
-
     kept_state: list[torch.Tensor] = []
 
     def matvec(vector: torch.Tensor) -> torch.Tensor:
         if keep_graphs:
-            kept_state.append(objective.fingerprint())
-            if not torch.equal(kept_state[0], kept_state.pop() if len(kept_state) > 1 else kept_state[0]):
-                raise RuntimeError("the model has changed since its graphs were kept; make the product anew")
+            state = objective.fingerprint()
+            if kept_state and not torch.equal(kept_state[0], state):
+                raise RuntimeError("the model has changed since its graphs were kept; call hessian_matvec again")
+            kept_state[:] = [state]
         if not vector.is_floating_point() and not vector.is_complex():
             vector = vector.to(objective.parameters[0].dtype)
         tangents = objective.split(vector)

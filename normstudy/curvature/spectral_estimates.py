@@ -42,6 +42,8 @@ class Spectrum:
         max_eigen_image_error: Standard error of uᵀHu over blocks of images, u being the Ritz vector of `max_eigen`.
         max_eigen_cross_fitted: The value uᵀH_B u of the top eigenvector u of one half of the images and the matrix of
             the other half, averaged over both orders. `max_eigen` is biased upwards, this value downwards.
+        max_eigen_cross_fitted_residual: The larger residual of the two eigenvalues whose eigenvectors are used. If
+            it is large, these are not the top eigenvectors, and the value means little.
         products: Number of matrix-vector products.
         samples: Number of probes, both Lanczos and trace probes.
     """
@@ -68,6 +70,7 @@ class Spectrum:
     eigen_mean_total_error: float = math.nan
     max_eigen_image_error: float = math.nan
     max_eigen_cross_fitted: float = math.nan
+    max_eigen_cross_fitted_residual: float = math.nan
     block_errors: dict[str, LayoutErrors] = field(default_factory=dict)
 
 
@@ -83,6 +86,7 @@ class ProbeState:
         top: Largest Ritz value so far.
         top_vector: Its Ritz vector (dimension,), kept only with blocks of images.
         generator: State of the generator after the last finished probe.
+        wanted: Number of probes to take, as far as it is known.
     """
 
     forms: list[torch.Tensor] = field(default_factory=list)
@@ -92,6 +96,7 @@ class ProbeState:
     top: float = -math.inf
     top_vector: torch.Tensor | None = None
     generator: torch.Tensor | None = None
+    wanted: int = 0
 
 
 def rademacher(dimension: int, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -183,15 +188,15 @@ def spectrum(
     state = ProbeState() if state is None else state
     if state.generator is not None:
         generator.set_state(state.generator)
-    wanted = num_probes + trace_probes
+    state.wanted = max(state.wanted, num_probes + trace_probes)
     shares = torch.tensor([1.0] if image_blocks is None else image_blocks.shares, dtype=torch.float64)
     while True:
-        if len(state.squares) >= wanted and trace_error is not None and most_probes is not None:
+        if len(state.squares) >= state.wanted and trace_error is not None and most_probes is not None:
             traces = (torch.stack(state.forms).sum(2) * shares).sum(1)
-            wanted = min(_probes_for(trace_error, traces), max(most_probes, wanted))
+            state.wanted = min(_probes_for(trace_error, traces), max(most_probes, state.wanted))
             if expect is not None:
-                expect(state.products + wanted - len(state.squares))
-        if len(state.squares) >= wanted:
+                expect(state.products + state.wanted - len(state.squares))
+        if len(state.squares) >= state.wanted:
             break
         probe = rademacher(dimension, generator, dtype).to(device)
         steps = num_steps if len(state.squares) < num_probes else 0
@@ -207,14 +212,15 @@ def spectrum(
     fraction, products = image_blocks.pool_fraction, state.products
     errors = {name: layout_errors(forms[:, :, index], fraction) for index, name in enumerate(blocks)}
     total = layout_errors(forms.sum(2), fraction)
-    cross_fitted = max_error = math.nan
+    cross_fitted = cross_residual = max_error = math.nan
     if len(image_blocks) > 1 and state.top_vector is not None:
         top_vector = state.top_vector.to(device)
         _, top_forms, _ = image_blocks.product_and_forms(top_vector, [dimension])
         max_error = math.sqrt((1 - fraction) * top_forms.var(correction=1).item() / len(top_forms))
         steps = math.ceil(num_steps / 2)
-        cross_fitted, of_halves = cross_fitted_eigenvalue(image_blocks.halves, top_vector, steps, basis_device)
-        products += 1 + math.ceil(of_halves / 2)
+        found = cross_fitted_eigenvalue(image_blocks.halves, top_vector, steps, basis_device)
+        cross_fitted, cross_residual = found.value, found.residual
+        products += 1 + math.ceil(found.products / 2)
     return replace(
         _summarize(dimension, forms, shares, squares, state.quadratures, list(blocks), total.total),
         products=products,
@@ -225,6 +231,7 @@ def spectrum(
         eigen_mean_total_error=total.total / dimension,
         max_eigen_image_error=max_error,
         max_eigen_cross_fitted=cross_fitted,
+        max_eigen_cross_fitted_residual=cross_residual,
         block_errors=errors,
     )
 

@@ -19,7 +19,7 @@ Product = Callable[[Any, Any], Sums]  # of (inputs, targets) with a fixed vector
 
 
 class Summed(Protocol):
-    """What a way needs of a loss."""
+    """The methods of a loss that a way calls."""
 
     def total(self, outputs: torch.Tensor, targets: Any) -> torch.Tensor:
         """Return the sum of all contributions of a batch."""

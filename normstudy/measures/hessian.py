@@ -55,6 +55,7 @@ ESTIMATES = (  # attributes of a Spectrum, and their keys in hessian.json
     "max_eigen_residual",
     "max_eigen_image_error",
     "max_eigen_cross_fitted",
+    "max_eigen_cross_fitted_residual",
     "min_eigen",
     "min_eigen_residual",
 )
@@ -243,6 +244,7 @@ def describe(task: Task, gradient: Gradient, found: Spectrum) -> dict[str, Any]:
         "zero_scale_directions": int((scales == 0).sum()),
         "image_blocks": len(task.block_sizes),
         "block_size": max(task.block_sizes),
+        "statistics_size": task.statistics_size,
         "layer_traces": {
             name: {"trace": trace, "standard_error": error}
             | (
@@ -272,8 +274,8 @@ def report(args: argparse.Namespace, content: dict[str, Any]) -> None:
     spread = f"± {error:.3g} (s.e. over {samples} probes)" if samples > 1 else "(one probe, so no standard error)"
     if math.isfinite(total):
         spread = f"± {total:.3g} (s.e. over {samples} probes and {content['image_blocks']} blocks of images)"
-    if args.bn_mode == "train":
-        spread += f", statistics of {content['block_size']} images"
+    if content["statistics_size"] is not None and content["has_batch_statistics"]:
+        spread += f", statistics of {content['statistics_size']} images"
     print(
         f"trace {trace:.4g} {spread}, "
         f"largest eigenvalue {format_with_residual(*edges['largest'])}{_cross_fitted(content)}, "
@@ -285,6 +287,8 @@ def report(args: argparse.Namespace, content: dict[str, Any]) -> None:
         print(_outliers(content["eigenvectors"]), flush=True)
     if args.curvature != "hessian":
         del edges["smallest"]  # it is zero if there are more parameters than outputs
+    if math.isfinite(content["max_eigen_cross_fitted"]):  # its eigenvectors are those of eigenvalues like the largest
+        edges["cross-fitted"] = content["max_eigen"], content["max_eigen_cross_fitted_residual"]
     unsettled = [name for name, (value, residual) in edges.items() if residual > UNSETTLED * abs(value)]
     if unsettled:
         print(f"not converged: the {' and the '.join(unsettled)} eigenvalue; raise --lanczos_steps", flush=True)

@@ -56,6 +56,13 @@ class Task:
         """Whether each block is a batch with its own statistics."""
         return self.args.bn_mode == "train" and len(self.block_sizes) > 1
 
+    @property
+    def statistics_size(self) -> int | None:
+        """The number of images that share batch statistics, or None in eval mode."""
+        if self.args.bn_mode == "eval":
+            return None
+        return self.block_sizes[0] if self.has_block_statistics else self.plan.batch_size
+
 
 def number_of_blocks(samples: int, wanted: int) -> int:
     """Return a number of blocks: a divisor of `samples` from `wanted` to twice that, or else `wanted`.
@@ -122,8 +129,9 @@ def checked_matvec(task: Task, progress: Progress) -> Matvec:
         samples = len(task.images)
         fitting = samples - samples % len(task.block_sizes)
         raise RunError(
-            f"{run.path}: {samples} images do not divide into {len(task.block_sizes)} blocks of equal size, of which "
-            f"each is a batch with its own statistics; use --samples={fitting}, or another --image_blocks"
+            f"{run.path}: {samples} images do not divide into {len(task.block_sizes)} blocks of equal size. Each block "
+            "is a batch with its own statistics, so their sizes must be equal; use "
+            f"--samples={fitting}, or another --image_blocks"
         )
     try:
         with warnings.catch_warnings(record=True) as caught:

@@ -75,7 +75,7 @@ def _title(content: Mapping[str, Any]) -> str:
     settings = content["settings"]
     mode = "eval mode"
     if settings["bn_mode"] == "train" and content.get("has_batch_statistics", True):
-        mode = f"statistics of batches of {content.get('block_size', settings['batch_size'])}"
+        mode = f"statistics of batches of {content.get('statistics_size') or settings['batch_size']}"
     error, total = content["trace_standard_error"], content.get("trace_total_error")
     trace = f"{content['trace']:.4g}"
     samples = content.get("trace_samples", len(content["probes"]) + settings["trace_probes"])

@@ -198,7 +198,7 @@ METHODS = [
     "of its rank resample the cells, and within each cell every norm's runs; a norm with one run has no interval. A "
     "norm compared only with weak norms ranks too high: only cells that contain every norm give a fair ranking.",
     "Unscaled curvature (Hessian trace, eigenvalues) changes with the size of weights that a norm makes irrelevant, so "
-    "differences between norms can be differences of that size. Element- and filter-scaled curvature does not. "
+    "a difference between two norms may only reflect that size. Element- and filter-scaled curvature does not. "
     "run_hessian.py --scale=element or --scale=filter measures it.",
     "Setting: norm, grouping and all hyperparameters but the seed. For correlations, a setting is one point, the mean "
     "over its runs, because seeds of one setting are not independent evidence of a trend over norms.",

@@ -101,7 +101,7 @@ COLUMNS = (
     | PROVENANCE_COLUMNS
 )
 USUAL_MEASUREMENT = {"curvature": "hessian", "bn_mode": "eval", "scale": "none", "split": "train"}
-# Of other measurements without a tag, the table has the columns `<name>:<key>` with these keys of their JSON files.
+# Other measurements without a tag have the columns `<name>:<key>`, with these keys of their JSON files.
 OTHER_KEYS = (
     *("trace", "trace_standard_error", "trace_total_error", "max_eigen", "max_eigen_residual"),
     *("max_eigen_cross_fitted", "min_eigen", "eigen_variance", "num_samples"),

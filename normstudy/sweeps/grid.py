@@ -85,10 +85,12 @@ def with_measurements(run: SweepRun, kinds: Iterable[str], options: Mapping[str,
         for given in options.get(flag) or run.measurement_flags.get(flag) or ("",):
             words = shlex.split(given)
             # Commands are looked up by name, so that this package imports none, and measures can be added.
-            parsed = importlib.import_module(f"run_{kind}").build_parser().parse_args(words)
+            command = importlib.import_module(f"run_{kind}")
+            parse = getattr(command, "parse_args", None) or command.build_parser().parse_args
+            parsed = parse(words)
             name = measurement_name(kind, vars(parsed))
             if name in measurements:
-                raise UsageError(f"--{flag} asks for {name} twice; give one of them a --tag")
+                raise UsageError(f"--{flag} asks for {name} twice; add --tag=NAME to one of them")
             measurements[name] = (f"run_{kind}.py", str(run.directory.path), *words)
     return dataclasses.replace(run, measurements=measurements)
 

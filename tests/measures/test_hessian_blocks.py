@@ -75,6 +75,7 @@ def test_errors_of_probes_and_images_are_in_the_file(run, capsys):
     low, high = content["trace_interval"]
     assert low < content["trace"] < high
     assert content["max_eigen_cross_fitted"] > 0
+    assert content["max_eigen_cross_fitted_residual"] > 0
     for name, layer in content["layer_traces"].items():
         assert layer["total_error"] >= 0.999 * layer["standard_error"], (name, layer)
     said = capsys.readouterr().out
@@ -101,6 +102,11 @@ def test_with_batch_statistics_each_block_is_a_batch(run, capsys):
     order = torch.argsort(labels, stable=True)
     losses = [F.cross_entropy(model.train()(images[order[b::5]]), labels[order[b::5]]).item() for b in range(5)]
     assert content["loss"] == pytest.approx(np.mean(losses), rel=1e-9)
+    assert content["statistics_size"] == 6
+    flags = [*BLOCKS[:-1], "--image_blocks=1", "--batch_size=10", "--bn_mode=train", "--tag=ten"]
+    assert run_hessian.main([str(run.path), *flags]) == 0
+    assert read(run.path / "hessian-train-ten.json")["statistics_size"] == 10
+    assert "statistics of 10 images" in capsys.readouterr().out
     assert run_hessian.main([str(run.path), *BLOCKS, "--bn_mode=train", "--samples=31", "--tag=odd"]) == 1
     assert "31 images do not divide into 5 blocks of equal size" in capsys.readouterr().err
 

@@ -167,7 +167,10 @@ def test_a_wrong_flag_of_a_measurement_ends_the_command_before_anything_trains(t
     assert ended.value.code == 2
     assert "run_class_similarity.py: error: unrecognized arguments: --nosuch=1" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
-    with pytest.raises(UsageError, match="asks for hessian-ggn twice; give one of them a --tag"):
+    with pytest.raises(SystemExit):
+        sweep(tmp_path / "new", "--measure=hessian", "--hessian_flags=--bn_mode=train --batch_size=9")
+    assert "--batch_size does not apply to --bn_mode=train" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="asks for hessian-ggn twice; add --tag=NAME to one of them"):
         sweep(
             tmp_path / "new", "--measure=hessian", "--hessian_flags=--curvature=ggn", "--hessian_flags=--curvature=ggn"
         )
