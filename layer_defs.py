@@ -8,6 +8,7 @@ never touch the autograd graph, and every layer can be differentiated twice.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -209,7 +210,7 @@ class GroupNorm(ElementaryForm, _Norm):
 
     With one group, this is LayerNorm over C,H,W (Ba 2016); with one group per channel, InstanceNorm (Ulyanov 2017).
     In PyTorch 2.6, the JVP of PyTorch's kernel fails on maps in channels_last. Raises ValueError if the groups do not
-    divide the channels.
+    divide the channels. On CUDA, PyTorch's kernel changes maps in channels_last to another memory format.
     """
 
     def __init__(self, num_channels: int, num_groups: int) -> None:
@@ -220,10 +221,9 @@ class GroupNorm(ElementaryForm, _Norm):
         return f"{self.num_channels}, num_groups={self.num_groups}"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        form = form_of(x, "group_norm")
-        # On the CPU, PyTorch's kernel takes several times as long in bfloat16.
-        is_slow = form == "cpu" and x.dtype == torch.bfloat16 and self.num_groups > 1
-        if not (self.elementary or is_slow or form == "plain"):
+        # In bfloat16 with several groups, PyTorch's kernel takes several times as long as the formula.
+        is_fast = x.dtype != torch.bfloat16 or self.num_groups == 1
+        if is_fast and form_of(x, "group_norm") == "cpu" and not self.elementary:
             return torch.group_norm(x, self.num_groups, self.weight, self.bias, EPS)
         variance, mean = group_moments(x, self.num_groups)
         scale = self.weight * torch.rsqrt(variance + EPS)
@@ -333,13 +333,25 @@ class ScaledReLU(nn.Module):
         return (F.relu(x) - RELU_MEAN) * RELU_GAIN
 
 
+def in_dtype_of(x: torch.Tensor, function: Callable[..., torch.Tensor], *args: Any) -> torch.Tensor:
+    """Return function(x, *args) in the dtype of x, which tensors in args are converted to.
+
+    Autocast on CUDA would compute it in float32 and return float32.
+    """
+    if x.dtype != torch.bfloat16:
+        return function(x, *args)
+    args = tuple(each.to(x.dtype) if isinstance(each, torch.Tensor) else each for each in args)
+    with torch.autocast(x.device.type, enabled=False):
+        return function(x, *args)
+
+
 @with_differentiable_jvp
 class TokenLayerNorm(ElementaryForm, nn.LayerNorm):
     """LayerNorm over C of each token (N, tokens, C). The JVP of PyTorch's kernel is wrong if differentiated again."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.elementary:
-            return super().forward(x)
+            return in_dtype_of(x, F.layer_norm, self.normalized_shape, self.weight, self.bias, self.eps)
         variance, mean = torch.var_mean(x, dim=-1, correction=0, keepdim=True)
         return (x - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias
 
@@ -350,7 +362,7 @@ class TokenRMSNorm(ElementaryForm, nn.RMSNorm):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.elementary:
-            return super().forward(x)
+            return in_dtype_of(x, F.rms_norm, self.normalized_shape, self.weight, self.eps)
         return x * (torch.rsqrt(x.square().mean(-1, keepdim=True) + (self.eps or 0.0)) * self.weight)
 
 

@@ -39,12 +39,13 @@ from models import build_from_config
 from normstudy.datasets import Split, evaluation_batches, training_batch, training_order
 from normstudy.kernels import is_bf16_emulated, keep_freed_memory
 from normstudy.storage import read_json, write_json
+from normstudy.training.cuda_graphs import CALLS_BEFORE_CAPTURE, Graphs
 from normstudy.training.optimizer import Optimizer
 from normstudy.training.probe_recorder import ProbeRecorder
-from normstudy.training.training_step import STEPS_BEFORE_CAPTURE, build_step
+from normstudy.training.training_step import build_step
 from transformer_model import Attention
 
-WARM_UP = 1 + STEPS_BEFORE_CAPTURE  # by then the heap has also grown, so no page is touched for the first time
+WARM_UP = 1 + CALLS_BEFORE_CAPTURE  # by then the heap has also grown, so no page is touched for the first time
 PRECISIONS = config.PRECISIONS[:1] if is_bf16_emulated(DEVICE) else config.PRECISIONS  # not if emulated
 TARGETS = {  # maximum ratio of a step to Plain's
     **dict.fromkeys(config.NORM_TYPES, 1.35),
@@ -74,7 +75,8 @@ class TrainingStep:
         self.order, self.flips = training_order(self.split, 0, 1)
         optimizer = Optimizer(self.config, self.model)
         recorder = ProbeRecorder(self.model) if has_probes else None
-        self.step = build_step(self.config, self.model, optimizer, self.split, recorder)
+        graphs = Graphs(DEVICE) if DEVICE.type == "cuda" and self.config.cuda_graph else None
+        self.step = build_step(self.config, self.model, optimizer, self.split, recorder, graphs=graphs)
         self.iterations = itertools.count()
 
     def __call__(self) -> None:

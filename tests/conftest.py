@@ -16,6 +16,11 @@ settings.register_profile("default", deadline=None)  # on a busy machine, a flus
 settings.load_profile("default")
 
 
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU")
+
+
 @pytest.fixture
 def narrow(monkeypatch):
     monkeypatch.setitem(config.VGG_LAYERS, "cfg_10", NARROW)

@@ -6,6 +6,7 @@ from normstudy.cli.flag_types import argparse_type, boolean, canonical_name, cou
 from normstudy.cli.outcome import OUTCOME_VARIABLE, Outcome, read_outcome, report_outcome
 from normstudy.cli.parsers import Parser, add_flag, measurement_parser
 from normstudy.cli.progress import progress_bar
+from normstudy.cli.sharing import processes_sharing, sharing_environment
 from normstudy.cli.signals import SafePoints, stops_at_safe_points
 
 __all__ = [
@@ -28,9 +29,11 @@ __all__ = [
     "loading_modules",
     "measurement_parser",
     "number",
+    "processes_sharing",
     "progress_bar",
     "read_outcome",
     "report_outcome",
     "run_command",
+    "sharing_environment",
     "stops_at_safe_points",
 ]

@@ -1,6 +1,6 @@
 """Data sets as uint8 tensors on the device, and batches of them."""
 
-from normstudy.datasets.batches import evaluation_batches, training_batch, training_order
+from normstudy.datasets.batches import evaluation_batches, to_network_input, training_batch, training_order
 from normstudy.datasets.loading import load
 from normstudy.datasets.splits import Dataset, Split, balanced_subset, deal_blocks, seeded_generator
 
@@ -12,6 +12,7 @@ __all__ = [
     "evaluation_batches",
     "load",
     "seeded_generator",
+    "to_network_input",
     "training_batch",
     "training_order",
 ]

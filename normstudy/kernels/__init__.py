@@ -13,6 +13,7 @@ from normstudy.kernels.convolutions import (
 )
 from normstudy.kernels.declarations import ElementaryForm, with_differentiable_jvp
 from normstudy.kernels.devices import (
+    as_current,
     free_memory,
     is_bf16_emulated,
     is_out_of_memory,
@@ -42,6 +43,7 @@ __all__ = [
     "TransformedConv2d",
     "TransformedLinear",
     "activation_statistics",
+    "as_current",
     "attention",
     "centred_weight",
     "channel_variance",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from normstudy.cli import UsageError
+from normstudy.cli import UsageError, processes_sharing
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
 
@@ -30,6 +30,11 @@ def pick_device(name: str) -> torch.device:
     if (device.index or 0) >= there:
         raise UsageError(f"--device={name} is not available on this machine; use --device=cpu")
     return device
+
+
+def as_current(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Return a context in which a CUDA device is the current one, where events and streams go unless told otherwise."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
@@ -95,9 +100,15 @@ def _release_freed_memory() -> None:
 
 
 def free_memory(device: torch.device) -> float:
-    """Return the number of free bytes on a device, or infinity if it is unknown."""
+    """Return the free bytes that this process may take on a device, or infinity if they are unknown.
+
+    If other processes of a sweep share the device, it is this process's part of the free bytes.
+    """
+    share = 1 / processes_sharing(device.type)
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        # PyTorch keeps freed memory for the next tensor, which the driver counts as taken.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return share * (torch.cuda.mem_get_info(device)[0] + kept)
     _release_freed_memory()
     free: list[float] = [math.inf]
     with contextlib.suppress(OSError, StopIteration, ValueError):
@@ -108,4 +119,4 @@ def free_memory(device: torch.device) -> float:
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
         cache = re.search(r"^inactive_file (\d+)", (group / "memory.stat").read_text(), re.MULTILINE)
         free.append(limit - used + (int(cache[1]) if cache else 0))
-    return min(free)
+    return share * min(free)

@@ -4,6 +4,8 @@ Inputs x are a batch of N samples: maps (N, C, H, W), tokens (N, T, C) or vector
 zero-dimensional tensors on the device of x and off the graph. Nothing here waits for a device other than the CPU.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn import functional as F
 
@@ -12,6 +14,8 @@ from normstudy.kernels.switch import form_of
 
 FULL_PRECISION = (torch.float32, torch.float64)
 ROWS_AT_ONCE = 4096
+ENTRIES_IN_CACHE = 2**16  # of a weight: three float64 tensors of this size are 1.5 MB
+STACKED_ENTRIES = 2**24  # maximum total size of the Gram matrices of which statistics are computed at once
 SQUARINGS, PRODUCTS = 8, 16  # together the 4096th power of the matrix of cosines
 
 
@@ -32,11 +36,10 @@ def channel_variance(x: torch.Tensor) -> torch.Tensor:
         positions = _rows(x).flatten(0, 1)
         means = _column_sums(positions) / len(positions)
         return _column_sums(F.mse_loss(positions, means.expand_as(positions), reduction="none"))[0] / len(positions)
-    # The batch-normalization kernel reads x once and sums half precision in float32, to three or four digits.
+    # The statistics of batch normalization read x once and sum half precision in float32, to three or four digits.
     x = x if x.dim() == 4 else _rows(x).flatten(0, 1)
-    zeros = torch.zeros(x.shape[1], device=x.device, dtype=statistics_dtype(x))
-    _, _, inverse_deviation = torch.native_batch_norm(x, torch.ones_like(zeros), zeros, None, None, True, 0.0, 1e-30)
-    return inverse_deviation.pow(-2)
+    unused = torch.zeros(x.shape[1], device=x.device, dtype=statistics_dtype(x))
+    return torch.batch_norm_update_stats(x, unused, unused, 0.0)[1]
 
 
 def _column_sums(positions: torch.Tensor) -> torch.Tensor:
@@ -68,7 +71,7 @@ def activation_statistics(x: torch.Tensor) -> dict[str, torch.Tensor]:
     half-precision input, products are rounded to half precision, which leaves about three digits.
     """
     variance = {"activation_variance": channel_variance(x).mean()}
-    return variance | {key: value[0] for key, value in gram_statistics(gram_matrix(x)[None]).items()}
+    return variance | {key: value[0] for key, value in gram_statistics([gram_matrix(x)]).items()}
 
 
 def gram_matrix(x: torch.Tensor) -> torch.Tensor:
@@ -77,8 +80,14 @@ def gram_matrix(x: torch.Tensor) -> torch.Tensor:
     return (samples @ samples.T).to(statistics_dtype(x))
 
 
-def gram_statistics(grams: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return the statistics that follow from Gram matrices, (S, N, N) for S sites: (S,) each."""
+def gram_statistics(grams: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the statistics that follow from the Gram matrices (N, N) of S sites: (S,) each."""
+    at_once = max(1, STACKED_ENTRIES // grams[0].numel())
+    parts = [_gram_statistics(torch.stack(list(grams[i : i + at_once]))) for i in range(0, len(grams), at_once)]
+    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+
+def _gram_statistics(grams: torch.Tensor) -> dict[str, torch.Tensor]:
     tiny = torch.finfo(grams.dtype).tiny
     norms = grams.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
     inverse = torch.where(norms > 0, 1 / norms.clamp_min(tiny), 0)
@@ -132,12 +141,15 @@ def update_angle(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
 
     It is 0 if either is all zeros, and NaN if either is not finite.
 
-    It is 2 · atan2(‖â − b̂‖, ‖â + b̂‖) of the unit vectors (Kahan), in float64 if the device has it: arccos of their
+    It is atan2(‖a × d‖, a·(a + d)) of the weight a and its update d, in float64 if the device has it: arccos of the
     cosine would give 0 below 1e-3 in float32.
     """
     dtype = torch.float32 if before.device.type == "mps" else torch.float64
-    a, b = before.flatten().to(dtype), after.flatten().to(dtype)
-    sizes = torch.linalg.vector_norm(a), torch.linalg.vector_norm(b)
-    a, b = a / sizes[0], b / sizes[1]
-    angle = 2 * torch.atan2(torch.linalg.vector_norm(a - b), torch.linalg.vector_norm(a + b))
-    return torch.where((sizes[0] == 0) | (sizes[1] == 0), 0, angle).float()
+    at_once = ENTRIES_IN_CACHE if before.device.type == "cpu" else before.numel()
+    products = []
+    for old, new in zip(before.flatten().split(at_once), after.flatten().split(at_once), strict=True):
+        a = old.to(dtype)
+        d = new.to(dtype) - a
+        products.append(torch.stack([a.dot(a), a.dot(d), d.dot(d)]))
+    aa, ad, dd = torch.stack(products).sum(0)
+    return torch.atan2((aa * dd - ad * ad).clamp_min(0).sqrt(), aa + ad).float()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import math
 import os
 import queue
 import shutil
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from normstudy.cli import progress_bar, stops_at_safe_points
+from normstudy.cli import progress_bar, sharing_environment, stops_at_safe_points
 from normstudy.sweeps.grid import SweepRun
 from normstudy.sweeps.run_status import log_path
 from normstudy.sweeps.workers import DONE, ELSEWHERE, FAILED, STOPPED, Worker, thread_environment
@@ -93,7 +94,8 @@ class OneMachine:
         slot = self.slots.get()
         self.running[slot] = run
         processes, gpus = self.options["processes"], self.options["gpus"]
-        environment = thread_environment(self.jobs * processes)
+        on_gpu = math.ceil(self.jobs * processes / len(gpus)) if gpus else self.jobs
+        environment = thread_environment(self.jobs * processes) | sharing_environment(self.jobs, on_gpu)
         if gpus:
             chosen = [gpus[(slot * processes + index) % len(gpus)] for index in range(processes)]
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(dict.fromkeys(chosen))

@@ -74,7 +74,7 @@ class EpochLosses:
         if values.device.type == "cuda":
             values = torch.empty(len(values), dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
             arrival = torch.cuda.Event()
-            arrival.record()
+            arrival.record(torch.cuda.current_stream(self.losses.device))
         else:
             values = values.cpu()
         self._begun = values, self.samples, arrival

@@ -27,13 +27,16 @@ from normstudy.storage import (
     write_csv,
     write_json,
 )
+from normstudy.training.cuda_graphs import Graphs
 from normstudy.training.epoch_losses import EpochLosses
-from normstudy.training.evaluation import evaluate
+from normstudy.training.evaluation import Evaluation
 from normstudy.training.optimizer import Optimizer
 from normstudy.training.probe_recorder import ProbeRecorder
 from normstudy.training.processes import World
 from normstudy.training.scalars import write_scalars
 from normstudy.training.training_step import build_step
+
+CALLS_BETWEEN_EXCHANGES = 10
 
 
 class Diverged(Exception):
@@ -74,8 +77,12 @@ class Training:
         if config.sync_bn and world.size > 1:
             synchronize(self.model, world.mean)
         world.broadcast([*self.model.state_dict().values(), *self.optimizer.tensors()])
-        self.step = build_step(config, self.model, self.optimizer, dataset.train, self.recorder, world)
+        has_graphs = config.cuda_graph and device.type == "cuda" and world.size == 1
+        graphs = Graphs(device) if has_graphs else None
+        self.step = build_step(config, self.model, self.optimizer, dataset.train, self.recorder, world, graphs)
+        self.evaluate = Evaluation(config, self.model, world, graphs)
         self.saved_at = time.monotonic()
+        self.pauses = 0
 
     def load(self) -> dict[str, Any]:
         """Load the last state; return its progress, with an entry in its history for what trains from here on."""
@@ -173,7 +180,7 @@ class Training:
         train_seconds = time.perf_counter() - start
 
         def evaluated(split: Split) -> tuple[float, float]:
-            return evaluate(config, self.model, split, lambda: self.pause(losses, train_seconds), self.world)
+            return self.evaluate(split, lambda: self.pause(losses, train_seconds))
 
         has_reached_loss = config.stop_at_loss is not None and evaluated(self.dataset.train)[0] <= config.stop_at_loss
         if epoch % config.eval_every == 0 or epoch == config.epochs or has_reached_loss:
@@ -195,6 +202,7 @@ class Training:
         first = (epoch - 1) * steps
         order, flips = training_order(split, config.seed, epoch, config.augment)
         self.model.train()
+        has_diverged = False
         with progress_bar(len(split), f"epoch {epoch}/{config.epochs}", losses.samples) as bar:
             for index in range(losses.recorded, steps):
                 batch = slice(index * config.batch_size, (index + 1) * config.batch_size)
@@ -205,7 +213,7 @@ class Training:
                 seen = losses.look()
                 if seen is not None:
                     bar.set_postfix_str(f"loss {seen.loss:.4f}, acc {seen.accuracy:.1%}")
-                has_diverged = seen is not None and seen.bad_step is not None
+                    has_diverged = seen.bad_step is not None
                 if self.pause(losses, time.perf_counter() - start, has_diverged):
                     break
         result = losses.result(config.batch_size)
@@ -216,8 +224,12 @@ class Training:
     def pause(self, losses: EpochLosses, seconds: float, has_diverged: bool = False) -> bool:
         """Within an epoch, save the state if it is due or a signal has arrived; the signal then stops the run.
 
-        Return whether any process has seen a loss that is not finite. In that case nothing is saved.
+        Return whether any process has seen a loss that is not finite. In that case nothing is saved. Several processes
+        agree on all this at every tenth call.
         """
+        self.pauses += 1
+        if self.world.size > 1 and self.pauses % CALLS_BETWEEN_EXCHANGES:
+            return False
         is_due = time.monotonic() - self.saved_at >= 60 * self.config.checkpoint_minutes
         signal, is_due_anywhere, has_diverged_anywhere = self.world.max_over_processes(
             self.points.signal(), is_due, has_diverged
@@ -228,6 +240,10 @@ class Training:
             self.save(losses.state_dict() | {"seconds": seconds})
         self.points.check(signal)
         return False
+
+    def check_signal(self) -> None:
+        """Stop if a signal has arrived in any process."""
+        self.points.check(*self.world.max_over_processes(self.points.signal()))
 
     def save(self, within: Mapping[str, Any] | None = None) -> None:
         """Write last.pt; `within` is the state of a partial epoch."""
@@ -258,13 +274,7 @@ class Training:
         if diverged_at is not None:
             summary |= {"status": "diverged", "diverged_at_step": diverged_at}
         else:
-            loss, accuracy = evaluate(
-                self.config,
-                self.model,
-                self.dataset.train,
-                lambda: self.points.check(*self.world.max_over_processes(self.points.signal())),
-                self.world,
-            )
+            loss, accuracy = self.evaluate(self.dataset.train, self.check_signal)
             ratio = summary["test_accuracy"] / accuracy if accuracy else None
             summary |= {"train_loss": loss, "train_accuracy": accuracy, "generalization_ratio": ratio}
         if self.config.stop_at_loss is not None:

@@ -107,7 +107,7 @@ class ProbeRecorder:
         """
         grams = values.pop(GRAM)
         if grams:
-            for key, column in gram_statistics(torch.stack(list(grams.values()))).items():
+            for key, column in gram_statistics(list(grams.values())).items():
                 values[key].update(zip(grams, column, strict=True))
         if self.world.size > 1:
             zero = torch.zeros((), device=self.device)

@@ -8,7 +8,7 @@ import torch
 from config import Config
 from normstudy.cli import RunError, stops_at_safe_points
 from normstudy.datasets import load
-from normstudy.kernels import is_out_of_memory, keep_freed_memory, training_arithmetic
+from normstudy.kernels import as_current, is_out_of_memory, keep_freed_memory, training_arithmetic
 from normstudy.storage import RunDirectory, open_run, prepare_run, reads_same_folder, update_table
 from normstudy.training.finished_run import Plots, damaged_outputs, has_ended, remake_outputs, report_run
 from normstudy.training.loop import Training
@@ -67,7 +67,7 @@ def _train_or_check(
         fingerprint = world.from_first(begin)
         if not is_ended:
             arithmetic = training_arithmetic(device, config.precision, config.deterministic)
-            with arithmetic, stops_at_safe_points() as points:
+            with as_current(device), arithmetic, stops_at_safe_points() as points:
                 Training(config, run, dataset.to(device), fingerprint, device, points, world).finish()
         if world.is_first:
             remake_outputs(run, plots)

@@ -1,9 +1,9 @@
 """Training steps. Nothing in this module waits for the device."""
 
 import math
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -13,11 +13,10 @@ from torch.nn import functional as F
 from config import Config
 from models import Network
 from normstudy.datasets import Split, training_batch
+from normstudy.training.cuda_graphs import Graphed, Graphs
 from normstudy.training.optimizer import Optimizer
 from normstudy.training.probe_recorder import ProbeRecorder
 from normstudy.training.processes import ALONE, World
-
-STEPS_BEFORE_CAPTURE = 3  # libraries choose their kernels and allocate their buffers in these
 
 
 class StepResult(NamedTuple):
@@ -112,62 +111,41 @@ class GraphedStep(Step):
     """
 
     def __init__(
-        self, config: Config, model: Network, optimizer: Optimizer, split: Split, recorder: ProbeRecorder | None = None
+        self,
+        config: Config,
+        model: Network,
+        optimizer: Optimizer,
+        split: Split,
+        recorder: ProbeRecorder | None,
+        graphs: Graphs,
     ) -> None:
         super().__init__(config, model, optimizer, split, recorder)
+        self.graphs = graphs
         device = split.labels.device
         self.indices = torch.zeros(config.batch_size, dtype=torch.int64, device=device)
         has_crops = config.augment == "crop"
         shape = (config.batch_size, 3) if has_crops else (config.batch_size,)
         self.flips = torch.zeros(shape, dtype=torch.int64 if has_crops else torch.bool, device=device)
         self.rate = torch.zeros((), device=device)
-        self.stream = torch.cuda.Stream(device)
-        self.has_failed = False
         # Keys: whether the step records probes.
-        self.steps = {True: 0, False: 0}
-        self.graphs: dict[bool, tuple[torch.cuda.CUDAGraph, StepResult]] = {}
+        self.steps = {
+            is_probed: Graphed(partial(self.compute, self.indices, self.flips, self.rate, each), graphs)
+            for is_probed, each in ((True, recorder), (False, None))
+        }
 
     def __call__(
         self, indices: torch.Tensor, flips: torch.Tensor, rate: float | torch.Tensor, iteration: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        recorder = self.recorder_at(iteration)
-        is_probed = recorder is not None
-        if self.has_failed or len(indices) != len(self.indices) or self.steps[is_probed] < STEPS_BEFORE_CAPTURE:
-            self.steps[is_probed] += 1
-            return self.on_side_stream(lambda: super(GraphedStep, self).__call__(indices, flips, rate, iteration))
-        if is_probed not in self.graphs:
-            try:
-                self.graphs[is_probed] = self.capture(recorder)
-            except RuntimeError as error:
-                self.has_failed = True
-                reason = str(error).partition("\n")[0]
-                print(f"--cuda_graph: could not be captured ({reason}); continuing without it", file=sys.stderr)
-                return self(indices, flips, rate, iteration)
+        if len(indices) != len(self.indices):
+            return self.graphs.on_side_stream(
+                lambda: super(GraphedStep, self).__call__(indices, flips, rate, iteration)
+            )
         self.indices.copy_(indices)
         self.flips.copy_(flips)
         self.rate.fill_(rate)
-        graph, (loss, correct, row) = self.graphs[is_probed]
-        graph.replay()
+        loss, correct, row = self.steps[self.recorder_at(iteration) is not None]()
         self.keep(iteration, rate, None if row is None else row.clone())
         return loss, correct
-
-    def on_side_stream(
-        self, function: Callable[[], tuple[torch.Tensor, torch.Tensor]]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run function() on a separate stream, where steps have to run before they are captured."""
-        current = torch.cuda.current_stream(self.rate.device)
-        self.stream.wait_stream(current)
-        with torch.cuda.stream(self.stream):
-            result = function()
-        current.wait_stream(self.stream)
-        return result
-
-    def capture(self, recorder: ProbeRecorder | None) -> tuple[torch.cuda.CUDAGraph, StepResult]:
-        """Return (graph, its results). Capturing computes nothing; the first replay does."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self.stream):
-            results = self.compute(self.indices, self.flips, self.rate, recorder)
-        return graph, results
 
 
 def build_step(
@@ -177,8 +155,9 @@ def build_step(
     split: Split,
     recorder: ProbeRecorder | None = None,
     world: World = ALONE,
+    graphs: Graphs | None = None,
 ) -> Step:
-    """Return the step for the device, the flags and the number of processes."""
-    if config.cuda_graph and split.labels.device.type == "cuda" and world.size == 1:
-        return GraphedStep(config, model, optimizer, split, recorder)
+    """Return the step for the number of processes; with `graphs`, one that is captured."""
+    if graphs is not None:
+        return GraphedStep(config, model, optimizer, split, recorder, graphs)
     return Step(config, model, optimizer, split, recorder, world)

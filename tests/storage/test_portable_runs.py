@@ -13,7 +13,7 @@ from config import parse_args
 from models import build_from_config
 from normstudy.storage import files, run_directory, run_settings
 from normstudy.training import loop
-from normstudy.training.evaluation import evaluate
+from normstudy.training.evaluation import Evaluation
 
 SHIPPED = sorted((Path(__file__).parents[2] / "results" / "cpu_study").glob("*/config.json"))
 
@@ -115,7 +115,7 @@ def test_every_tensor_is_stored_on_the_cpu(tmp_path):
             files.write_torch(path, nested)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.cuda
 def test_a_run_on_a_gpu_leaves_no_gpu_tensors(train, tmp_path):
     run = train(tmp_path, "--device=cuda")
     for path in (*run.checkpoints(), run.last, *run.probe_dumps()):
@@ -144,12 +144,14 @@ def test_every_json_file_names_its_schema(train, tmp_path):
 def test_a_test_loss_that_is_not_finite_is_stored_as_null_and_training_continues(train, tmp_path, monkeypatch, capsys):
     calls = []
 
+    evaluate = Evaluation.__call__
+
     def infinite_first(*arguments):
         calls.append(arguments)
         loss, accuracy = evaluate(*arguments)
         return (float("inf") if len(calls) in (1, 6) else loss), accuracy
 
-    monkeypatch.setattr(loop, "evaluate", infinite_first)
+    monkeypatch.setattr(Evaluation, "__call__", infinite_first)
     run = train(tmp_path)
     lines = run.metrics.read_text().splitlines()
     column = lines[0].split(",").index("test_loss")

@@ -8,7 +8,7 @@ from config import parse_args
 from models import build_from_config
 from normstudy.datasets import load
 from normstudy.datasets.batches import to_network_input
-from normstudy.training.evaluation import evaluate
+from normstudy.training.evaluation import Evaluation
 
 
 def test_the_loss_is_a_mean_over_samples_not_over_batches():
@@ -17,7 +17,7 @@ def test_the_loss_is_a_mean_over_samples_not_over_batches():
     dataset = load(settings)
     torch.manual_seed(0)
     model = build_from_config(settings, 10)
-    found, _ = evaluate(settings, model, dataset.test)
+    found, _ = Evaluation(settings, model)(dataset.test)
     with torch.no_grad():
         logits = model.eval()(to_network_input(dataset.test.images))
     assert found == pytest.approx(F.cross_entropy(logits, dataset.test.labels).item(), rel=1e-5)

@@ -11,7 +11,9 @@ import config
 from models import build_from_config
 from normstudy.datasets import training_order
 from normstudy.datasets.splits import Split
+from normstudy.kernels import training_arithmetic
 from normstudy.training import training_step
+from normstudy.training.cuda_graphs import Graphs
 from normstudy.training.epoch_losses import EpochLosses
 from normstudy.training.optimizer import Optimizer
 from normstudy.training.probe_recorder import ProbeRecorder
@@ -22,7 +24,7 @@ NETWORKS = {
     "resnet-56": ["--arch=resnet-56", "--norm_type=GroupNorm"],
     "vit": ["--arch=vit", "--norm_type=LayerNorm", "--image_size=16", "--patch_size=8"],
 }
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+CUDA = torch.device("cuda")
 
 
 def parts(flags, device="cpu", has_probes=False):
@@ -87,32 +89,33 @@ def test_probes_are_kept_at_every_kth_iteration():
     assert recorder.dump()["iteration"].tolist() == [0, 2, 4]
 
 
-@needs_cuda
+@pytest.mark.cuda
 @pytest.mark.parametrize("arch", NETWORKS)
 @pytest.mark.parametrize("precision", config.PRECISIONS)
 def test_a_graph_gives_the_losses_and_probes_of_the_step(arch, precision):
     results, dumps = [], []
-    for kind in (training_step.Step, training_step.GraphedStep):
+    for graphs in (None, Graphs(CUDA)):
         flags = [*NETWORKS[arch], f"--precision={precision}", "--probe_every=2"]
         settings, model, optimizer, split, recorder = parts(flags, "cuda", has_probes=True)
-        step = kind(settings, model, optimizer, split, recorder)
-        results.append(run_steps(step, epochs=4))
+        with training_arithmetic(CUDA, precision, is_deterministic=False):  # cudnn.benchmark is on
+            step = training_step.build_step(settings, model, optimizer, split, recorder, graphs=graphs)
+            results.append(run_steps(step, epochs=4))
         dumps.append(recorder.dump())
     assert isinstance(step, training_step.GraphedStep)
-    assert not step.has_failed
-    assert set(step.graphs) == {True, False}
+    assert all(each.captured is not None for each in step.steps.values())
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3)
     assert torch.equal(dumps[0]["iteration"], dumps[1]["iteration"])
     torch.testing.assert_close(dumps[0]["activation_norm"], dumps[1]["activation_norm"], rtol=1e-2, atol=1e-3)
 
 
-@needs_cuda
-@pytest.mark.parametrize("kind", [training_step.Step, training_step.GraphedStep])
-def test_no_step_waits_for_the_device(kind):
+@pytest.mark.cuda
+@pytest.mark.parametrize("is_graphed", [False, True])
+def test_no_step_waits_for_the_device(is_graphed):
     settings, model, optimizer, split, recorder = parts(NETWORKS["vgg"], "cuda", has_probes=True)
-    step = kind(settings, model, optimizer, split, recorder)
+    graphs = Graphs(CUDA) if is_graphed else None
+    step = training_step.build_step(settings, model, optimizer, split, recorder, graphs=graphs)
     run_steps(step, epochs=2)
-    losses = EpochLosses(10, torch.device("cuda"))
+    losses = EpochLosses(10, CUDA)
     order, flips = training_order(split, 0, 0)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -125,7 +128,7 @@ def test_no_step_waits_for_the_device(kind):
     assert losses.result(16)[2] is None
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 @pytest.mark.parametrize("size", [1e20, -1e20, 3e38])
 def test_a_finite_gradient_of_any_size_is_no_divergence(size, device):
     loss = torch.tensor(0.1, device=device)
@@ -133,7 +136,7 @@ def test_a_finite_gradient_of_any_size_is_no_divergence(size, device):
     assert torch.equal(training_step.loss_or_nan(loss, gradients), loss)
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 @pytest.mark.parametrize("bad", [[math.nan], [math.inf], [-math.inf], [math.inf, -math.inf]])
 def test_a_loss_is_kept_to_the_bit_unless_a_gradient_is_not_finite(bad, device):
     loss = torch.tensor(0.1, device=device)
