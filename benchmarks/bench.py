@@ -207,7 +207,7 @@ def hessian(repeats: int) -> Report:
 
     PyHessian's should take at least 1.3 times as long as ours, and that of curvlinops 1.5 times.
     """
-    from benchmarks.hessian import CONTENDERS, product_of
+    from benchmarks.products import CONTENDERS, product_of
 
     report: Report = {}
     for arch, flags in (ARCHS | {"vit": SMALL_VIT}).items():

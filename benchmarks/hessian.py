@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,14 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 warnings.simplefilter("ignore")
 
-import curvlinops
 import numpy as np
 import pyhessian
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.common import DEVICE, ROOT, alternated, machine, status
+from benchmarks.common import ROOT, alternated, machine, status
+from benchmarks.products import CONTENDERS, Batches, double_backward, product_of
 from config import Config, parse_args
 from models import Network, build_from_config
 from normstudy.curvature import hessian_matvec, loss_and_gradient, spectrum
@@ -37,34 +37,6 @@ from normstudy.datasets import Dataset, balanced_subset, evaluation_batches, loa
 from normstudy.kernels import keep_freed_memory
 from normstudy.storage import RunDirectory, read_torch, stored_config, write_json
 from utils import ClassMoments
-
-CONTENDERS = ("ours", "ours, graphs kept", "pyhessian", "curvlinops")
-Batches = list[tuple[torch.Tensor, torch.Tensor]]
-Product = Callable[[torch.Tensor], torch.Tensor]
-
-
-def split_like(vector: torch.Tensor, parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    parts = vector.split([p.numel() for p in parameters])
-    return [part.view_as(p) for part, p in zip(parts, parameters, strict=True)]
-
-
-def flat(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
-    return torch.cat([tensor.reshape(-1) for tensor in tensors])
-
-
-def product_of(name: str, model: nn.Module, batches: Batches) -> Product:
-    """Return v ↦ Hv as one of the contenders computes it. For all, the network is in eval mode and channels_last."""
-    if name == "ours":
-        return hessian_matvec(model, batches)[0]
-    if name == "ours, graphs kept":
-        return hessian_matvec(model, batches, keep_graphs=True)[0]
-    if name == "pyhessian":
-        peer = pyhessian.hessian(model, nn.CrossEntropyLoss(), dataloader=batches, cuda=DEVICE.type == "cuda")
-        return lambda v: flat(peer.dataloader_hv_product(split_like(v, list(model.parameters())))[1])
-    options = {"check_deterministic": False}
-    return curvlinops.HessianLinearOperator(
-        model, nn.CrossEntropyLoss(), list(model.parameters()), batches, **options
-    ).__matmul__
 
 
 def network_and_batches(
@@ -101,16 +73,6 @@ def time_products(args: argparse.Namespace) -> dict[str, Any]:
             table[name]["relative_errors"] = errors
             table[name]["peak_bytes"] = peak_bytes(args, name)
     return table
-
-
-def double_backward(model: nn.Module, batches: Batches, vector: torch.Tensor) -> torch.Tensor:
-    """Compute Hv in the plainest way, for an exact answer in float64."""
-    parameters, total = list(model.parameters()), torch.zeros_like(vector)
-    for images, labels in batches:
-        loss = F.cross_entropy(model(images), labels, reduction="sum")
-        gradients = torch.autograd.grad(loss, parameters, create_graph=True)
-        total = total + flat(torch.autograd.grad(gradients, parameters, split_like(vector, parameters)))
-    return total / sum(len(labels) for _, labels in batches)
 
 
 def peak_bytes(args: argparse.Namespace, name: str) -> int:
