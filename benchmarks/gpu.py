@@ -182,7 +182,7 @@ def _train_one(
     seconds = time.monotonic() - begun
     names = [each.partition("=")[2] for each in network]
     row: dict[str, Any] = {"run": "/".join(names), "seconds": round(seconds, 1)}
-    [run] = (folder / "results").glob(f"{names[0]}_{names[1]}_*") or [None]
+    run = next((folder / "results").glob(f"{names[0]}_{names[1]}_*"))
     with open(run / "metrics.csv", newline="") as file:
         epochs = list(csv.DictReader(file))
     row["epochs"] = len(epochs)

@@ -40,8 +40,8 @@ def _speed(rows: list[dict[str, Any]]) -> str:
     found: dict[tuple[str, str, str], dict[tuple[bool, bool], dict[str, Any]]] = {}
     for row in rows:
         found.setdefault((row["arch"], row["norm"], row["precision"]), {})[row["graph"], row["probes"]] = row
-    title = ("network", "norm", "precision", "graph", "graph, probes", "no graph", "no graph, probes", "probes cost")
-    title = (*title, "relative to Plain", "GB", "goal")
+    title = ["network", "norm", "precision", "graph", "graph, probes", "no graph", "no graph, probes", "probes cost"]
+    title += ["relative to Plain", "GB", "goal"]
     lines = []
     for (arch, norm, precision), cells in sorted(found.items()):
         fast, probed = cells.get((True, False), {}), cells.get((True, True), {})

@@ -93,9 +93,9 @@ def deal_blocks(labels: torch.Tensor, num_blocks: int) -> list[torch.Tensor]:
 
 
 def tensor_digest(*tensors: torch.Tensor) -> str:
-    """Return the SHA-256 of the shapes and bytes of CPU tensors, in hex."""
+    """Return the SHA-256 of the shapes and bytes of tensors, in hex."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(repr(tuple(tensor.shape)).encode())
-        digest.update(np.ascontiguousarray(tensor.numpy()).data)
+        digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
     return digest.hexdigest()

@@ -28,7 +28,7 @@ from normstudy.kernels.probe_statistics import (
     frobenius_norm,
     gram_matrix,
     gram_statistics,
-    update_angle,
+    norms_and_angles,
 )
 from normstudy.kernels.switch import FORMS, KERNELS, Form, form_of, use_form
 
@@ -65,7 +65,7 @@ __all__ = [
     "standardized_weight",
     "to_statistics_dtype",
     "training_arithmetic",
-    "update_angle",
+    "norms_and_angles",
     "use_form",
     "with_differentiable_jvp",
 ]

@@ -14,7 +14,6 @@ from normstudy.kernels.switch import form_of
 
 FULL_PRECISION = (torch.float32, torch.float64)
 ROWS_AT_ONCE = 4096
-ENTRIES_IN_CACHE = 2**16  # of a weight: three float64 tensors of this size are 1.5 MB
 STACKED_ENTRIES = 2**24  # maximum total size of the Gram matrices of which statistics are computed at once
 SQUARINGS, PRODUCTS = 8, 16  # together the 4096th power of the matrix of cosines
 
@@ -116,40 +115,52 @@ def largest_eigenvalues(matrices: torch.Tensor) -> torch.Tensor:
     """
     if form_of(matrices, "largest_eigenvalues") == "plain":
         return torch.linalg.eigvalsh(matrices)[:, -1]
-    tiny = torch.finfo(matrices.dtype).tiny
-    power = matrices / _traces(matrices).clamp_min(tiny)[:, None, None]
-    for _ in range(SQUARINGS):
+    # A matrix of trace 1 has an eigenvalue of 1/N or more, so its fourth power does not underflow.
+    power = _with_trace_one(matrices)
+    for _ in range(SQUARINGS // 2):
         power = power @ power
-        power = power / _traces(power).clamp_min(tiny)[:, None, None]
+        power = _with_trace_one(power @ power)
     # The largest column is the closest to the leading direction and cannot be orthogonal to it.
     largest = power.diagonal(dim1=1, dim2=2).argmax(1)
     direction = power.gather(2, largest[:, None, None].expand(-1, power.shape[1], 1))
-    for _ in range(PRODUCTS):
-        direction = power @ _unit(direction)
+    for _ in range(PRODUCTS // 4):
+        direction = _unit(direction)
+        for _ in range(4):
+            direction = power @ direction
     direction = _unit(direction)
     return (direction * (matrices @ direction)).sum((1, 2))
 
 
+def _with_trace_one(matrices: torch.Tensor) -> torch.Tensor:
+    """Scale matrices (S, N, N) to trace 1; those of trace 0 stay zero."""
+    return matrices / _traces(matrices).clamp_min(torch.finfo(matrices.dtype).tiny)[:, None, None]
+
+
 def _unit(vectors: torch.Tensor) -> torch.Tensor:
     """Scale vectors (S, N, 1) to length 1; zero vectors stay zero."""
-    length = vectors.square().sum(1, keepdim=True).sqrt()
-    return vectors / length.clamp_min(torch.finfo(vectors.dtype).tiny)
+    return F.normalize(vectors, dim=1, eps=torch.finfo(vectors.dtype).tiny)
 
 
-def update_angle(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """Return the angle in radians between a weight before and after a step.
+def norms_and_angles(
+    before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the norm of each weight before a step, and the angle in radians by which the step turned it: (W,) each.
 
-    It is 0 if either is all zeros, and NaN if either is not finite.
+    The angle is 0 if either weight is all zeros, and NaN if either is not finite.
 
-    It is atan2(‖a × d‖, a·(a + d)) of the weight a and its update d, in float64 if the device has it: arccos of the
-    cosine would give 0 below 1e-3 in float32.
+    It is atan2 of the components of the new weight b orthogonal and parallel to the old one, a. They follow from the
+    update d = b − a, which float32 holds exactly, so small angles keep their digits: arccos of the cosine gives 0 below
+    1e-3. The error is about 1e-7 · ‖a‖/‖b‖ of the size of the update.
     """
-    dtype = torch.float32 if before.device.type == "mps" else torch.float64
-    at_once = ENTRIES_IN_CACHE if before.device.type == "cpu" else before.numel()
-    products = []
-    for old, new in zip(before.flatten().split(at_once), after.flatten().split(at_once), strict=True):
-        a = old.to(dtype)
-        d = new.to(dtype) - a
-        products.append(torch.stack([a.dot(a), a.dot(d), d.dot(d)]))
-    aa, ad, dd = torch.stack(products).sum(0)
-    return torch.atan2((aa * dd - ad * ad).clamp_min(0).sqrt(), aa + ad).float()
+    norms, new_norms, parallel, orthogonal = [], [], [], []
+    for a, b in zip(before, after, strict=True):
+        d = b - a
+        length = frobenius_norm(a)
+        along = _rows(a * d).sum((1, 2)).sum() / length
+        norms.append(length)
+        new_norms.append(frobenius_norm(b))
+        parallel.append(length + along)
+        orthogonal.append(frobenius_norm(torch.addcmul(d, a, along / length, value=-1)))
+    lengths = torch.stack(norms)
+    angles = torch.atan2(torch.stack(orthogonal), torch.stack(parallel))
+    return lengths, torch.where((lengths == 0) | (torch.stack(new_norms) == 0), 0, angles)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from models import Network, weight_names
-from normstudy.kernels import channel_variance, frobenius_norm, gram_matrix, gram_statistics, update_angle
+from normstudy.kernels import channel_variance, frobenius_norm, gram_matrix, gram_statistics, norms_and_angles
 from normstudy.storage import CONV_KEYS, PROBE_KEYS, WEIGHT_KEYS
 from normstudy.training.processes import ALONE, World
 
@@ -87,16 +87,11 @@ class ProbeRecorder:
         before = [weight.detach().clone() for weight in self.weights]
         try:
             yield observation
-            observation.row = torch.cat([self._assemble_row(self._values), *self._weight_statistics(before)])
+            with torch.no_grad():
+                weights = norms_and_angles(before, self.weights)
+            observation.row = torch.cat([self._assemble_row(self._values), *weights])
         finally:
             self._values = None
-
-    @torch.no_grad()
-    def _weight_statistics(self, before: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the norm of each weight before a step and the angle by which the step turned it, (weights,) each."""
-        norms = torch.stack([frobenius_norm(weight) for weight in before])
-        pairs = zip(before, self.weights, strict=True)
-        return norms, torch.stack([update_angle(old, new) for old, new in pairs]).to(norms.dtype)
 
     @torch.no_grad()
     def _assemble_row(self, values: SiteValues) -> torch.Tensor:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import config
 from models import build_model
-from normstudy.kernels.probe_statistics import activation_statistics, update_angle
+from normstudy.kernels.probe_statistics import activation_statistics, norms_and_angles
 from normstudy.storage import ACTIVATION_KEYS, CONV_KEYS, PROBE_KEYS
 from normstudy.training.probe_recorder import ProbeRecorder
 
@@ -135,12 +135,31 @@ def test_the_angle_of_an_update_is_exact_however_small_it_is(rate):
         torch.testing.assert_close(dump["update_angle"][0, index].double(), angle, rtol=1e-3, atol=3e-16)
 
 
-def test_the_angle_of_a_weight_that_is_not_finite_is_not_a_number():
-    weight = torch.ones(3)
-    for other in (torch.tensor([1.0, math.nan, 1.0]), torch.tensor([1.0, math.inf, 1.0])):
-        assert update_angle(weight, other).isnan()
-        assert update_angle(other, weight).isnan()
-    assert update_angle(weight, torch.zeros(3)) == 0
+@pytest.mark.parametrize("shape", [(64, 3, 3, 3), (256, 128, 3, 3), (10, 512)])
+@pytest.mark.parametrize("size", [1e2, 1.0, 1e-3, 1e-7])
+@pytest.mark.parametrize("along", [0.0, 1.0, 30.0, 1000.0])
+def test_the_angle_is_exact_in_float32_even_if_the_update_is_almost_along_the_weight(shape, size, along):
+    generator = torch.Generator().manual_seed(0)
+    old, other = (torch.randn(shape, generator=generator) for _ in range(2))
+    new = old + size * (other + along * old)
+    [norm], [angle] = norms_and_angles([old], [new])
+    a, b = old.double().flatten(), new.double().flatten()
+    torch.testing.assert_close(norm.double(), a.norm(), rtol=1e-6, atol=0)
+    update = b - a
+    across = (update - (update @ a) / (a @ a) * a).norm()
+    expected = torch.atan2(across, a.norm() + update @ a / a.norm())
+    torch.testing.assert_close(angle.double(), expected, rtol=1e-5, atol=0)
+
+
+def test_the_angle_of_a_weight_that_is_zero_or_not_finite():
+    weight = torch.randn(50, 40, generator=torch.Generator().manual_seed(0))
+    zeros = torch.zeros_like(weight)
+    _, angles = norms_and_angles([weight, zeros, zeros, weight], [zeros, weight, zeros, weight])
+    assert angles.tolist() == [0, 0, 0, 0]
+    for bad in (math.nan, math.inf):
+        other = weight.clone()
+        other[3, 4] = bad
+        assert norms_and_angles([weight, other], [other, weight])[1].isnan().all()
 
 
 def test_a_state_of_the_version_without_weights_is_continued():
