@@ -9,6 +9,7 @@ optimizers, and anything in `cuda` tests (pytest -m cuda), which benchmarks/gpu.
 """
 
 import contextlib
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from models import build_model
 from normstudy.datasets import to_network_input
 from normstudy.training.probe_recorder import ProbeRecorder
 
-NETWORKS = {
+NETWORKS: dict[str, dict[str, Any]] = {
     "vgg": {"arch": "vgg"},
     "resnet-56": {"arch": "resnet-56"},
     "vit": {"arch": "vit", "image_size": 16, "patch_size": 8},
@@ -108,8 +109,7 @@ def test_a_step_with_probes_needs_no_values(monkeypatch, arch, norm_type):
     with recorder.observe() as observation:
         images = to_network_input(torch.zeros(4, 3, 16, 16, dtype=torch.uint8, device="meta"))
         F.cross_entropy(model(images), torch.zeros(4, dtype=torch.int64, device="meta")).backward()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.sub_(0.1 * parameter.grad)
+        torch.optim.SGD(model.parameters(), lr=0.1, foreach=False).step()
+    assert observation.row is not None
     assert observation.row.device.type == "meta"
     assert observation.row.dtype == torch.float32

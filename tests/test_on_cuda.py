@@ -57,7 +57,8 @@ def test_a_norm_keeps_dtypes_and_has_the_values_of_the_cpu(norm_type, precision,
         results.append([out.detach(), inputs.grad, *(parameter.grad for parameter in layer.parameters())])
     for expected, found in zip(*results, strict=True):
         assert found.device == CUDA
-        assert difference(found, expected) < TOLERANCE[precision]
+        scalar = 3 if found.dim() == 0 else 1  # terms of both signs are summed, and cancel
+        assert difference(found, expected) < scalar * TOLERANCE[precision]
 
 
 @every_precision
@@ -76,9 +77,8 @@ def test_losses_and_gradients_of_networks_are_those_of_the_cpu(monkeypatch, arch
         with training_arithmetic(CUDA, precision, False):
             logits = on_device(inputs) if device == "cpu" else forward_in_precision(settings, on_device, inputs)
             loss = F.cross_entropy(logits, labels.to(device))
-            loss.backward()
-        gradient = torch.cat([parameter.grad.flatten().cpu().double() for parameter in on_device.parameters()])
-        results.append((loss.detach(), gradient))
+            gradients = torch.autograd.grad(loss, list(on_device.parameters()))
+        results.append((loss.detach(), torch.cat([gradient.flatten().cpu().double() for gradient in gradients])))
     assert difference(results[1][0], results[0][0]) < {"fp32": 1e-5, "tf32": 1e-2, "bf16": 3e-2}[precision]
     assert difference(results[1][1], results[0][1]) < {"fp32": 1e-3, "tf32": 0.2, "bf16": 0.5}[precision]
 
@@ -108,14 +108,12 @@ def test_probes_are_those_of_the_cpu(monkeypatch, arch, precision):
     dumps = []
     for device in ("cpu", CUDA):
         on_device = copy.deepcopy(model).to(device)
-        recorder = ProbeRecorder(on_device)
+        recorder, optimizer = ProbeRecorder(on_device), torch.optim.SGD(on_device.parameters(), lr=0.1)
         with training_arithmetic(torch.device(device), "fp32" if device == "cpu" else precision, False):  # noqa: SIM117
             with recorder.step(0):
                 logits = forward_in_precision(settings, on_device, images.to(device))
                 F.cross_entropy(logits, labels.to(device)).backward()
-                with torch.no_grad():
-                    for parameter in on_device.parameters():
-                        parameter.sub_(0.1 * parameter.grad)
+                optimizer.step()
         dumps.append(recorder.dump())
     for key in ("std", "activation_norm", "activation_variance", "stable_rank", "weight_norm"):
         torch.testing.assert_close(dumps[1][key], dumps[0][key], rtol=5 * TOLERANCE[precision], atol=1e-4)

@@ -58,6 +58,7 @@ __all__ = [
     "keep_freed_memory",
     "map_moments",
     "normalized_weight",
+    "norms_and_angles",
     "pick_device",
     "plain_attention",
     "pooled_variance",
@@ -65,7 +66,6 @@ __all__ = [
     "standardized_weight",
     "to_statistics_dtype",
     "training_arithmetic",
-    "norms_and_angles",
     "use_form",
     "with_differentiable_jvp",
 ]

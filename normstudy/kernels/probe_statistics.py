@@ -37,8 +37,9 @@ def channel_variance(x: torch.Tensor) -> torch.Tensor:
         return _column_sums(F.mse_loss(positions, means.expand_as(positions), reduction="none"))[0] / len(positions)
     # The statistics of batch normalization read x once and sum half precision in float32, to three or four digits.
     x = x if x.dim() == 4 else _rows(x).flatten(0, 1)
-    unused = torch.zeros(x.shape[1], device=x.device, dtype=statistics_dtype(x))
-    return torch.batch_norm_update_stats(x, unused, unused, 0.0)[1]
+    # On the CPU, the dtype of the running statistics, which stay as they are, is that of the result.
+    running = torch.zeros(x.shape[1], dtype=statistics_dtype(x)) if x.device.type == "cpu" else None
+    return torch.batch_norm_update_stats(x, running, running, 0.0)[1]
 
 
 def _column_sums(positions: torch.Tensor) -> torch.Tensor:

@@ -99,13 +99,27 @@ def test_a_graph_gives_the_losses_and_probes_of_the_step(arch, precision):
         settings, model, optimizer, split, recorder = parts(flags, "cuda", has_probes=True)
         with training_arithmetic(CUDA, precision, is_deterministic=False):  # cudnn.benchmark is on
             step = training_step.build_step(settings, model, optimizer, split, recorder, graphs=graphs)
-            results.append(run_steps(step, epochs=4))
+            results.append(run_steps(step, epochs=4, rate=1e-4))
         dumps.append(recorder.dump())
     assert isinstance(step, training_step.GraphedStep)
     assert all(each.captured is not None for each in step.steps.values())
-    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(results[0][:, 0], results[1][:, 0], rtol=1e-2, atol=0)
+    assert (
+        results[0][:, 1] - results[1][:, 1]
+    ).abs().max() <= 2  # cuDNN may choose other kernels, which round otherwise
     assert torch.equal(dumps[0]["iteration"], dumps[1]["iteration"])
     torch.testing.assert_close(dumps[0]["activation_norm"], dumps[1]["activation_norm"], rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.cuda
+def test_a_deterministic_graph_gives_the_losses_of_the_step_to_the_bit():
+    results = []
+    for graphs in (None, Graphs(CUDA)):
+        settings, model, optimizer, split, recorder = parts(NETWORKS["vgg"], "cuda", has_probes=True)
+        with training_arithmetic(CUDA, "fp32", is_deterministic=True):
+            step = training_step.build_step(settings, model, optimizer, split, recorder, graphs=graphs)
+            results.append(run_steps(step, epochs=4))
+    assert torch.equal(*results)
 
 
 @pytest.mark.cuda
