@@ -9,7 +9,6 @@ gpu-<GPU>.json and .md in --output. --smoke tries the script on a CPU, in under 
 """
 
 import argparse
-import csv
 import importlib.util
 import json
 import re
@@ -31,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import config
 from benchmarks.common import DEVICE, ROOT, machine, machine_name
 from benchmarks.gpu_tables import markdown
-from normstudy.storage import read_json, write_bytes, write_json
+from normstudy.storage import read_csv, read_json, write_bytes, write_json
 
 SHARES = {"tests": 0.3, "speed": 0.3, "hessian": 0.15, "training": 1.0}  # of the time left when a part begins
 PACKAGES = ("torchvision", "pandas", "scipy", "filelock", "pytest", "hypothesis", "submitit", "pyhessian", "curvlinops")
@@ -183,8 +182,7 @@ def _train_one(
     names = [each.partition("=")[2] for each in network]
     row: dict[str, Any] = {"run": "/".join(names), "seconds": round(seconds, 1)}
     run = next((folder / "results").glob(f"{names[0]}_{names[1]}_*"))
-    with open(run / "metrics.csv", newline="") as file:
-        epochs = list(csv.DictReader(file))
+    epochs = read_csv(run / "metrics.csv") if (run / "metrics.csv").exists() else []
     row["epochs"] = len(epochs)
     if epochs:
         row["images_per_second"] = round(max(float(epoch["images_per_second"]) for epoch in epochs))

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .batches import Batch, Batches, as_arguments, as_pair, map_tensors, move, repeatable
 from .losses import Loss, LossLike
 from .model_state import BN_MODES, in_mode, trainable_parameters, unwrap
-from .precision import full_float32
+from .precision import full_float32, timed_convolutions
 
 Outputs = Callable[[Any], torch.Tensor]
 
@@ -109,6 +109,7 @@ class Objective:
         with (
             torch.random.fork_rng(devices),
             full_float32(),
+            timed_convolutions(),
             torch.inference_mode(False),
             torch.enable_grad(),
             in_mode(self.model, self.bn_mode),

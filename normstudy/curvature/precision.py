@@ -21,6 +21,20 @@ def full_float32() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def timed_convolutions() -> Iterator[None]:
+    """Let cuDNN time its kernels and take the fastest in a `with` block; restore PyTorch's setting afterwards.
+
+    The kernels that it takes unasked for a second derivative can take several times as long.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+@contextlib.contextmanager
 def _settings() -> Iterator[None]:
     """Set the precision of each library to IEEE float32. The older functions fail after a mix with these settings."""
     backends: Any = torch.backends

@@ -153,15 +153,17 @@ def norms_and_angles(
     update d = b − a, which float32 holds exactly, so small angles keep their digits: arccos of the cosine gives 0 below
     1e-3. The error is about 1e-7 · ‖a‖/‖b‖ of the size of the update.
     """
-    norms, new_norms, parallel, orthogonal = [], [], [], []
-    for a, b in zip(before, after, strict=True):
-        d = b - a
-        length = frobenius_norm(a)
-        along = _rows(a * d).sum((1, 2)).sum() / length
-        norms.append(length)
-        new_norms.append(frobenius_norm(b))
-        parallel.append(length + along)
-        orthogonal.append(frobenius_norm(torch.addcmul(d, a, along / length, value=-1)))
-    lengths = torch.stack(norms)
-    angles = torch.atan2(torch.stack(orthogonal), torch.stack(parallel))
-    return lengths, torch.where((lengths == 0) | (torch.stack(new_norms) == 0), 0, angles)
+    updates = torch._foreach_sub(after, before)
+    norms, new_norms = frobenius_norms(before), frobenius_norms(after)
+    along = torch.stack([_rows(each).sum((1, 2)).sum() for each in torch._foreach_mul(before, updates)]) / norms
+    parts = zip(updates, before, (along / norms).unbind(), strict=True)
+    orthogonal = frobenius_norms([torch.addcmul(d, a, factor, value=-1) for d, a, factor in parts])
+    angles = torch.atan2(orthogonal, norms + along)
+    return norms, torch.where((norms == 0) | (new_norms == 0), 0, angles)
+
+
+def frobenius_norms(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the frobenius_norm of each tensor: (T,)."""
+    if form_of(tensors[0], "frobenius_norms") == "device":
+        return torch.stack(torch._foreach_norm(tensors))
+    return torch.stack([frobenius_norm(each) for each in tensors])

@@ -20,6 +20,7 @@ KERNELS = (
     "map_moments",
     "attention",
     "channel_variance",
+    "frobenius_norms",
     "largest_eigenvalues",
 )
 _chosen: dict[str, Form] = {}

@@ -94,10 +94,9 @@ def fit_graphs(
 ) -> float:
     """Return the bytes that the gradient graphs of all batches need, or 0 if they are not to be kept.
 
-    They are kept if they fit into GRAPHS_SHARE of the free memory that remains after `spared` bytes are set aside, but
-    only on a CPU: on an H200, their products took up to 2.4 times as long (benchmarks/README.md).
+    They are kept if they fit into GRAPHS_SHARE of the free memory that remains after `spared` bytes are set aside.
     """
-    if args.curvature != "hessian" or len(subset) < FEWEST_SAMPLES or checkpoint.device.type != "cpu":
+    if args.curvature != "hessian" or len(subset) < FEWEST_SAMPLES:
         return 0
     images = len(subset) * _bytes_per_sample(checkpoint, subset, args, keep_graphs=True)
     # Each graph has its own gradients, and its own weights with the following norms folded in.
