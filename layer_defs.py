@@ -27,6 +27,7 @@ from normstudy.kernels import (
     map_moments,
     normalized_weight,
     pooled_variance,
+    ratio,
     scale_shift,
     standardized_weight,
     to_statistics_dtype,
@@ -297,7 +298,7 @@ class EvoNormBO(_RunningNorm):
         excess = torch.sqrt(variances + EPS) - batch_deviation
         # max(a, b) is b + ReLU(a − b), whose gradient needs no masks.
         beyond = F.relu(scale_shift(x, self.v[None], excess))
-        return self.affine(x / (beyond + _maps(batch_deviation).to(x.dtype)))
+        return self.affine(ratio(x, beyond + _maps(batch_deviation).to(x.dtype)))
 
 
 @with_differentiable_jvp

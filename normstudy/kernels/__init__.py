@@ -21,7 +21,14 @@ from normstudy.kernels.devices import (
     pick_device,
     training_arithmetic,
 )
-from normstudy.kernels.moments import group_moments, map_moments, pooled_variance, scale_shift, to_statistics_dtype
+from normstudy.kernels.moments import (
+    group_moments,
+    map_moments,
+    pooled_variance,
+    ratio,
+    scale_shift,
+    to_statistics_dtype,
+)
 from normstudy.kernels.probe_statistics import (
     activation_statistics,
     channel_variance,
@@ -62,6 +69,7 @@ __all__ = [
     "pick_device",
     "plain_attention",
     "pooled_variance",
+    "ratio",
     "scale_shift",
     "standardized_weight",
     "to_statistics_dtype",

@@ -142,9 +142,7 @@ def _unit(vectors: torch.Tensor) -> torch.Tensor:
     return F.normalize(vectors, dim=1, eps=torch.finfo(vectors.dtype).tiny)
 
 
-def norms_and_angles(
-    before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def norms_and_angles(before: list[torch.Tensor], after: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the norm of each weight before a step, and the angle in radians by which the step turned it: (W,) each.
 
     The angle is 0 if either weight is all zeros, and NaN if either is not finite.
@@ -162,7 +160,7 @@ def norms_and_angles(
     return norms, torch.where((norms == 0) | (new_norms == 0), 0, angles)
 
 
-def frobenius_norms(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+def frobenius_norms(tensors: list[torch.Tensor]) -> torch.Tensor:
     """Return the frobenius_norm of each tensor: (T,)."""
     if form_of(tensors[0], "frobenius_norms") == "device":
         return torch.stack(torch._foreach_norm(tensors))
