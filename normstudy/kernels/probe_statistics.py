@@ -4,16 +4,18 @@ Inputs x are a batch of N samples: maps (N, C, H, W), tokens (N, T, C) or vector
 zero-dimensional tensors on the device of x and off the graph. Nothing here waits for a device other than the CPU.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch.nn import functional as F
 
+from normstudy.kernels.devices import is_bf16_emulated
 from normstudy.kernels.moments import statistics_dtype, to_statistics_dtype
 from normstudy.kernels.switch import form_of
 
 FULL_PRECISION = (torch.float32, torch.float64)
-ROWS_AT_ONCE = 4096
+POSITIONS_AT_ONCE = 2**15
 STACKED_ENTRIES = 2**24  # maximum total size of the Gram matrices of which statistics are computed at once
 SQUARINGS, PRODUCTS = 8, 16  # together the 4096th power of the matrix of cosines
 
@@ -28,28 +30,27 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
 def channel_variance(x: torch.Tensor) -> torch.Tensor:
     """Return the population variance of each channel over samples and positions: (C,)."""
     x = x.detach()
-    form = form_of(x, "channel_variance")
-    if form == "plain":
+    if form_of(x, "channel_variance") == "plain":
         return to_statistics_dtype(_rows(x)).var((0, 1), correction=0)
-    if form == "cpu" and x.dtype in FULL_PRECISION:
-        positions = _rows(x).flatten(0, 1)
-        means = _column_sums(positions) / len(positions)
-        return _column_sums(F.mse_loss(positions, means.expand_as(positions), reduction="none"))[0] / len(positions)
-    # The statistics of batch normalization read x once and sum half precision in float32, to three or four digits.
-    x = x if x.dim() == 4 else _rows(x).flatten(0, 1)
-    # On the CPU, the dtype of the running statistics, which stay as they are, is that of the result.
-    running = torch.zeros(x.shape[1], dtype=statistics_dtype(x)) if x.device.type == "cpu" else None
-    return torch.batch_norm_update_stats(x, running, running, 0.0)[1]
+    return _channel_moments(x)[0]
 
 
-def _column_sums(positions: torch.Tensor) -> torch.Tensor:
-    """Return the sum of each column of positions (P, C), as a row (1, C).
+def _channel_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the variance and mean of each channel, (C,) each, by the statistics of batch normalization.
 
-    Matrix products take a third of the time of a sum. Each product covers ROWS_AT_ONCE rows and the results are added,
-    which keeps the digits of float32.
+    They read x once. On the CPU, their sums keep five digits over POSITIONS_AT_ONCE positions and three over eight
+    times as many, so parts are taken together (law of total variance).
     """
-    products = [part.new_ones(1, len(part)) @ part for part in positions.split(ROWS_AT_ONCE)]
-    return torch.cat(products).sum(0, keepdim=True)
+    x = x if x.dim() == 4 else _rows(x).flatten(0, 1)
+    if x.device.type != "cpu":
+        mean, variance = torch.batch_norm_update_stats(x, None, None, 0.0)
+        return variance, mean
+    parts = x.split(max(1, POSITIONS_AT_ONCE // math.prod(x.shape[2:])))
+    unused = torch.zeros(x.shape[1], dtype=statistics_dtype(x))  # its dtype is that of the results
+    means, variances = zip(*[torch.batch_norm_update_stats(part, unused, unused, 0.0) for part in parts], strict=True)
+    shares = torch.tensor([len(part) / len(x) for part in parts], dtype=unused.dtype)
+    mean = shares @ torch.stack(means)
+    return shares @ (torch.stack(variances) + (torch.stack(means) - mean).square()), mean
 
 
 def frobenius_norm(x: torch.Tensor) -> torch.Tensor:
@@ -57,7 +58,11 @@ def frobenius_norm(x: torch.Tensor) -> torch.Tensor:
 
     Each sample is summed first: in float32, a sum over all entries at once is off by 7e-4 for 17 million entries.
     """
-    norms = torch.linalg.vector_norm(_rows(x.detach()).flatten(1), dim=1, dtype=statistics_dtype(x))
+    x = x.detach()
+    if form_of(x, "frobenius_norm") == "cpu" and x.dim() == 4 and x.dtype not in FULL_PRECISION:
+        variance, mean = _channel_moments(x)  # twice as fast as a norm in float32, which copies x
+        return ((variance + mean.square()).sum() * (x.numel() // x.shape[1])).sqrt()
+    norms = torch.linalg.vector_norm(_rows(x).flatten(1), dim=1, dtype=statistics_dtype(x))
     return torch.linalg.vector_norm(norms)
 
 
@@ -112,15 +117,19 @@ def largest_eigenvalues(matrices: torch.Tensor) -> torch.Tensor:
 
     Eight squarings give the 256th power P of the matrix, and 16 products with P leave the leading direction. Its
     Rayleigh quotient is too small by a relative error below 1e-3, even if the second eigenvalue is as close as it can
-    be. Unlike a decomposition, this does not wait for the device.
+    be. The squarings are in bfloat16: the quotient depends only on the square of the direction's error. Unlike a
+    decomposition, this does not wait for the device.
     """
     if form_of(matrices, "largest_eigenvalues") == "plain":
         return torch.linalg.eigvalsh(matrices)[:, -1]
     # A matrix of trace 1 has an eigenvalue of 1/N or more, so its fourth power does not underflow.
     power = _with_trace_one(matrices)
+    is_rough = matrices.dtype == torch.float32 and not is_bf16_emulated(matrices.device)
+    rough = torch.bfloat16 if is_rough else matrices.dtype
     for _ in range(SQUARINGS // 2):
+        power = power.to(rough)
         power = power @ power
-        power = _with_trace_one(power @ power)
+        power = _with_trace_one((power @ power).to(matrices.dtype))
     # The largest column is the closest to the leading direction and cannot be orthogonal to it.
     largest = power.diagonal(dim1=1, dim2=2).argmax(1)
     direction = power.gather(2, largest[:, None, None].expand(-1, power.shape[1], 1))
@@ -162,6 +171,6 @@ def norms_and_angles(before: list[torch.Tensor], after: list[torch.Tensor]) -> t
 
 def frobenius_norms(tensors: list[torch.Tensor]) -> torch.Tensor:
     """Return the frobenius_norm of each tensor: (T,)."""
-    if form_of(tensors[0], "frobenius_norms") == "device":
+    if form_of(tensors[0], "frobenius_norm") == "device":
         return torch.stack(torch._foreach_norm(tensors))
     return torch.stack([frobenius_norm(each) for each in tensors])

@@ -20,7 +20,7 @@ KERNELS = (
     "map_moments",
     "attention",
     "channel_variance",
-    "frobenius_norms",
+    "frobenius_norm",
     "largest_eigenvalues",
 )
 _chosen: dict[str, Form] = {}

@@ -37,7 +37,7 @@ class ProbeRecorder:
     def __init__(self, model: Network, world: World = ALONE) -> None:
         self.world = world
         self.sites = model.probe_sites()
-        self.weights = [model.get_parameter(name) for name in weight_names(model)]
+        self.weights: list[torch.Tensor] = [model.get_parameter(name) for name in weight_names(model)]
         self.iterations: list[int] = []
         self.rates: list[float] = []
         self.rows: list[torch.Tensor] = []
