@@ -154,7 +154,8 @@ class BatchNorm(ElementaryForm, _RunningNorm):
     def normalize(self, x: torch.Tensor) -> torch.Tensor:
         """Compute the formula step by step in training mode."""
         if self.across is not None:
-            variance, mean = self.batch_moments(*map_moments(x))
+            x, *moments = map_moments(x)
+            variance, mean = self.batch_moments(*moments)
         else:
             variance, mean = torch.var_mean(to_statistics_dtype(x), dim=(0, 2, 3), correction=0)
         self.update(running_mean=mean, running_var=variance)
@@ -179,7 +180,8 @@ class VarianceNorm(_RunningNorm):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         variance = self.running_var
         if self.training:
-            variance, _ = self.batch_moments(*map_moments(x))
+            x, *moments = map_moments(x)
+            variance, _ = self.batch_moments(*moments)
             self.update(running_var=variance)
         return self.affine(x, torch.rsqrt(variance + EPS)[None])
 
@@ -226,7 +228,7 @@ class GroupNorm(ElementaryForm, _Norm):
         is_fast = x.dtype != torch.bfloat16 or self.num_groups == 1
         if is_fast and form_of(x, "group_norm") == "cpu" and not self.elementary:
             return torch.group_norm(x, self.num_groups, self.weight, self.bias, EPS)
-        variance, mean = group_moments(x, self.num_groups)
+        x, variance, mean = group_moments(x, self.num_groups)
         scale = self.weight * torch.rsqrt(variance + EPS)
         return scale_shift(x, scale, self.beta() - scale * mean)
 
@@ -239,7 +241,7 @@ class RMSNorm(_Norm):
         super().__init__(num_channels, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        variances, means = map_moments(x)
+        x, variances, means = map_moments(x)
         return self.affine(x, torch.rsqrt((variances + means.square()).mean(1, keepdim=True) + EPS))
 
 
@@ -254,7 +256,7 @@ class FilterResponseNorm(_Norm):
         self.eps_l = nn.Parameter(torch.tensor(EPS))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        variance, mean = map_moments(x)
+        x, variance, mean = map_moments(x)
         inverse = torch.rsqrt(variance + mean.square() + self.MINIMUM + self.eps_l.abs())
         return self.affine(x, inverse)
 
@@ -272,7 +274,7 @@ class EvoNormSO(_Norm):
         self.num_groups = _check_groups("EvoNormSO", num_channels, num_groups)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        variance, _ = group_moments(x, self.num_groups)
+        x, variance, _ = group_moments(x, self.num_groups)
         return self.affine(x * torch.sigmoid(x * _maps(self.v).to(x.dtype)), torch.rsqrt(variance + EPS))
 
 
@@ -289,7 +291,7 @@ class EvoNormBO(_RunningNorm):
         self.v = nn.Parameter(torch.ones(num_channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        variances, means = map_moments(x)
+        x, variances, means = map_moments(x)
         batch_variance = self.running_var
         if self.training:
             batch_variance, _ = self.batch_moments(variances, means)

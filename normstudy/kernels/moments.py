@@ -21,13 +21,14 @@ def to_statistics_dtype(x: torch.Tensor) -> torch.Tensor:
     return x.to(statistics_dtype(x))
 
 
-def map_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the population variance and mean over H,W of each sample and channel of x (N, C, H, W): (N, C) each.
+def map_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return (x, variance, mean): population moments over H,W of each sample and channel of x (N, C, H, W), (N, C).
 
-    They are float32 for half-precision x.
+    They are float32 for half-precision x. The returned x is the same tensor. A caller that computes with it, rather
+    than with its own, saves a pass over the maps: the two gradients of x are then added where one of them is computed.
     """
     if form_of(x, "map_moments") == "plain":
-        return torch.var_mean(to_statistics_dtype(x), (2, 3), correction=0)
+        return x, *torch.var_mean(to_statistics_dtype(x), (2, 3), correction=0)
     return _MapMoments.apply(x, form_of(x, "map_moments") == "cpu")
 
 
@@ -46,14 +47,15 @@ def pooled_variance(variances: torch.Tensor, means: torch.Tensor, dim: int) -> t
     return (variances + (means - means.mean(dim, keepdim=True)).square()).mean(dim)
 
 
-def group_moments(x: torch.Tensor, num_groups: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the variance and mean of each group of channels of each sample, repeated per channel: (N, C) each."""
+def group_moments(x: torch.Tensor, num_groups: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return map_moments, with the moments of each group of channels, repeated per channel: (N, C) each."""
+    x, *moments = map_moments(x)
     if num_groups == x.shape[1]:
-        return map_moments(x)
-    variances, means = (moment.view(len(x), num_groups, -1) for moment in map_moments(x))
+        return x, *moments
+    variances, means = (moment.view(len(x), num_groups, -1) for moment in moments)
     each = x.shape[1] // num_groups
     pooled = pooled_variance(variances, means, dim=2), means.mean(2)
-    return pooled[0].repeat_interleave(each, dim=1), pooled[1].repeat_interleave(each, dim=1)
+    return x, pooled[0].repeat_interleave(each, dim=1), pooled[1].repeat_interleave(each, dim=1)
 
 
 def _broadcast(coefficients: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -71,37 +73,38 @@ class _MapMoments(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: torch.Tensor, is_cpu: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(x: torch.Tensor, is_cpu: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         if not is_cpu:
             if x.dtype == statistics_dtype(x):
-                return torch.var_mean(x, (2, 3), correction=0)
+                return x.view_as(x), *torch.var_mean(x, (2, 3), correction=0)
             mean = x.mean((2, 3), dtype=statistics_dtype(x))
-            return torch.var(x, (2, 3), correction=0, out=torch.empty_like(mean)), mean
+            return x.view_as(x), torch.var(x, (2, 3), correction=0, out=torch.empty_like(mean)), mean
         positions = to_statistics_dtype(x).permute(0, 2, 3, 1).flatten(1, 2)
         mean = positions.mean(1)
         squares = F.mse_loss(positions, mean[:, None].expand_as(positions), reduction="none")
-        return squares.mean(1), mean
+        return x.view_as(x), squares.mean(1), mean
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        saved = (inputs[0], output[1])
+        saved = (inputs[0], output[2])
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        variance_gradient, mean_gradient = gradients
+        through, variance_gradient, mean_gradient = gradients
         x, mean = ctx.saved_tensors
         count = x.shape[2] * x.shape[3]
         slope = variance_gradient * (2 / count)
         shift = mean_gradient / count - slope * mean
-        return torch.addcmul(_broadcast(shift, x), x, _broadcast(slope, x)), None
+        return torch.addcmul(through, x, _broadcast(slope, x)) + _broadcast(shift, x), None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: torch.Tensor, _: None) -> tuple[torch.Tensor, torch.Tensor]:
+    def jvp(ctx: Any, tangent: torch.Tensor, _: None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         x, mean = ctx.saved_tensors
         centred = x - mean[..., None, None]
-        return 2 * (centred * tangent).mean((2, 3)), tangent.mean((2, 3), dtype=mean.dtype)
+        of_variance = 2 * (centred * tangent).mean((2, 3))
+        return tangent.view_as(tangent), of_variance, tangent.mean((2, 3), dtype=mean.dtype)
 
 
 class _ScaleShift(torch.autograd.Function):
@@ -157,7 +160,7 @@ class _Ratio(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         y, quotient = ctx.saved_tensors
         of_x = gradients[0] / y
-        return of_x, -of_x * quotient
+        return of_x, torch.addcmul(quotient.new_zeros(()), of_x, quotient, value=-1)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: torch.Tensor) -> torch.Tensor:

@@ -26,7 +26,9 @@ def test_map_moments_are_population_moments(dtype, memory_format):
     x = random(4, 6, 3, 5).to(dtype).contiguous(memory_format=memory_format)
     expected = torch.var_mean(x.double(), (2, 3), correction=0)
     tolerance = EXACT if dtype == torch.float64 else FLOAT32
-    assert_close([moment.double() for moment in moments.map_moments(x)], list(expected), **tolerance)
+    same, *found = moments.map_moments(x)
+    assert same.data_ptr() == x.data_ptr()
+    assert_close([moment.double() for moment in found], list(expected), **tolerance)
 
 
 @pytest.mark.parametrize("rows", [(1, 1), (3, 1), (1, 3), (3, 3)], ids=str)
@@ -42,11 +44,15 @@ def test_scale_shift_and_its_gradients_are_torch_s(rows, memory_format):
     assert_close(*results, **EXACT)
 
 
-@pytest.mark.parametrize("function", [moments.map_moments, moments.scale_shift], ids=["map_moments", "scale_shift"])
+@pytest.mark.parametrize(
+    "function", [moments.map_moments, moments.scale_shift, moments.ratio], ids=lambda f: f.__name__
+)
 def test_derivatives_of_both_modes_and_orders(function):
     inputs = [random(3, 2, 2, 3).requires_grad_()]
     if function is moments.scale_shift:
         inputs += [random(1, 2, seed=1).requires_grad_(), random(3, 2, seed=2).requires_grad_()]
+    if function is moments.ratio:
+        inputs += [(random(3, 2, 2, 3, seed=1).abs() + 0.5).requires_grad_()]
     assert gradcheck(function, inputs, check_forward_ad=True)
     assert gradgradcheck(function, inputs, check_fwd_over_rev=True)
 
@@ -60,12 +66,13 @@ def test_batched_hessian_products_of_torch_func(rows):
 
     def products(map_moments, scale_shift):
         def function(value):
-            variance, mean = map_moments(value)
+            value, variance, mean = map_moments(value)
             return scale_shift(value, scale * variance.sum(0, keepdim=True), shift - mean).pow(3).sum()
 
         return vmap(lambda direction: jvp(jacrev(function), (x,), (direction,))[1])(directions)
 
     expected = products(
-        lambda x: torch.var_mean(x, (2, 3), correction=0), lambda x, a, b: x * a[..., None, None] + b[..., None, None]
+        lambda x: (x, *torch.var_mean(x, (2, 3), correction=0)),
+        lambda x, a, b: x * a[..., None, None] + b[..., None, None],
     )
     assert_close(products(moments.map_moments, moments.scale_shift), expected, **EXACT)
