@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import config
@@ -46,7 +47,7 @@ from normstudy.training.training_step import build_step
 from transformer_model import Attention
 
 WARM_UP = 1 + CALLS_BEFORE_CAPTURE  # by then the heap has also grown, so no page is touched for the first time
-PRECISIONS = config.PRECISIONS[:1] if is_bf16_emulated(DEVICE) else config.PRECISIONS  # not if emulated
+PRECISIONS = ("fp32",) if is_bf16_emulated(DEVICE) else ("fp32", "bf16")  # not if emulated
 TARGETS = {  # maximum ratio of a step to Plain's
     **dict.fromkeys(config.NORM_TYPES, 1.35),
     **dict.fromkeys(("FilterResponseNorm", "RMSNorm", "DynamicTanh"), 1.6),
@@ -113,7 +114,7 @@ def precision(repeats: int) -> Report:
 def probes(repeats: int) -> Report:
     """Compare steps with probes at every iteration and steps without, at batch 256."""
     report: Report = {}
-    for arch, target in (("vgg", 1.2), ("resnet-56", 1.25)):
+    for arch, target in (("vgg", 1.25), ("resnet-56", 1.35)):
         for name in PRECISIONS:
             flags = [*ARCHS[arch], f"--precision={name}"]
             functions = {"off": TrainingStep(flags), "on": TrainingStep(flags, has_probes=True)}
@@ -202,6 +203,43 @@ def utilization(repeats: int) -> Report:
     return report
 
 
+def floor(repeats: int) -> Report:
+    """Compare a step with BatchNorm with its convolutions alone (PyTorch's, forward and backward); at most 1.2."""
+    report: Report = {}
+    for arch, name in itertools.product(("vgg", "resnet-56"), PRECISIONS):
+        step = TrainingStep([*ARCHS[arch], f"--precision={name}"])
+        images, _ = next(evaluation_batches(step.split))
+        dtype = torch.bfloat16 if name == "bf16" else torch.float32
+        functions: Functions = {"convolutions": convolutions_of(step.model, images, dtype), "step": step}
+        table = compared(alternated(functions, repeats, warm_up=WARM_UP), "convolutions")
+        table["step"]["target"] = 1.2
+        report[f"{arch} {name}"] = table
+    return report
+
+
+def convolutions_of(model: nn.Module, images: torch.Tensor, dtype: torch.dtype) -> Callable[[], None]:
+    """Return a function that computes F.conv2d and its gradients for every convolution of a network."""
+    inputs: list[tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]] = []
+
+    def keep(module: nn.Module, given: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        assert isinstance(module, nn.Conv2d)
+        x = torch.randn_like(given[0], dtype=dtype).requires_grad_(given[0].shape[1] != 3)
+        inputs.append((x, module.weight.detach().to(dtype).requires_grad_(), module.stride))
+
+    handles = [each.register_forward_hook(keep) for each in model.modules() if isinstance(each, nn.Conv2d)]
+    with torch.no_grad():
+        model(images)
+    for handle in handles:
+        handle.remove()
+
+    def every_convolution() -> None:
+        for x, weight, stride in inputs:
+            out = F.conv2d(x, weight, None, stride, (1, 1))
+            torch.autograd.grad(out, [x, weight] if x.requires_grad else [weight], out.detach())
+
+    return every_convolution
+
+
 def hessian(repeats: int) -> Report:
     """Compare our Hessian product with PyHessian's and curvlinops', on 128 images of a fresh network.
 
@@ -251,6 +289,7 @@ PARTS: dict[str, Callable[[int], Report]] = {
     "precision": precision,
     "probes": probes,
     "input": input_pipeline,
+    "floor": floor,
     "utilization": utilization,
     "memory": memory,
     "start_up": start_up,
