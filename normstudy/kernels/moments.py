@@ -49,10 +49,10 @@ def pooled_variance(variances: torch.Tensor, means: torch.Tensor, dim: int) -> t
 
 def group_moments(x: torch.Tensor, num_groups: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return map_moments, with the moments of each group of channels, repeated per channel: (N, C) each."""
-    x, *moments = map_moments(x)
+    x, variances, means = map_moments(x)
     if num_groups == x.shape[1]:
-        return x, *moments
-    variances, means = (moment.view(len(x), num_groups, -1) for moment in moments)
+        return x, variances, means
+    variances, means = (moment.view(len(x), num_groups, -1) for moment in (variances, means))
     each = x.shape[1] // num_groups
     pooled = pooled_variance(variances, means, dim=2), means.mean(2)
     return x, pooled[0].repeat_interleave(each, dim=1), pooled[1].repeat_interleave(each, dim=1)

@@ -36,8 +36,12 @@ def forward_in_precision(config: Config, model: nn.Module, images: torch.Tensor)
 
 def loss_or_nan(loss: torch.Tensor, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return the loss, or NaN if any gradient is not finite, without waiting for the device."""
-    largest = torch.stack(torch._foreach_norm(list(gradients), math.inf)).max()  # cannot overflow, as a sum could
-    return loss + 0 * largest  # 0·∞ is NaN
+    # Extremes cannot overflow, as a sum could. On the CPU, the infinity norm takes six times as long.
+    if loss.device.type == "cpu":
+        extremes = [extreme for gradient in gradients for extreme in (gradient.amax(), gradient.amin())]
+    else:
+        extremes = list(torch._foreach_norm(list(gradients), math.inf))
+    return loss + 0 * torch.stack(extremes).abs().max()  # 0·∞ is NaN
 
 
 class Step:
