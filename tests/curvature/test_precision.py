@@ -53,3 +53,19 @@ def test_a_product_is_the_same_whatever_surrounds_it(context):
     expected = hessian_matvec(model, [(images, labels)])[0](vector)
     with context():
         assert torch.equal(hessian_matvec(model, [(images.clone(), labels)])[0](vector.clone()), expected)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_the_choice_of_kernels_is_timed_during_a_product_and_left_as_it_was(monkeypatch, before):
+    seen = []
+
+    class Model(nn.Linear):
+        def forward(self, x):
+            seen.append(torch.backends.cudnn.benchmark)
+            return super().forward(x)
+
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", before)
+    matvec, dimension = hessian_matvec(Model(3, 2), [(torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))])
+    matvec(torch.ones(dimension))
+    assert set(seen) == {True}
+    assert torch.backends.cudnn.benchmark == before

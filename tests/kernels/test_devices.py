@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from normstudy.cli import UsageError
+from normstudy.cli import UsageError, processes_sharing, sharing_environment
 from normstudy.kernels import devices
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +52,22 @@ def test_bf16_is_emulated_where_the_processor_has_no_instructions_for_it():
 def test_free_memory_is_that_of_this_machine():
     free = devices.free_memory(torch.device("cpu"))
     assert 1e7 < free <= 1e15 or free == math.inf
+
+
+def test_processes_of_a_sweep_share_the_free_memory(monkeypatch):
+    cpu = torch.device("cpu")
+    for name, value in sharing_environment(on_machine=8, on_gpu=2).items():
+        monkeypatch.setenv(name, value)
+    assert (processes_sharing("cpu"), processes_sharing("cuda")) == (8, 2)
+    part = devices.free_memory(cpu)
+    monkeypatch.undo()
+    assert (processes_sharing("cpu"), processes_sharing("cuda")) == (1, 1)
+    assert part < 0.5 * devices.free_memory(cpu) or part == math.inf
+
+
+def test_only_a_gpu_becomes_the_current_device():
+    with devices.as_current(torch.device("cpu")), devices.as_current(torch.device("meta")):
+        pass
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")

@@ -4,9 +4,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from normstudy.kernels import probe_statistics
 from normstudy.kernels.probe_statistics import (
     activation_statistics,
+    channel_variance,
     frobenius_norm,
+    gram_matrix,
+    gram_statistics,
 )
 from normstudy.storage import ACTIVATION_KEYS
 
@@ -161,3 +165,24 @@ def test_the_norm_of_a_large_gradient_keeps_its_digits():
     for memory_format in (torch.contiguous_format, torch.channels_last):
         found = frobenius_norm(gradient.contiguous(memory_format=memory_format))
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("samples", [1, 31, 100])
+def test_variance_and_norm_of_parts_of_any_size(form, dtype, samples):
+    """On the CPU, maps of 32 × 32 are taken in parts of 32 samples, of which the last may be smaller."""
+    noise = torch.randn(samples, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    x = (noise + torch.arange(3.0).view(3, 1, 1)).to(dtype, memory_format=torch.channels_last)
+    tolerance = 1e-5 if dtype == torch.float32 and form != "device" else 1e-3
+    expected = x.double().var((0, 2, 3), correction=0)
+    torch.testing.assert_close(channel_variance(x).double(), expected, rtol=tolerance, atol=0)
+    torch.testing.assert_close(frobenius_norm(x).double(), x.double().norm(), rtol=tolerance, atol=0)
+
+
+def test_statistics_of_sites_do_not_depend_on_how_many_are_computed_at_once(monkeypatch):
+    grams = [gram_matrix(torch.randn(6, 9, generator=torch.Generator().manual_seed(seed))) for seed in range(5)]
+    expected = gram_statistics(grams)
+    monkeypatch.setattr(probe_statistics, "STACKED_ENTRIES", 2 * 36)
+    for key, values in gram_statistics(grams).items():
+        assert len(values) == 5
+        torch.testing.assert_close(values, expected[key])
