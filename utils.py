@@ -1,11 +1,16 @@
-"""Helper functions of run_class_similarity.py: class means, their cosines, and variances within and between classes.
+"""Helper functions of run_class_similarity.py: class means, their cosines, variances within and between classes, and
+neural collapse.
 
 run_class_similarity.py passes features as the network returns them, for example (N, C, H, W), and again as pooled
 vectors. This module flattens each sample to a vector, so D = C·H·W for a feature map. It imports only torch.
 """
 
+import math
+
 import torch
 from torch.nn import functional as F
+
+NEURAL_COLLAPSE_KEYS = ("nc1", "nc2_equinorm", "nc2_equiangularity", "nc2_max_angle", "nc3", "nc4", "effective_rank")
 
 
 def class_means(features: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
@@ -98,3 +103,65 @@ class ClassMoments:
         centred = means - self.sums.sum(0) / samples
         between = (self.counts * centred.square().sum(1)).sum() / samples
         return max(within.item(), 0.0), between.item()
+
+
+@torch.no_grad()
+def neural_collapse(
+    features: torch.Tensor, labels: torch.Tensor, classifier_weight: torch.Tensor, predictions: torch.Tensor
+) -> dict[str, float]:
+    """Return how far pooled features have collapsed (Papyan, Han & Donoho 2020), and their effective rank.
+
+    features (N, D) are what the classifier reads, labels (N,) int64, classifier_weight W is (C, D), and predictions
+    (N,) int64 are the network's. M (C, D) are the class means minus their mean; all is computed in float64.
+
+    nc1: tr(Σ_W Σ_B⁺)/C, with the pseudo-inverse of rank C−1. nc2_equinorm: standard deviation over mean of the norms of
+    the rows of M. nc2_equiangularity: standard deviation over class pairs of their cosines. nc2_max_angle: mean over
+    pairs of |cos + 1/(C−1)|. nc3: ‖W/‖W‖ − M/‖M‖‖, all Frobenius. nc4: share of samples whose nearest class mean is not
+    that of the prediction. effective_rank: exp of the entropy of the normalized singular values of the centred features
+    (Roy & Vetterli 2007). Standard deviations are those of a population.
+
+    A value is NaN where it is not defined: nc1 if there are no more samples than classes or the means span less than
+    C−1 dimensions, all of nc2 and nc3 if a row of M (or W) is zero, effective_rank if all features are equal. Raises
+    ValueError for fewer than two classes or a class without samples.
+    """
+    num_classes = len(classifier_weight)
+    if num_classes < 2:
+        raise ValueError("neural collapse needs at least two classes")
+    x = features.double().cpu()
+    labels, predictions, weight = labels.cpu(), predictions.cpu(), classifier_weight.double().cpu()
+    means = class_means(x, labels, num_classes)
+    centred = means - means.mean(0)
+    found = {
+        "nc1": _within_over_between(x - means[labels], centred),
+        **_simplex_distances(centred),
+        "nc3": (weight / weight.norm() - centred / centred.norm()).norm().item(),
+        "nc4": (torch.cdist(x, means).argmin(1) != predictions).double().mean().item(),
+    }
+    values = torch.linalg.svdvals(x - x.mean(0))
+    shares = values / values.sum()
+    found["effective_rank"] = torch.special.entr(shares).sum().exp().item()
+    return found
+
+
+def _within_over_between(deviations: torch.Tensor, centred: torch.Tensor) -> float:
+    """Return tr(Σ_W Σ_B⁺)/C of deviations from class means (N, D) and centred class means (C, D), or NaN."""
+    samples, num_classes = len(deviations), len(centred)
+    _, scales, directions = torch.linalg.svd(centred, full_matrices=False)
+    rank = num_classes - 1
+    smallest = scales[0] * max(centred.shape) * torch.finfo(scales.dtype).eps
+    if samples <= num_classes or len(scales) < rank or scales[rank - 1] <= smallest:
+        return math.nan
+    along = (deviations @ directions[:rank].T).square().mean(0)  # variance within classes along each direction of Σ_B
+    return (along / scales[:rank].square()).sum().item()  # Σ_B is MᵀM/C
+
+
+def _simplex_distances(centred: torch.Tensor) -> dict[str, float]:
+    """Return the three nc2 values of centred class means (C, D)."""
+    norms = centred.norm(dim=1)
+    is_defined = bool((norms > 0).all())
+    cosines = pair_cosines(cosine_matrix(centred)) if is_defined else torch.full((1,), math.nan)
+    return {
+        "nc2_equinorm": (norms.std(correction=0) / norms.mean()).item() if is_defined else math.nan,
+        "nc2_equiangularity": cosines.std(correction=0).item(),
+        "nc2_max_angle": (cosines + 1 / (len(centred) - 1)).abs().mean().item(),
+    }

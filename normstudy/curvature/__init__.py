@@ -10,6 +10,7 @@ accept any symmetric matrix given as a function v ↦ Av::
 
 from .image_errors import ImageBlocks, LayoutErrors, layout_errors
 from .krylov_space import lanczos, ritz_values
+from .model_state import in_mode
 from .objective import layer_sizes
 from .precision import full_float32
 from .products import bytes_per_sample, hessian_matvec, loss_and_gradient
@@ -27,6 +28,7 @@ __all__ = [
     "eigenpairs",
     "full_float32",
     "hessian_matvec",
+    "in_mode",
     "lanczos",
     "layer_sizes",
     "layout_errors",

@@ -1,6 +1,8 @@
 """Similarity of the features of different classes: the content of class_similarity.json for one checkpoint."""
 
 import argparse
+import copy
+import math
 import time
 from typing import Any
 
@@ -12,7 +14,7 @@ from normstudy.datasets import Split
 from normstudy.measures.checkpoints import Checkpoint
 from normstudy.measures.measure_runs import Measurement
 from normstudy.plots import draw_class_similarity, draw_class_similarity_over_training
-from utils import ClassMoments, cosine_matrix, mean_pairwise_cosine
+from utils import ClassMoments, class_means, cosine_matrix, mean_pairwise_cosine, neural_collapse
 
 
 @torch.no_grad()
@@ -23,9 +25,9 @@ def measure_class_similarity(checkpoint: Checkpoint, args: argparse.Namespace) -
     """
     start = time.perf_counter()
     subset, indices_hash = checkpoint.subset(getattr(checkpoint.dataset, args.split), args.samples, args.seed)
-    flattened, pooled = _feature_moments(checkpoint, subset, args)
+    moments, pooled, labels = _features(checkpoint, subset, args)
     try:
-        means = flattened.means()
+        means = moments.means()
     except ValueError as error:
         words = f"{checkpoint.run.path}: {error} among the {len(subset)} {args.split} images; raise --samples"
         raise RunError(words) from None
@@ -33,19 +35,23 @@ def measure_class_similarity(checkpoint: Checkpoint, args: argparse.Namespace) -
         raise RunError(f"{checkpoint.run.path}: class similarity needs at least two classes")
     if not means.isfinite().all():
         raise RunError(f"{checkpoint.run.path}: the features are not finite")
-    centred = means - flattened.global_mean()
-    within, between = flattened.variances()
+    centred = means - moments.global_mean()
+    within, between = moments.variances()
+    classifier = copy.deepcopy(checkpoint.model.classifier).cpu().double()
+    predictions = classifier(pooled).argmax(1)
+    pooled_means = class_means(pooled, labels, len(means))
     has_ratio = between and len(subset) > len(means)  # with one image per class, there is no variance within classes
     content = {
         "class_similarity": mean_pairwise_cosine(means),
-        "class_similarity_pooled": mean_pairwise_cosine(pooled.means()),
+        "class_similarity_pooled": mean_pairwise_cosine(pooled_means),
         "class_similarity_centred": mean_pairwise_cosine(centred),
         "within_class_variance": within,
         "between_class_variance": between,
         "within_over_between": within / between if has_ratio else None,
+        **neural_collapse(pooled, labels, classifier.weight, predictions),
         "classes": list(checkpoint.dataset.classes),
         "matrix": cosine_matrix(means).tolist(),
-        "matrix_pooled": cosine_matrix(pooled.means()).tolist(),
+        "matrix_pooled": cosine_matrix(pooled_means).tolist(),
         "matrix_centred": cosine_matrix(centred).tolist(),
         "feature_dimension": means.shape[1],
         "num_samples": len(subset),
@@ -56,27 +62,32 @@ def measure_class_similarity(checkpoint: Checkpoint, args: argparse.Namespace) -
     return content
 
 
-def _feature_moments(
+def _features(
     checkpoint: Checkpoint, subset: Split, args: argparse.Namespace
-) -> tuple[ClassMoments, ClassMoments]:
-    """Return the moments of the flattened features and of the features as the classifier pools them."""
-    model, num_classes = checkpoint.model, len(checkpoint.dataset.classes)
-    flattened, pooled = ClassMoments(num_classes), ClassMoments(num_classes)
+) -> tuple[ClassMoments, torch.Tensor, torch.Tensor]:
+    """Return the moments of the flattened features, the features that the classifier reads (N, D), and the labels.
+
+    The latter two are on the CPU, the features in float64.
+    """
+    model = checkpoint.model
+    moments, pooled, names = ClassMoments(len(checkpoint.dataset.classes)), [], []
     with progress_bar(len(subset), "features") as bar, full_float32():
         for images, labels in checkpoint.batches(subset, args.batch_size):
             features = model.features(images.to(getattr(torch, args.dtype)))
-            flattened.update(features, labels)
-            pooled.update(model.pool(features), labels)
+            moments.update(features, labels)
+            pooled.append(model.pool(features).cpu().double())
+            names.append(labels.cpu())
             bar.update(len(labels))
-    return flattened, pooled
+    return moments, torch.cat(pooled), torch.cat(names)
 
 
 def _report(checkpoint: Checkpoint, args: argparse.Namespace, content: dict[str, Any]) -> None:
-    ratio = content["within_over_between"]
+    ratio, collapse = content["within_over_between"], content["nc1"]
     print(
         f"{checkpoint.run.path.name} epoch {checkpoint.epoch}: class similarity {content['class_similarity']:.4f}, "
         f"pooled {content['class_similarity_pooled']:.4f}, centred {content['class_similarity_centred']:.4f}, "
-        f"within/between variance {'undefined' if ratio is None else f'{ratio:.4g}'} "
+        f"within/between variance {'undefined' if ratio is None else f'{ratio:.4g}'}, "
+        f"nc1 {'undefined' if math.isnan(collapse) else f'{collapse:.4g}'} "
         f"({content['num_samples']} {args.split} images, {content['seconds']:.1f} s)",
         flush=True,
     )

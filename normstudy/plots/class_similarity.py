@@ -26,6 +26,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# Neural collapse: key in the JSON file, short name, colour; all are 0 in a collapsed network.
+COLLAPSE = (
+    ("nc1", "nc1: within / between classes", TRAIN),
+    ("nc2_equinorm", "nc2: spread of norms", VALIDATION),
+    ("nc2_max_angle", "nc2: angles from a simplex", "#7b3294"),
+    ("nc3", "nc3: classifier from means", TEST),
+    ("nc4", "nc4: nearest mean disagrees", "#4d4d4d"),
+)
 MOST_NUMBERED = 12  # classes up to which each field of the heatmap shows its cosine
 MOST_NAMED = 25  # maximum number of class names along an axis
 # Variants of the class means: suffix of the keys in the JSON file, short and long name, colour.
@@ -49,9 +57,18 @@ def draw_class_similarity(path: Path) -> None:
     images = f"{content['num_samples']:,} {content['settings']['split']} images"
     figure.suptitle(
         f"{printable(content['run'])}, epoch {content['epoch']}\n"
-        f"{images}, ratio of within-class to between-class variance: {variance}"
+        f"{images}, ratio of within-class to between-class variance: {variance}\n{_collapse_line(content)}"
     )
     save_figure(figure, path.with_suffix(".png"))
+
+
+def _collapse_line(content: Mapping[str, Any]) -> str:
+    """Return the values of neural collapse in one line; an empty one for files of earlier versions."""
+    if "nc1" not in content:
+        return ""
+    keys = ("nc1", "nc2_equinorm", "nc2_equiangularity", "nc2_max_angle", "nc3", "nc4", "effective_rank")
+    values = ("undefined" if content[key] is None else f"{content[key]:.3g}" for key in keys)
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in zip(keys, values, strict=True))
 
 
 def _draw_cosines(figure: Figure, panel: Axes, matrix: np.ndarray, classes: list[str]) -> None:
@@ -90,20 +107,25 @@ def _draw_spread(panel: Axes, content: Mapping[str, Any]) -> None:
 
 
 def draw_class_similarity_over_training(run: RunDirectory, measurement: str) -> None:
-    """Draw <measurement>_over_training.png: the mean cosines and the variance ratio at the measured epochs."""
+    """Draw <measurement>_over_training.png: mean cosines, the variance ratio and neural collapse at each epoch."""
     contents = [read_json(path) for path in run.measurements(measurement)]
     epochs = [content["epoch"] for content in contents]
-    figure, [[similarities, variances]] = new_figure(1, 2, figsize=(11, 4.6))
-    figure.subplots_adjust(left=0.08, right=0.98, bottom=0.13, top=0.84)
+    figure, [[similarities, variances, collapse]] = new_figure(1, 3, figsize=(16, 4.8))
+    figure.subplots_adjust(left=0.055, right=0.985, bottom=0.12, top=0.72, wspace=0.22)
     for ending, name, _, colour in WAYS:
         values = [content[f"class_similarity{ending}"] for content in contents]
         similarities.plot(epochs, values, color=colour, marker="o", ms=4, label=name)
     ratios = [content["within_over_between"] for content in contents]
     defined = [math.nan if ratio is None else ratio for ratio in ratios]
     variances.plot(epochs, defined, color=TRAIN, marker="o", ms=4, label="within / between")
+    for key, name, colour in COLLAPSE:
+        found = [content.get(key) for content in contents]
+        positive = [math.nan if value is None or value <= 0 else value for value in found]
+        collapse.plot(epochs, positive, color=colour, marker="o", ms=4, label=name)
+    collapse.set(xlabel="epoch", ylabel="neural collapse (0 if complete)", yscale="log")
     similarities.set(xlabel="epoch", ylabel="class similarity (mean cosine)")
     variances.set(xlabel="epoch", ylabel="within-class / between-class variance", yscale="log")
     figure.suptitle(
         f"{printable(run.path.name)}\nclass similarity over training, {contents[-1]['num_samples']:,} images"
     )
-    finish_over_training(figure, (similarities, variances), run.path / f"{measurement}_over_training.png")
+    finish_over_training(figure, (similarities, variances, collapse), run.path / f"{measurement}_over_training.png")

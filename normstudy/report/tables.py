@@ -35,6 +35,13 @@ MEASURES = {  # scaled curvature first: unscaled curvature changes with weights 
     "class_similarity_pooled": "class similarity, pooled features",
     "class_similarity_centred": "class similarity, centred",
     "within_over_between": "within- / between-class variance",
+    "nc1": "neural collapse nc1 (variance within classes)",
+    "nc2_equinorm": "neural collapse nc2 (equal norms)",
+    "nc2_equiangularity": "neural collapse nc2 (equal angles)",
+    "nc2_max_angle": "neural collapse nc2 (largest angles)",
+    "nc3": "neural collapse nc3 (classifier and means)",
+    "nc4": "neural collapse nc4 (nearest mean)",
+    "effective_rank": "effective rank of the features",
 }
 CELL = ["Model", "Dataset", "Batch Size", "Mom & WD"]
 # All columns in which settings can differ, without the norm and its grouping, which the report compares.

@@ -78,6 +78,13 @@ MEASUREMENT_COLUMNS = {
     "class_similarity_pooled": "`Class Similarity` of the features as the classifier pools them",
     "class_similarity_centred": "`Class Similarity` of the class means after subtracting the global mean",
     "within_over_between": "Variance of the features within classes divided by their variance between classes",
+    "nc1": "Neural collapse: variance within classes over that between them, along the class means",
+    "nc2_equinorm": "Neural collapse: spread of the norms of the centred class means, relative to their mean",
+    "nc2_equiangularity": "Neural collapse: standard deviation over class pairs of their cosines",
+    "nc2_max_angle": "Neural collapse: mean distance of these cosines from −1/(C−1), those of a simplex",
+    "nc3": "Neural collapse: distance between the classifier's weights and the centred class means, both of norm 1",
+    "nc4": "Neural collapse: share of images whose nearest class mean is not that of the prediction",
+    "effective_rank": "exp of the entropy of the normalized singular values of the centred pooled features",
     "class_similarity_samples": "Number of images on which class similarity was measured",
 }
 PROVENANCE_COLUMNS = {

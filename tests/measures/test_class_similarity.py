@@ -5,7 +5,7 @@ import torch
 from measures_helpers import read, reference
 
 import run_class_similarity
-from utils import class_means, mean_pairwise_cosine
+from utils import class_means, mean_pairwise_cosine, neural_collapse
 
 
 def test_class_similarity_is_that_of_brute_force(run):
@@ -26,6 +26,8 @@ def test_class_similarity_is_that_of_brute_force(run):
     matrix = torch.tensor(content["matrix"])
     assert matrix.shape == (10, 10)
     assert torch.equal(matrix, matrix.T)
+    collapse = neural_collapse(features.mean((2, 3)), labels, model.classifier.weight, model(images).argmax(1))
+    assert {key: content[key] for key in collapse} == pytest.approx(collapse, rel=1e-6)
     assert content["classes"] == [f"pattern {index}" for index in range(10)]
     assert (run.path / "class_similarity.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -39,4 +41,5 @@ def test_one_image_of_a_class_has_no_variance_within_it(run, capsys):
     assert run_class_similarity.main([str(run.path), "--samples=10"]) == 0
     content = read(run.path / "class_similarity.json")
     assert (content["within_class_variance"], content["within_over_between"]) == (0.0, None)
+    assert content["nc1"] is None
     assert "variance undefined" in capsys.readouterr().out
