@@ -592,14 +592,19 @@ def num_groups(p_grouping: float, width: int, layer: str) -> int:
     return size_or_count if p_grouping > 1 else width // size_or_count
 
 
+def peak_learning_rate(config: Config) -> float:
+    """Return the peak learning rate: lr, or else 0.1 · init_lr · batch_size/256."""
+    return config.lr or LEARNING_RATE_PER_256 * config.init_lr * config.batch_size / 256
+
+
 def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
     """Return the learning rate of global step `step` (from 0), a pure function that is defined for every step.
 
-    The peak is lr, or else 0.1 · init_lr · batch_size/256. With lr_warmup, the rate first rises linearly from 0 to it.
-    Then it follows lr_schedule: a tenth of the peak for the last quarter of the remaining steps ("step"),
-    peak · (1 + cos(π · fraction of the remaining steps taken))/2 ("cosine"), or the peak ("constant").
+    With lr_warmup, the rate first rises linearly from 0 to its peak. Then it follows lr_schedule: a tenth of the peak
+    for the last quarter of the remaining steps ("step"), peak · (1 + cos(π · fraction of the remaining steps taken))/2
+    ("cosine"), or the peak ("constant").
     """
-    peak = config.lr or LEARNING_RATE_PER_256 * config.init_lr * config.batch_size / 256
+    peak = peak_learning_rate(config)
     total = config.epochs * steps_per_epoch
     warmup = 0
     if config.lr_warmup:

@@ -76,7 +76,7 @@ def main() -> None:
     end = time.monotonic() + args.seconds
     chosen = settings()
     if args.smoke:
-        chosen = [(arch, "BatchNorm", "fp32", has_probes, False) for arch in ARCHS for has_probes in (False, True)]
+        chosen = [("vgg", "BatchNorm", "fp32", has_probes, False) for has_probes in (False, True)]
     for number, each in enumerate(chosen):
         if time.monotonic() > end:
             print(f"time is up: {len(chosen) - number} of {len(chosen)} settings were not measured", flush=True)

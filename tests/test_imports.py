@@ -17,6 +17,7 @@ ALLOWED = {
     "utils": set(),
     "main": {"config", "normstudy.cli", "normstudy.plots", "normstudy.training"},
     "run_class_similarity": {"normstudy.cli", "normstudy.measures"},
+    "run_measures": {"normstudy.cli", "normstudy.kernels", "normstudy.measures"},
     "run_hessian": {"normstudy.cli", "normstudy.measures"},
     "run_report": {"normstudy.cli", "normstudy.report", "normstudy.storage"},
     "run_sweep": {"normstudy.cli", "normstudy.sweeps"},

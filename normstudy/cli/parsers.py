@@ -37,10 +37,15 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{line}\n")
 
 
-def measurement_parser(script: str, measurement: str, description: str, samples: int, examples: str) -> Parser:
+IMAGES = "Number of images to measure on, equally many of each class. A smaller data set is used completely"
+
+
+def measurement_parser(
+    script: str, measurement: str, description: str, samples: int | None, examples: str, images: str = IMAGES
+) -> Parser:
     """Build the parser of a command that measures runs, without the flags of its own, which add_flag adds.
 
-    measurement: the name of the measurement's JSON file. samples: the default number of images.
+    measurement: the name of the measurement's JSON file. samples: the default of --samples. images: its help.
     """
     parser = Parser(
         prog=script,
@@ -61,13 +66,7 @@ def measurement_parser(script: str, measurement: str, description: str, samples:
         "Checkpoints to measure: last, all (every one that the run kept), or one epoch, such as epoch_0005",
         checkpoint_name,
     )
-    add_flag(
-        parser,
-        "samples",
-        samples,
-        "Number of images to measure on, equally many of each class. A smaller data set is used completely",
-        count,
-    )
+    add_flag(parser, "samples", samples, images, count)
     add_flag(parser, "seed", 0, "Seed for the choice of images and for all random numbers", number(int, low=0))
     add_flag(parser, "data_dir", None, "Folder of the run's images (default: the one used in training)")
     add_flag(

@@ -12,7 +12,8 @@ from normstudy.measures.network_loss import NetworkLoss
 DRAWS = 10
 DROP = 0.1  # of accuracy
 PRECISION = 1.01  # ratio of the ends of the last interval
-START, MOST_DOUBLINGS = 0.02, 40
+STARTS = {"pac_bayes_sigma": 0.01, "pac_bayes_magnitude_sigma": 0.2}  # the first σ that is tried
+MOST_DOUBLINGS = 40
 SLOPE_RATIO = 1.15  # the slope for the error is taken between points at least this ratio away from σ
 
 
@@ -21,6 +22,7 @@ class NoiseSearch:
     """The search for σ. `tried` is {σ: (the accuracies (draws,), the mean loss)}."""
 
     network: NetworkLoss
+    start: float  # the first σ
     is_relative: bool  # noise of standard deviation σ·|w| in place of σ
     seeds: list[int]  # of the draws, the same at every σ
     tried: dict[float, tuple[torch.Tensor, float]] = field(default_factory=dict)
@@ -48,7 +50,7 @@ class NoiseSearch:
 
     def largest(self, least_accuracy: float) -> float | None:
         """Return the largest σ at which the accuracy is at least this, to 1 %; None if no noise lowers it so far."""
-        low = high = START
+        low = high = self.start
         for _ in range(MOST_DOUBLINGS):
             if self.accuracy(low) >= least_accuracy:
                 break
@@ -83,15 +85,15 @@ def noise_measures(
 
     They are the largest σ for which Gaussian noise of standard deviation σ (σ·|w|) in the weights costs at most 0.1 of
     accuracy, in the mean over the same ten draws at every σ (Jiang 2020, Dziugaite 2020). They are None if the accuracy
-    is below chance + 0.1. `advance` is called after each of the evaluations, about 2 · 10 · 12.
+    is below chance + 0.1. `advance` is called after each of the evaluations, about 2 · 10 · 10.
     """
     seeds = torch.randint(2**62, (DRAWS,), generator=generator).tolist()
     logits = network.logits()
     accuracy = (logits.argmax(1) == network.labels).double().mean().item()
     measures: dict[str, float | None] = {}
     searches = {}
-    for name, is_relative in (("pac_bayes_sigma", False), ("pac_bayes_magnitude_sigma", True)):
-        search = NoiseSearch(network, is_relative, seeds, advance=advance)
+    for name, start in STARTS.items():
+        search = NoiseSearch(network, start, name == "pac_bayes_magnitude_sigma", seeds, advance=advance)
         sigma = search.largest(accuracy - DROP) if accuracy >= 1 / logits.shape[1] + DROP else None
         measures[name] = sigma
         measures[f"{name}_standard_error"] = None if sigma is None else search.error(sigma)

@@ -3,6 +3,7 @@
 from normstudy.plots.class_similarity import draw_class_similarity, draw_class_similarity_over_training
 from normstudy.plots.curves import draw_curves
 from normstudy.plots.hessian import draw_hessian, draw_hessian_over_training, format_with_residual, spectral_density
+from normstudy.plots.measures import draw_measures, draw_measures_over_training
 from normstudy.plots.probes import LOGARITHMIC_PROBES, PROBE_TITLES, draw_probes
 from normstudy.plots.style import (
     NORM_COLOURS,
@@ -29,6 +30,8 @@ __all__ = [
     "draw_curves",
     "draw_hessian",
     "draw_hessian_over_training",
+    "draw_measures",
+    "draw_measures_over_training",
     "draw_probes",
     "format_with_residual",
     "is_whole_picture",

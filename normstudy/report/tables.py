@@ -42,6 +42,23 @@ MEASURES = {  # scaled curvature first: unscaled curvature changes with weights 
     "nc3": "neural collapse nc3 (classifier and means)",
     "nc4": "neural collapse nc4 (nearest mean)",
     "effective_rank": "effective rank of the features",
+    "l2_norm": "norm of the weights",
+    "distance_from_init": "distance from the start",
+    "margin_10": "margin (10th percentile)",
+    "inverse_squared_margin": "inverse squared margin",
+    "cross_entropy": "training cross-entropy",
+    "output_entropy": "entropy of the outputs",
+    "pac_bayes_sigma": "weight noise that costs accuracy",
+    "pac_bayes_magnitude_sigma": "relative weight noise that costs accuracy",
+    "adaptive_sharpness_l2": "adaptive sharpness, L2",
+    "adaptive_sharpness_linf": "adaptive sharpness, L∞",
+    "gradient_norm": "norm of the gradient",
+    "empirical_fisher_trace": "trace of the empirical Fisher matrix",
+    "gradient_noise_scale": "gradient noise scale",
+    "loss_range": "loss range along a step",
+    "gradient_predictiveness": "change of the gradient along a step",
+    "effective_smoothness": "effective smoothness along a step",
+    "effective_dimension": "effective dimension of the Hessian",
 }
 CELL = ["Model", "Dataset", "Batch Size", "Mom & WD"]
 # All columns in which settings can differ, without the norm and its grouping, which the report compares.

@@ -19,7 +19,7 @@ from normstudy.cli import Busy
 from normstudy.storage.files import remove_leftovers
 from normstudy.storage.locks import locked
 
-MEASUREMENTS = ("hessian", "class_similarity")  # {name}.json is written by run_{name}.py
+MEASUREMENTS = ("hessian", "class_similarity", "measures")  # {name}.json is written by run_{name}.py
 USUAL_MATRIX = {"curvature": "hessian", "bn_mode": "eval", "scale": "none"}  # other values enter a measurement's name
 METRICS_COLUMNS = (
     "epoch",

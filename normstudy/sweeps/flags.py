@@ -10,6 +10,7 @@ from normstudy.storage import MEASUREMENTS
 from normstudy.sweeps.presets import PRESETS
 
 MEASUREMENT_FLAGS = tuple(f"{name}_flags" for name in MEASUREMENTS)
+USUAL_MEASUREMENTS = "hessian,class_similarity"
 NOT_SWEPT = ("c_dir", "overwrite")  # flags about one existing run
 
 
@@ -50,8 +51,8 @@ exit codes: 0 all done (with --wait=False: queued), 1 a run failed or is unfinis
     add_flag(
         sweep,
         "measure",
-        ",".join(MEASUREMENTS),
-        "Measurements of each run, separated by commas, or none",
+        USUAL_MEASUREMENTS,
+        f"Measurements of each run, separated by commas ({', '.join(MEASUREMENTS)}), or none",
         _measurements,
     )
     for name, flag in zip(MEASUREMENTS, MEASUREMENT_FLAGS, strict=True):

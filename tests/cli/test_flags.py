@@ -12,11 +12,16 @@ import config
 import main
 import run_class_similarity
 import run_hessian
+import run_measures
 from config import Config, parse_args
 from normstudy.cli import RunError, UsageError
 from normstudy.storage import files, run_directory
 
-MEASURING = {"hessian": run_hessian.build_parser, "class_similarity": run_class_similarity.build_parser}
+MEASURING = {
+    "hessian": run_hessian.build_parser,
+    "class_similarity": run_class_similarity.build_parser,
+    "measures": run_measures.build_parser,
+}
 pytestmark = pytest.mark.usefixtures("narrow")
 
 WORDS = (

@@ -1,0 +1,134 @@
+"""Generalization measures of a run: the content of measures.json for one checkpoint."""
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from config import peak_learning_rate
+from models import build_from_config
+from normstudy.cli import RunError, progress_bar
+from normstudy.measures import adaptive_sharpness, weight_noise
+from normstudy.measures.adaptive_sharpness import sharpness_measures
+from normstudy.measures.checkpoints import Checkpoint
+from normstudy.measures.generalization import ALPHA, effective_dimension
+from normstudy.measures.gradient_path import FACTORS, path_measures
+from normstudy.measures.gradient_statistics import gradient_measures
+from normstudy.measures.margins import margin_measures, margins
+from normstudy.measures.measure_runs import Measurement
+from normstudy.measures.network_loss import NetworkLoss
+from normstudy.measures.weight_noise import noise_measures
+from normstudy.measures.weight_norms import weight_measures
+from normstudy.plots import draw_measures, draw_measures_over_training
+from normstudy.storage import read_json, read_torch
+
+SIGMAS = 10  # about as many σ are tried in each of the two searches
+CURVES = len(adaptive_sharpness.RADII) * len(adaptive_sharpness.PARTS)
+
+
+def measure_generalization(checkpoint: Checkpoint, args: argparse.Namespace) -> dict[str, Any]:
+    """Compute the content of measures.json for one checkpoint. Raises RunError if the network cannot be measured."""
+    start = time.perf_counter()
+    subset, indices_hash = checkpoint.subset(checkpoint.dataset.train, args.samples, args.seed)
+    dtype = getattr(torch, args.dtype)
+    try:
+        network = NetworkLoss(
+            checkpoint.model, [(x.to(dtype), y) for x, y in checkpoint.batches(subset, args.batch_size)]
+        )
+    except ValueError as error:
+        raise RunError(f"{checkpoint.run.path}: {error}") from error
+    chosen = args.measures.split(",")
+    generator = torch.Generator().manual_seed(args.seed)
+    content: dict[str, Any] = {"learning_rate": peak_learning_rate(checkpoint.config)}
+    timings = _timings(network)
+    seconds = _seconds(timings, len(network), chosen)
+    words = f"{seconds / 60:.1f} min" if seconds > 60 else f"{seconds:.0f} s"
+    print(f"{checkpoint.run.path.name} epoch {checkpoint.epoch}: {', '.join(chosen)}, about {words}", flush=True)
+    with progress_bar(round(seconds), "measures", unit="s of work") as bar:
+
+        def advancing(seconds: float) -> Callable[[], object]:
+            def advance() -> None:
+                checkpoint.pause()
+                bar.update(seconds)
+
+            return advance
+
+        forward, backward, single = timings
+        if "margin" in chosen:
+            content |= margin_measures(network, generator) | {"margins": margins(network).tolist()}
+        if "weights" in chosen:
+            content |= weight_measures(checkpoint.model, _initial_model(checkpoint))
+        if "noise" in chosen:
+            measures, searches = noise_measures(network, generator, advancing(forward))
+            curves = {
+                name: [[sigma, found[0].mean().item(), found[1]] for sigma, found in sorted(search.tried.items())]
+                for name, search in searches.items()
+            }
+            content |= measures | {"noise_curves": curves, "noise_draws": weight_noise.DRAWS}
+        if "sharpness" in chosen:
+            measures, rises = sharpness_measures(network, generator, advancing(backward))
+            content |= measures | {
+                "sharpness_curves": {
+                    ball: [[radius, rise] for radius, rise in curve.items()] for ball, curve in rises.items()
+                },
+                "sharpness_radii": dict(adaptive_sharpness.RADII),
+                "sharpness_steps": adaptive_sharpness.STEPS,
+            }
+        if "gradients" in chosen:
+            content |= gradient_measures(network, advancing(single))
+            measures, path = path_measures(network, content["learning_rate"], advancing(backward))
+            content |= measures | {"path": path}
+    content |= _effective_dimension(checkpoint)
+    content |= {"num_samples": len(subset), "sample_indices_sha256": indices_hash}
+    return content | {"seconds": time.perf_counter() - start}
+
+
+def _timings(network: NetworkLoss) -> tuple[float, float, float]:
+    """Return the seconds of a forward pass and of a gradient over all images, and of the gradient of one image."""
+    inputs, labels = network.batches[0]
+    few = NetworkLoss.__new__(NetworkLoss)
+    vars(few).update(vars(network) | {"batches": [(inputs[:16], labels[:16])], "labels": labels[:16].cpu()})
+    seconds = []
+    for function in (few.logits, few.gradient):
+        function()
+        begun = time.perf_counter()
+        function()
+        seconds.append((time.perf_counter() - begun) * len(network) / len(few))
+    return seconds[0], seconds[1], 3 * seconds[1] / len(network)
+
+
+def _seconds(timings: tuple[float, float, float], images: int, chosen: list[str]) -> float:
+    """Return about how many seconds the chosen groups take."""
+    forward, backward, single = timings
+    seconds = {
+        "noise": 2 * SIGMAS * weight_noise.DRAWS * forward,
+        "sharpness": CURVES * (adaptive_sharpness.STEPS + 1) * backward,
+        "gradients": images * single + (len(FACTORS) + 1) * backward,
+    }
+    return sum(seconds.get(name, forward) for name in chosen)
+
+
+def _initial_model(checkpoint: Checkpoint) -> torch.nn.Module | None:
+    """Return the network at the start of training, or None if the run kept no checkpoint of it."""
+    path = checkpoint.run.checkpoint(0)
+    if not path.exists():
+        return None
+    model = build_from_config(checkpoint.config, len(checkpoint.dataset.classes))
+    model.load_state_dict(read_torch(path))
+    return model
+
+
+def _effective_dimension(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the effective dimension, from the Hessian that was measured at the same checkpoint; None without one."""
+    path = checkpoint.target.with_name(checkpoint.target.name.replace("measures", "hessian", 1))
+    found: dict[str, Any] = {"effective_dimension": None, "effective_dimension_alpha": ALPHA}
+    if path.exists():
+        content = read_json(path)
+        if content.get("checkpoint_sha256") == checkpoint.sha256:
+            found["effective_dimension"] = effective_dimension(content["probes"], content["dimension"])
+    return found
+
+
+MEASURES = Measurement("measures", measure_generalization, draw_measures, draw_measures_over_training)
