@@ -49,12 +49,12 @@ def noise_scale(squares: torch.Tensor, products: torch.Tensor, mean_square: floa
         names = ("gradient_norm", "empirical_fisher_trace", "gradient_noise_scale")
         values = (math.sqrt(mean_square), squares.mean().item(), None)
         return {**dict(zip(names, values, strict=True)), **{f"{name}_standard_error": None for name in names}}
-    signal, noise = _signal_and_noise(squares.sum(), mean_square, m)
+    signal, noise = _signal_and_noise(squares.sum(), torch.tensor(mean_square, dtype=squares.dtype), m)
     # Without image i: the mean is (m ḡ − g_i)/(m − 1).
     mean_squares = (m**2 * mean_square - 2 * m * products + squares) / (m - 1) ** 2
     signals, noises = _signal_and_noise(squares.sum() - squares, mean_squares, m - 1)
     denominator_error = _jackknife(signals)
-    is_defined = signal > 2 * denominator_error
+    is_defined = signal.item() > 2 * denominator_error
     return {
         "gradient_norm": math.sqrt(mean_square),
         "gradient_norm_standard_error": _jackknife(mean_squares.clamp_min(0).sqrt()),
@@ -65,7 +65,9 @@ def noise_scale(squares: torch.Tensor, products: torch.Tensor, mean_square: floa
     }
 
 
-def _signal_and_noise(total_square, mean_square, m):  # type: ignore[no-untyped-def]
+def _signal_and_noise(
+    total_square: torch.Tensor, mean_square: torch.Tensor, m: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return unbiased estimates of ‖E g‖² and tr Σ from Σ‖g_i‖², ‖ḡ‖² and the number of images."""
     noise = (total_square - m * mean_square) / (m - 1)
     return mean_square - noise / m, noise

@@ -40,13 +40,15 @@ def measure_generalization(checkpoint: Checkpoint, args: argparse.Namespace) -> 
     except ValueError as error:
         raise RunError(f"{checkpoint.run.path}: {error}") from error
     chosen = args.measures.split(",")
-    generator = torch.Generator().manual_seed(args.seed)
     content: dict[str, Any] = {"learning_rate": peak_learning_rate(checkpoint.config)}
     timings = _timings(network)
     seconds = _seconds(timings, len(network), chosen)
     words = f"{seconds / 60:.1f} min" if seconds > 60 else f"{seconds:.0f} s"
     print(f"{checkpoint.run.path.name} epoch {checkpoint.epoch}: {', '.join(chosen)}, about {words}", flush=True)
     with progress_bar(round(seconds), "measures", unit="s of work") as bar:
+
+        def generator() -> torch.Generator:
+            return torch.Generator().manual_seed(args.seed)  # a fresh one, so that a group does not depend on others
 
         def advancing(seconds: float) -> Callable[[], object]:
             def advance() -> None:
@@ -57,18 +59,18 @@ def measure_generalization(checkpoint: Checkpoint, args: argparse.Namespace) -> 
 
         forward, backward, single = timings
         if "margin" in chosen:
-            content |= margin_measures(network, generator) | {"margins": margins(network).tolist()}
+            content |= margin_measures(network, generator()) | {"margins": margins(network).tolist()}
         if "weights" in chosen:
             content |= weight_measures(checkpoint.model, _initial_model(checkpoint))
         if "noise" in chosen:
-            measures, searches = noise_measures(network, generator, advancing(forward))
+            measures, searches = noise_measures(network, generator(), advancing(forward))
             curves = {
                 name: [[sigma, found[0].mean().item(), found[1]] for sigma, found in sorted(search.tried.items())]
                 for name, search in searches.items()
             }
             content |= measures | {"noise_curves": curves, "noise_draws": weight_noise.DRAWS}
         if "sharpness" in chosen:
-            measures, rises = sharpness_measures(network, generator, advancing(backward))
+            measures, rises = sharpness_measures(network, generator(), advancing(backward))
             content |= measures | {
                 "sharpness_curves": {
                     ball: [[radius, rise] for radius, rise in curve.items()] for ball, curve in rises.items()
@@ -88,8 +90,7 @@ def measure_generalization(checkpoint: Checkpoint, args: argparse.Namespace) -> 
 def _timings(network: NetworkLoss) -> tuple[float, float, float]:
     """Return the seconds of a forward pass and of a gradient over all images, and of the gradient of one image."""
     inputs, labels = network.batches[0]
-    few = NetworkLoss.__new__(NetworkLoss)
-    vars(few).update(vars(network) | {"batches": [(inputs[:16], labels[:16])], "labels": labels[:16].cpu()})
+    few = NetworkLoss(network.model, [(inputs[:16], labels[:16])], checks=False)
     seconds = []
     for function in (few.logits, few.gradient):
         function()

@@ -28,15 +28,18 @@ class NetworkLoss:
     Everything is computed in eval mode and in full float32 (or float64, if the model is), unless `batch_statistics` is
     set. Then norms with running statistics use those of each batch. Raises ValueError, naming the assumption, if the
     curvature package's checks fail: outputs that vary from call to call or depend on other images of the batch, and the
-    like.
+    like. checks=False leaves them out, for a model that has passed them.
     """
 
-    def __init__(self, model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    def __init__(
+        self, model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], checks: bool = True
+    ) -> None:
         self.model = model
         self.batches: Batches = list(batches)
         self.weights = weights_of(model)
         self.labels = torch.cat([labels for _, labels in self.batches]).cpu()
-        hessian_matvec(model, self.batches, curvature="empirical_fisher")  # for its checks
+        if checks:
+            hessian_matvec(model, self.batches, curvature="empirical_fisher")
 
     def __len__(self) -> int:
         return len(self.labels)
