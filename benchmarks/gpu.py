@@ -11,6 +11,7 @@ gpu-<GPU>.json and .md in --output. --smoke tries the script on a CPU, in under 
 import argparse
 import importlib.util
 import json
+import os
 import re
 import shutil
 import signal
@@ -26,7 +27,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-
 import config
 from benchmarks.common import DEVICE, ROOT, machine, machine_name
 from benchmarks.gpu_tables import markdown
@@ -34,7 +34,7 @@ from normstudy.storage import read_csv, read_json, write_bytes, write_json
 
 SHARES = {"tests": 0.3, "speed": 0.3, "hessian": 0.15, "training": 1.0}  # of the time left when a part begins
 PACKAGES = ("torchvision", "pandas", "scipy", "filelock", "pytest", "hypothesis", "submitit", "pyhessian", "curvlinops")
-SPARE = 5  # seconds kept for the end of the script
+SPARE, GRACE = 15, 10  # seconds for the end of the script, and for a command that is asked to end
 
 
 class Session:
@@ -57,7 +57,7 @@ class Session:
     def lines(self, command: Sequence[str | Path], limit: float, on_line: Callable[[str], object]) -> int | None:
         """Run a Python command and call on_line for each line that it prints; return its code, None at the limit.
 
-        A command that takes longer is asked to end, as by Ctrl-C, and killed ten seconds later.
+        A command that takes longer is asked to end, as by Ctrl-C, and killed GRACE seconds later.
         """
         limit = max(1.0, min(limit, self.left()))
         process = subprocess.Popen(
@@ -67,10 +67,11 @@ class Session:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
+            start_new_session=True,
         )
         assert process.stdout is not None
         timers = [threading.Timer(limit, process.send_signal, [signal.SIGINT])]
-        timers += [threading.Timer(limit + 10, process.kill)]
+        timers += [threading.Timer(limit + GRACE, os.killpg, [process.pid, signal.SIGKILL])]
         begun = time.monotonic()
         for timer in timers:
             timer.start()
@@ -81,6 +82,8 @@ class Session:
         finally:
             for timer in timers:
                 timer.cancel()
+            if process.poll() is None:  # this script was interrupted
+                os.killpg(process.pid, signal.SIGTERM)
         return None if time.monotonic() - begun >= limit else code
 
 
