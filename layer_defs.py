@@ -8,7 +8,6 @@ never touch the autograd graph, and every layer can be differentiated twice.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -24,6 +23,7 @@ from normstudy.kernels import (
     centred_weight,
     form_of,
     group_moments,
+    in_dtype_of,
     map_moments,
     normalized_weight,
     pooled_variance,
@@ -334,18 +334,6 @@ class ScaledReLU(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return (F.relu(x) - RELU_MEAN) * RELU_GAIN
-
-
-def in_dtype_of(x: torch.Tensor, function: Callable[..., torch.Tensor], *args: Any) -> torch.Tensor:
-    """Return function(x, *args) in the dtype of x, which tensors in args are converted to.
-
-    Autocast on CUDA would compute it in float32 and return float32.
-    """
-    if x.dtype != torch.bfloat16:
-        return function(x, *args)
-    args = tuple(each.to(x.dtype) if isinstance(each, torch.Tensor) else each for each in args)
-    with torch.autocast(x.device.type, enabled=False):
-        return function(x, *args)
 
 
 @with_differentiable_jvp

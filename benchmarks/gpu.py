@@ -223,6 +223,8 @@ def main() -> None:
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     print(json.dumps(session.report["machine"]), "\nmissing packages:", ", ".join(missing) or "none", flush=True)
     parts = args.parts.split(",")
+    if not set(parts) <= set(PARTS):
+        parser.error(f"--parts={args.parts} names something other than {', '.join(PARTS)}")
     if args.images is None and not args.smoke and "training" in parts:
         print("skipped: training, which needs --images", flush=True)
         parts.remove("training")

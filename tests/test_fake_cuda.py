@@ -1,4 +1,4 @@
-"""What can be known about CUDA without a GPU, on tensors that have a device, a shape and a dtype but no values.
+"""Tests of the CUDA code without a GPU, on tensors that have a device, a shape and a dtype but no values.
 
 Fake tensors show devices that are mixed and what autocast on CUDA does to dtypes, in the forward pass. Backward passes
 and probes run on meta tensors, which fail where the flow of the program depends on values.

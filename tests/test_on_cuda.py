@@ -1,4 +1,4 @@
-"""What only a CUDA GPU can show (benchmarks/gpu.sh runs all tests that are marked `cuda`)."""
+"""Tests that need a CUDA GPU. benchmarks/gpu.sh runs them."""
 
 import copy
 
@@ -13,6 +13,7 @@ import run_class_similarity
 import run_hessian
 from layer_defs import build_norm, build_token_norm
 from models import build_model
+from normstudy.cli import UsageError
 from normstudy.curvature import hessian_matvec
 from normstudy.kernels import as_current, channel_variance, free_memory, map_moments, training_arithmetic
 from normstudy.storage import read_json
@@ -231,5 +232,5 @@ def test_a_product_is_that_of_the_cpu_in_float64(monkeypatch, arch, curvature):
 
 
 def test_a_second_gpu_that_does_not_exist_is_an_error(train, tmp_path):
-    with pytest.raises(Exception, match="is not available on this machine"):
+    with pytest.raises(UsageError, match="is not available on this machine"):
         train(tmp_path, f"--device=cuda:{torch.cuda.device_count()}")

@@ -6,7 +6,7 @@ ON_MACHINE, ON_GPU = "NORMSTUDY_PROCESSES_ON_MACHINE", "NORMSTUDY_PROCESSES_ON_G
 
 
 def sharing_environment(on_machine: int, on_gpu: int) -> dict[str, str]:
-    """Return the environment variables that tell processes how many of them share the machine and each GPU."""
+    """Return the environment variables with these two numbers, for the processes of a sweep."""
     return {ON_MACHINE: str(on_machine), ON_GPU: str(on_gpu)}
 
 

@@ -23,6 +23,7 @@ from normstudy.kernels.devices import (
 )
 from normstudy.kernels.moments import (
     group_moments,
+    in_dtype_of,
     map_moments,
     pooled_variance,
     ratio,
@@ -60,6 +61,7 @@ __all__ = [
     "gram_matrix",
     "gram_statistics",
     "group_moments",
+    "in_dtype_of",
     "is_bf16_emulated",
     "is_out_of_memory",
     "keep_freed_memory",

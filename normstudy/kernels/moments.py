@@ -3,6 +3,7 @@
 x is (N, C, H, W), preferably in channels_last. All functions can be differentiated twice, in forward and reverse mode.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,8 +25,8 @@ def to_statistics_dtype(x: torch.Tensor) -> torch.Tensor:
 def map_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return (x, variance, mean): population moments over H,W of each sample and channel of x (N, C, H, W), (N, C).
 
-    They are float32 for half-precision x. The returned x is the same tensor. A caller that computes with it, rather
-    than with its own, saves a pass over the maps: the two gradients of x are then added where one of them is computed.
+    They are float32 for half-precision x. The returned x has the same values. Use it in place of your own: its gradient
+    is then added to that of the moments in the same pass.
     """
     if form_of(x, "map_moments") == "plain":
         return x, *torch.var_mean(to_statistics_dtype(x), (2, 3), correction=0)
@@ -40,6 +41,18 @@ def scale_shift(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> to
 def ratio(x: torch.Tensor, divisor: torch.Tensor) -> torch.Tensor:
     """Return x / divisor; both are (N, C, H, W)."""
     return _Ratio.apply(x, divisor)
+
+
+def in_dtype_of(x: torch.Tensor, function: Callable[..., torch.Tensor], *args: Any) -> torch.Tensor:
+    """Return function(x, *args) in the dtype of x, which tensors in args are converted to.
+
+    Autocast on CUDA would compute it in float32 and return float32.
+    """
+    if x.dtype != torch.bfloat16:
+        return function(x, *args)
+    args = tuple(each.to(x.dtype) if isinstance(each, torch.Tensor) else each for each in args)
+    with torch.autocast(x.device.type, enabled=False):
+        return function(x, *args)
 
 
 def pooled_variance(variances: torch.Tensor, means: torch.Tensor, dim: int) -> torch.Tensor:

@@ -16,7 +16,7 @@ from normstudy.kernels.switch import form_of
 
 FULL_PRECISION = (torch.float32, torch.float64)
 POSITIONS_AT_ONCE = 2**15
-STACKED_ENTRIES = 2**24  # maximum total size of the Gram matrices of which statistics are computed at once
+STACKED_ENTRIES = 2**24  # maximum number of entries in a stack of Gram matrices
 SQUARINGS, PRODUCTS = 8, 16  # together the 4096th power of the matrix of cosines
 
 

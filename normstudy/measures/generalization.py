@@ -1,4 +1,4 @@
-"""All generalization measures of a trained network. Each group of them has a file of its own in this folder."""
+"""All generalization measures of a trained network. Each group has its own file in this folder."""
 
 from collections.abc import Iterable, Mapping, Sequence
 

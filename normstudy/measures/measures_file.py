@@ -22,7 +22,7 @@ from normstudy.measures.network_loss import NetworkLoss
 from normstudy.measures.weight_noise import noise_measures
 from normstudy.measures.weight_norms import weight_measures
 from normstudy.plots import draw_measures, draw_measures_over_training
-from normstudy.storage import read_json, read_torch
+from normstudy.storage import USUAL_MATRIX, read_json, read_torch
 
 SIGMAS = 10  # about as many σ are tried in each of the two searches
 CURVES = len(adaptive_sharpness.RADII) * len(adaptive_sharpness.PARTS)
@@ -112,7 +112,7 @@ def _seconds(timings: tuple[float, float, float], images: int, chosen: list[str]
 
 
 def _initial_model(checkpoint: Checkpoint) -> torch.nn.Module | None:
-    """Return the network at the start of training, or None if the run kept no checkpoint of it."""
+    """Return the network as it was before training, or None if that checkpoint is missing."""
     path = checkpoint.run.checkpoint(0)
     if not path.exists():
         return None
@@ -127,7 +127,8 @@ def _effective_dimension(checkpoint: Checkpoint) -> dict[str, Any]:
     found: dict[str, Any] = {"effective_dimension": None, "effective_dimension_alpha": ALPHA}
     if path.exists():
         content = read_json(path)
-        if content.get("checkpoint_sha256") == checkpoint.sha256:
+        is_usual = all(content["settings"].get(name, usual) == usual for name, usual in USUAL_MATRIX.items())
+        if is_usual and (content["epoch"], content["checkpoint_sha256"]) == (checkpoint.epoch, checkpoint.sha256):
             found["effective_dimension"] = effective_dimension(content["probes"], content["dimension"])
     return found
 

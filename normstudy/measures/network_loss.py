@@ -14,9 +14,17 @@ Batches = Sequence[tuple[torch.Tensor, torch.Tensor]]  # (inputs, labels (N,) in
 
 
 def weights_of(model: nn.Module) -> list[torch.Tensor]:
-    """Return the raw weights of all convolutions and linear layers, each once. Raises ValueError if there are none."""
-    layers = (module for module in model.modules() if isinstance(module, (_ConvNd, nn.Linear)))
-    weights = list({id(layer.weight): layer.weight for layer in layers}.values())
+    """Return the raw weights of all convolutions and linear layers, each once.
+
+    Raises ValueError if there are none, or if one is computed from other parameters or frozen: a step of it would then
+    change nothing, or have no gradient.
+    """
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, (_ConvNd, nn.Linear))}
+    for name, layer in layers.items():
+        if not isinstance(layer.weight, nn.Parameter) or not layer.weight.requires_grad:
+            what = "is frozen" if isinstance(layer.weight, nn.Parameter) else "is computed from other parameters"
+            raise ValueError(f"the weight of {name or 'the model'} {what}, so these measures are not defined for it")
+    weights = list({id(layer.weight): layer.weight for layer in layers.values()}.values())
     if not weights:
         raise ValueError("the model has no convolution and no linear layer, whose weights these measures are about")
     return weights

@@ -170,7 +170,7 @@ def test_the_norm_of_a_large_gradient_keeps_its_digits():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("samples", [1, 31, 100])
 def test_variance_and_norm_of_parts_of_any_size(form, dtype, samples):
-    """On the CPU, maps of 32 × 32 are taken in parts of 32 samples, of which the last may be smaller."""
+    """The CPU takes 32 maps of 32 × 32 at a time. The last part may be smaller."""
     noise = torch.randn(samples, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     x = (noise + torch.arange(3.0).view(3, 1, 1)).to(dtype, memory_format=torch.channels_last)
     tolerance = 1e-5 if dtype == torch.float32 and form != "device" else 1e-3

@@ -344,3 +344,17 @@ def test_outputs_that_depend_on_other_images_are_refused():
     images, labels = torch.randn(8, 3), torch.arange(8) % 2
     with pytest.raises(ValueError, match="sample"):
         generalization.generalization_measures(Mixing(3, 2), None, [(images, labels)], seeded(), learning_rate=0.1)
+
+
+@pytest.mark.parametrize(
+    ("what", "words"), [("computed", "is computed from other parameters"), ("frozen", "is frozen")]
+)
+def test_weights_that_a_step_cannot_change_are_refused(what, words):
+    """Noise added to a weight that another parameter determines would change nothing, and σ would look infinite."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    if what == "computed":
+        nn.utils.parametrizations.weight_norm(model[0])
+    else:
+        model[0].weight.requires_grad_(False)
+    with pytest.raises(ValueError, match=f"the weight of 0 {words}"):
+        NetworkLoss(model, [(torch.randn(8, 3), torch.arange(8) % 2)])

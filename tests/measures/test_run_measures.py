@@ -106,3 +106,10 @@ def test_the_number_of_images_depends_on_the_device(run):
 def test_a_network_that_cannot_be_measured_is_left_out(run, capsys):
     assert run_measures.main([str(run.path), "--samples=20", "--checkpoint=epoch_0042"]) == 1
     assert "left out" in capsys.readouterr().err
+
+
+def test_the_effective_dimension_is_not_that_of_another_matrix(run):
+    """A tag can be the name of a matrix: measures-filter.json is not next to the Hessian that it needs."""
+    assert run_hessian.main([str(run.path), *ONE_PRODUCT, "--scale=filter"]) == 0
+    assert run_measures.main([str(run.path), *QUICK, "--tag=filter"]) == 0
+    assert read(run.path / "measures-filter.json")["effective_dimension"] is None

@@ -23,6 +23,6 @@ def test_real_runs_are_looked_into(real):
     assert {"groupings", "groupings_first", "groupings_last"} <= figures
     correlations = pd.read_csv(real / "tables" / "correlations.csv")
     assert {"stable_rank first", "grad_norm last", "class_similarity_pooled"} <= set(correlations["measure"])
-    constant = ["class_similarity_centred", "nc2_equiangularity"]  # with two classes there is one pair of them
+    constant = ["class_similarity_centred", "nc2_equiangularity"]  # two classes have only one pair
     assert (correlations.loc[~correlations["measure"].isin(constant), "n"] == 5).all()
     assert (correlations["n"] <= 5).all()
