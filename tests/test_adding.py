@@ -1,6 +1,7 @@
 """docs/adding.md adds a norm, a network and a measure: its blocks of code, put into a copy of the program."""
 
 import csv
+import json
 import re
 import shutil
 import subprocess
@@ -192,6 +193,34 @@ def test_a_network_is_trained_measured_and_reported(tmp_path):
 
 MEASURE = """
 import sys
+import main, run_measures, run_report
+
+main.main(sys.argv[1:])
+assert run_measures.main(["--results_dir=results", "--samples=20", "--measures=weights"]) == 0
+assert run_report.main(["--results_dir=results", "--resamples=100"]) == 0
+"""
+
+
+def test_a_measure_is_one_function_and_one_line(tmp_path):
+    function, line = blocks("A measure")
+    folder = copy_of_the_program(
+        tmp_path, {"normstudy/storage/measure_columns.py": [("\n}\nMEASURE_COLUMNS", f"\n{line}}}\nMEASURE_COLUMNS")]}
+    )
+    with open(folder / "normstudy" / "measures" / "simple_measures.py", "a", encoding="utf-8") as file:
+        file.write(f"\n\n{function}")
+    call(folder, "-c", MEASURE, *SMALL)
+    [run] = (folder / "results").glob("vgg_*")
+    assert json.loads((run / "measures.json").read_text(encoding="utf-8"))["weight_sparsity"] == 0
+    [row] = csv.DictReader((folder / "results" / "results.csv").read_text(encoding="utf-8").splitlines())
+    assert float(row["weight_sparsity"]) == 0
+    assert "| weight_sparsity | Fraction of the weights that are 0 |" in (folder / "results" / "README.md").read_text(
+        encoding="utf-8"
+    )
+    assert "sparsity of the weights" in (folder / "results" / "report.html").read_text(encoding="utf-8")
+
+
+COMMAND = """
+import sys
 import main, run_report, run_sparsity, run_sweep
 
 main.main(sys.argv[1:])
@@ -200,10 +229,10 @@ assert run_report.main(["--results_dir=results", "--resamples=100"]) == 0
 """
 
 
-def test_a_measure_has_its_command_picture_column_and_place_in_the_report(tmp_path):
-    measure, picture, command, plot_import, name, column, title = blocks("A measure")
+def test_a_measuring_command_has_its_picture_column_and_place_in_the_report(tmp_path):
+    measure, picture, command, plot_import, name, column, title = blocks("A measuring command")
     columns = '"class_similarity_samples": "Number of images on which class similarity was measured",\n'
-    last_title = '    "within_over_between": "within- / between-class variance",\n'
+    last_title = '    "Class Similarity": "class similarity",\n'
     old_names = f"MEASUREMENTS = {MEASUREMENTS!r}\n".replace("'", '"')
     edits = {
         "normstudy/plots/__init__.py": [("\n__all__ = ", f"\n{plot_import}\n__all__ = ")],
@@ -215,7 +244,7 @@ def test_a_measure_has_its_command_picture_column_and_place_in_the_report(tmp_pa
     (folder / "normstudy" / "measures" / "sparsity.py").write_text(measure, encoding="utf-8")
     (folder / "normstudy" / "plots" / "sparsity.py").write_text(picture, encoding="utf-8")
     (folder / "run_sparsity.py").write_text(command, encoding="utf-8")
-    call(folder, "-c", MEASURE, *SMALL)
+    call(folder, "-c", COMMAND, *SMALL)
     [run] = (folder / "results").glob("vgg_*")
     assert (run / "sparsity.png").exists()
     [row] = csv.DictReader((folder / "results" / "results.csv").read_text(encoding="utf-8").splitlines())

@@ -14,6 +14,7 @@ from helpers import NARROW
 import main
 import run_class_similarity
 import run_hessian
+import run_landscape
 import run_measures
 import run_report
 from config import NORM_TYPES, parse_args
@@ -29,6 +30,7 @@ PARSERS = {
     "run_hessian.py": run_hessian.build_parser(),
     "run_class_similarity.py": run_class_similarity.build_parser(),
     "run_measures.py": run_measures.build_parser(),
+    "run_landscape.py": run_landscape.build_parser(),
     "run_report.py": run_report.build_parser(),
 }
 

@@ -19,6 +19,7 @@ ALLOWED = {
     "run_class_similarity": {"normstudy.cli", "normstudy.measures"},
     "run_measures": {"normstudy.cli", "normstudy.kernels", "normstudy.measures"},
     "run_hessian": {"normstudy.cli", "normstudy.measures"},
+    "run_landscape": {"normstudy.cli", "normstudy.measures"},
     "run_report": {"normstudy.cli", "normstudy.report", "normstudy.storage"},
     "run_sweep": {"normstudy.cli", "normstudy.sweeps"},
 }

@@ -19,6 +19,7 @@ PARSER_MODULES = {  # {command: the module whose build_parser() makes its parser
     "run_hessian.py": "run_hessian",
     "run_class_similarity.py": "run_class_similarity",
     "run_measures.py": "run_measures",
+    "run_landscape.py": "run_landscape",
     "run_sweep.py": "run_sweep",
     "run_report.py": "run_report",
 }

@@ -10,7 +10,7 @@ accept any symmetric matrix given as a function v ↦ Av::
 
 from .image_errors import ImageBlocks, LayoutErrors, layout_errors
 from .krylov_space import lanczos, ritz_values
-from .model_state import in_mode
+from .model_state import in_mode, keeps_running_statistics, unwrap
 from .objective import layer_sizes
 from .precision import full_float32
 from .products import bytes_per_sample, hessian_matvec, loss_and_gradient
@@ -29,6 +29,7 @@ __all__ = [
     "full_float32",
     "hessian_matvec",
     "in_mode",
+    "keeps_running_statistics",
     "lanczos",
     "layer_sizes",
     "layout_errors",
@@ -37,4 +38,5 @@ __all__ = [
     "rademacher",
     "ritz_values",
     "spectrum",
+    "unwrap",
 ]

@@ -5,6 +5,8 @@ norm leaves the function unchanged and divides these rows of the Hessian by 2 an
 the scales here, D H D does not change.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
@@ -14,7 +16,7 @@ SCALES = ("none", "filter", "element")
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-def parameter_scales(model: nn.Module, scale: str) -> torch.Tensor:
+def parameter_scales(model: nn.Module, scale: str, at: Iterable[torch.Tensor] | None = None) -> torch.Tensor:
     """Return the scale of each trainable parameter, (dimension,), in the order of model.parameters().
 
     Args:
@@ -22,6 +24,7 @@ def parameter_scales(model: nn.Module, scale: str) -> torch.Tensor:
         scale: "none" gives ones; "element" gives |w|; "filter" gives the norm of the output filter that a weight of a
             convolution or linear layer belongs to, and |w| for any other parameter (also the weights of attention and
             recurrent layers, embeddings, and the tensors behind parametrizations).
+        at: Tensors of the parameters' shapes whose scales to return, in place of the parameters' own.
 
     Raises:
         ValueError: If `scale` is unknown.
@@ -35,8 +38,9 @@ def parameter_scales(model: nn.Module, scale: str) -> torch.Tensor:
             weight = module._parameters.get("weight")
             groups[id(weight)] = module.groups if isinstance(module, TRANSPOSED) else 0
     parts = []
-    for parameter in trainable_parameters(model).values():
-        values = parameter.detach()
+    parameters = list(trainable_parameters(model).values())
+    for parameter, values in zip(parameters, parameters if at is None else at, strict=True):
+        values = values.detach()
         if scale == "none":
             values = torch.ones_like(values)
         elif scale == "filter" and id(parameter) in groups:

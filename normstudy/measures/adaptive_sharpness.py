@@ -8,7 +8,9 @@ import torch
 from normstudy.measures.network_loss import NetworkLoss, norm
 
 Ball = Literal["l2", "linf"]
-RADII: dict[Ball, float] = {"l2": 0.5, "linf": 0.002}
+# The largest radii, in steps of 2 and 2.5, at which the loss of none of several norms rose by more than chance, ln 10,
+# in VGGs trained to a loss of 0.1 on 2,000 images of CIFAR-10. Smaller ones have larger relative errors.
+RADII: dict[Ball, float] = {"l2": 1.0, "linf": 0.002}
 PARTS = (0.25, 0.5, 1.0)  # of the radius, for the picture; the measure is that of the whole radius
 STEPS = 10
 STEP_SIZE = 0.25  # of the radius, halved over the steps

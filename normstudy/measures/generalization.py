@@ -1,17 +1,20 @@
 """All generalization measures of a trained network. Each group has its own file in this folder."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import get_args
 
 import torch
 from torch import nn
 
 from normstudy.measures.adaptive_sharpness import sharpness_measures
+from normstudy.measures.distance_from_init import distance_from_init
 from normstudy.measures.gradient_path import path_measures
 from normstudy.measures.gradient_statistics import gradient_measures
 from normstudy.measures.margins import margin_measures
 from normstudy.measures.network_loss import NetworkLoss
+from normstudy.measures.simple_measures import Group, simple_measures
 from normstudy.measures.weight_noise import noise_measures
-from normstudy.measures.weight_norms import weight_measures
 
 ALPHA = 1.0  # of the effective dimension: eigenvalues well above it count as 1
 
@@ -38,19 +41,19 @@ def generalization_measures(
     noise, _ = noise_measures(network, generator)
     sharpness, _ = sharpness_measures(network, generator)
     path, _ = path_measures(network, learning_rate)
-    return {
-        **weight_measures(model, initial_model),
-        **margin_measures(network, generator),
-        **noise,
-        **sharpness,
-        **gradient_measures(network),
-        **path,
-    }
+    measures = {"distance_from_init": distance_from_init(model, initial_model), **margin_measures(network, generator)}
+    measures |= noise | sharpness | gradient_measures(network) | path
+    for group in get_args(Group):
+        measures |= simple_measures(network, group)
+    return {name: None if value is None or not math.isfinite(value) else value for name, value in measures.items()}
 
 
-def effective_dimension(probes: Sequence[Mapping[str, Sequence[float]]], dimension: int, alpha: float = ALPHA) -> float:
+def effective_dimension(
+    probes: Sequence[Mapping[str, Sequence[float]]], dimension: int, alpha: float = ALPHA
+) -> tuple[float, float | None]:
     """Return Σ λ/(λ+α) over the positive eigenvalues, from the Lanczos probes of hessian.json.
 
+    With it comes its standard error over probes, or None for a single one.
     probes: {"nodes": eigenvalues of a quadrature, "weights": their weights, which sum to 1} for each probe.
     """
     sums = [
@@ -61,4 +64,5 @@ def effective_dimension(probes: Sequence[Mapping[str, Sequence[float]]], dimensi
         )
         for probe in probes
     ]
-    return dimension * sum(sums) / len(sums)
+    values = dimension * torch.tensor(sums, dtype=torch.float64)
+    return values.mean().item(), (values.std() / len(sums) ** 0.5).item() if len(sums) > 1 else None

@@ -1,10 +1,10 @@
-"""Measures of a network's outputs: margins, cross-entropy and entropy."""
+"""Margins: how far the output of the right class lies above the others."""
 
 import math
 
 import torch
 
-from normstudy.measures.network_loss import NetworkLoss, mean_and_error
+from normstudy.measures.network_loss import NetworkLoss
 
 RESAMPLES = 400  # bootstrap resamples of the images for the error of the percentile
 
@@ -16,23 +16,18 @@ def margins(network: NetworkLoss) -> torch.Tensor:
 
 
 def margin_measures(network: NetworkLoss, generator: torch.Generator) -> dict[str, float | None]:
-    """Return margin_10 (10th percentile of the margins), inverse_squared_margin, cross_entropy and output_entropy.
+    """Return margin_10 (10th percentile of the margins) and inverse_squared_margin, with standard errors over images.
 
-    Each has a standard error over images. The inverse squared margin is None where the percentile is not positive.
+    The inverse squared margin is None where the percentile is not positive.
     """
     found = margins(network)
     samples = torch.randint(len(found), (RESAMPLES, len(found)), generator=generator)
     percentile = found.quantile(0.1).item()
     error = found[samples].quantile(0.1, dim=1).std().item()
     is_positive = percentile > 0
-    logits = network.logits()
-    entropy = torch.special.entr(logits.softmax(1)).sum(1)
-    measures: dict[str, float | None] = {
+    return {
         "margin_10": percentile,
         "margin_10_standard_error": error,
         "inverse_squared_margin": percentile**-2 if is_positive else None,
         "inverse_squared_margin_standard_error": 2 * error / percentile**3 if is_positive else None,
     }
-    for name, values in (("cross_entropy", network.losses()), ("output_entropy", entropy)):
-        measures[name], measures[f"{name}_standard_error"] = mean_and_error(values)
-    return measures

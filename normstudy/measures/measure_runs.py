@@ -26,7 +26,7 @@ from normstudy.storage import (
     write_json,
 )
 
-NOT_SETTINGS = ("runs", "results_dir", "data_dir", "device", "overwrite", "checkpoint", "tag")
+NOT_SETTINGS = ("runs", "results_dir", "data_dir", "device", "overwrite", "checkpoint", "tag", "to")
 EARLIER = {  # values that settings had before their flags existed
     "scale": "none",
     "image_blocks": 1,
@@ -101,7 +101,7 @@ def _why_left_out(run: RunDirectory, error: Exception, device: torch.device) -> 
             hint = "; results are written to the run's folder, so copy it to a place where you have write permission"
         return f"{run.path}: {describe_os_error(error)}{hint}"
     if is_out_of_memory(error):
-        return f"{run.path}: {device} has too little memory; lower --batch_size"
+        return f"{run.path}: {device} has too little memory; lower --batch_size or --samples"
     return None
 
 

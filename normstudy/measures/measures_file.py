@@ -13,17 +13,19 @@ from normstudy.cli import RunError, progress_bar
 from normstudy.measures import adaptive_sharpness, weight_noise
 from normstudy.measures.adaptive_sharpness import sharpness_measures
 from normstudy.measures.checkpoints import Checkpoint
+from normstudy.measures.distance_from_init import distance_from_init
 from normstudy.measures.generalization import ALPHA, effective_dimension
-from normstudy.measures.gradient_path import FACTORS, path_measures
+from normstudy.measures.gradient_path import BLOCKS, FACTORS, path_measures
 from normstudy.measures.gradient_statistics import gradient_measures
 from normstudy.measures.margins import margin_measures, margins
 from normstudy.measures.measure_runs import Measurement
 from normstudy.measures.network_loss import NetworkLoss
+from normstudy.measures.simple_measures import simple_measures
 from normstudy.measures.weight_noise import noise_measures
-from normstudy.measures.weight_norms import weight_measures
 from normstudy.plots import draw_measures, draw_measures_over_training
 from normstudy.storage import USUAL_MATRIX, read_json, read_torch
 
+EXTREMES = 3  # about as many of the steps are taken again without each block of images
 SIGMAS = 10  # about as many σ are tried in each of the two searches
 CURVES = len(adaptive_sharpness.RADII) * len(adaptive_sharpness.PARTS)
 
@@ -61,7 +63,7 @@ def measure_generalization(checkpoint: Checkpoint, args: argparse.Namespace) -> 
         if "margin" in chosen:
             content |= margin_measures(network, generator()) | {"margins": margins(network).tolist()}
         if "weights" in chosen:
-            content |= weight_measures(checkpoint.model, _initial_model(checkpoint))
+            content["distance_from_init"] = distance_from_init(checkpoint.model, _initial_model(checkpoint))
         if "noise" in chosen:
             measures, searches = noise_measures(network, generator(), advancing(forward))
             curves = {
@@ -82,6 +84,8 @@ def measure_generalization(checkpoint: Checkpoint, args: argparse.Namespace) -> 
             content |= gradient_measures(network, advancing(single))
             measures, path = path_measures(network, content["learning_rate"], advancing(backward))
             content |= measures | {"path": path}
+        for group in chosen:
+            content |= simple_measures(network, group)
     content |= _effective_dimension(checkpoint)
     content |= {"num_samples": len(subset), "sample_indices_sha256": indices_hash}
     return content | {"seconds": time.perf_counter() - start}
@@ -106,7 +110,7 @@ def _seconds(timings: tuple[float, float, float], images: int, chosen: list[str]
     seconds = {
         "noise": 2 * SIGMAS * weight_noise.DRAWS * forward,
         "sharpness": CURVES * (adaptive_sharpness.STEPS + 1) * backward,
-        "gradients": images * single + (len(FACTORS) + 1) * backward,
+        "gradients": images * single + (1 + len(FACTORS) + EXTREMES * BLOCKS) * backward,
     }
     return sum(seconds.get(name, forward) for name in chosen)
 
@@ -124,12 +128,13 @@ def _initial_model(checkpoint: Checkpoint) -> torch.nn.Module | None:
 def _effective_dimension(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the effective dimension, from the Hessian that was measured at the same checkpoint; None without one."""
     path = checkpoint.target.with_name(checkpoint.target.name.replace("measures", "hessian", 1))
-    found: dict[str, Any] = {"effective_dimension": None, "effective_dimension_alpha": ALPHA}
+    names = ("effective_dimension", "effective_dimension_standard_error")
+    found: dict[str, Any] = {**dict.fromkeys(names), "effective_dimension_alpha": ALPHA}
     if path.exists():
         content = read_json(path)
         is_usual = all(content["settings"].get(name, usual) == usual for name, usual in USUAL_MATRIX.items())
         if is_usual and (content["epoch"], content["checkpoint_sha256"]) == (checkpoint.epoch, checkpoint.sha256):
-            found["effective_dimension"] = effective_dimension(content["probes"], content["dimension"])
+            found |= zip(names, effective_dimension(content["probes"], content["dimension"]), strict=True)
     return found
 
 

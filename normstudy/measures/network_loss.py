@@ -59,28 +59,32 @@ class NetworkLoss:
             yield
 
     @contextlib.contextmanager
-    def moved(self, steps: Sequence[torch.Tensor]) -> Iterator[None]:
-        """Add a step to each weight inside a `with` block; the weights are restored to the bit afterwards."""
-        before = [weight.detach().clone() for weight in self.weights]
+    def moved(self, steps: Sequence[torch.Tensor], of: Sequence[torch.Tensor] | None = None) -> Iterator[None]:
+        """Add a step to each tensor of `of` (default: the weights) inside a `with` block.
+
+        They are restored to the bit afterwards.
+        """
+        of = self.weights if of is None else of
+        before = [each.detach().clone() for each in of]
         try:
             with torch.no_grad():
-                for weight, step in zip(self.weights, steps, strict=True):
-                    weight.add_(step)
+                for each, step in zip(of, steps, strict=True):
+                    each.add_(step)
             yield
         finally:
             with torch.no_grad():
-                for weight, old in zip(self.weights, before, strict=True):
-                    weight.copy_(old)
+                for each, old in zip(of, before, strict=True):
+                    each.copy_(old)
 
     @torch.no_grad()
-    def logits(self) -> torch.Tensor:
+    def logits(self, batch_statistics: bool = False) -> torch.Tensor:
         """Return the outputs for all images, (m, C), in float64 on the CPU."""
-        with self.evaluation():
+        with self.evaluation(batch_statistics):
             return torch.cat([self.model(inputs).cpu().double() for inputs, _ in self.batches])
 
-    def losses(self) -> torch.Tensor:
+    def losses(self, batch_statistics: bool = False) -> torch.Tensor:
         """Return the cross-entropy of each image, (m,), in float64 on the CPU."""
-        return F.cross_entropy(self.logits(), self.labels, reduction="none")
+        return F.cross_entropy(self.logits(batch_statistics), self.labels, reduction="none")
 
     def gradient(
         self, of: Sequence[torch.Tensor] | None = None, batch_statistics: bool = False

@@ -3,8 +3,9 @@
 from normstudy.plots.class_similarity import draw_class_similarity, draw_class_similarity_over_training
 from normstudy.plots.curves import draw_curves
 from normstudy.plots.hessian import draw_hessian, draw_hessian_over_training, format_with_residual, spectral_density
+from normstudy.plots.landscape import draw_landscape
 from normstudy.plots.measures import draw_measures, draw_measures_over_training
-from normstudy.plots.probes import LOGARITHMIC_PROBES, PROBE_TITLES, draw_probes
+from normstudy.plots.probes import LOGARITHMIC_PROBES, PROBE_TITLES, WEIGHT_TITLES, draw_probes
 from normstudy.plots.style import (
     NORM_COLOURS,
     OTHER_COLOUR,
@@ -25,11 +26,13 @@ __all__ = [
     "OTHER_COLOUR",
     "PALETTE",
     "PROBE_TITLES",
+    "WEIGHT_TITLES",
     "draw_class_similarity",
     "draw_class_similarity_over_training",
     "draw_curves",
     "draw_hessian",
     "draw_hessian_over_training",
+    "draw_landscape",
     "draw_measures",
     "draw_measures_over_training",
     "draw_probes",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,10 +18,9 @@ from normstudy.plots.style import (
 from normstudy.storage import (
     CONV_KEYS,
     PROBE_KEYS,
-    WEIGHT_KEYS,
     RunDirectory,
+    effective_rates,
     load_probes_of_whole_batches,
-    read_json,
 )
 
 if TYPE_CHECKING:
@@ -59,7 +57,9 @@ def draw_probes(run: RunDirectory, title: str) -> None:
     if probes is None or not len(probes["iteration"]):
         return
     iterations = probes["iteration"].numpy()
-    statistics = {key: probes[key].double().numpy() for key in PROBE_KEYS} | _of_weights(run, probes)
+    probes |= effective_rates(run, probes)
+    keys = (*PROBE_KEYS, *(key for key in WEIGHT_TITLES if key in probes))
+    statistics = {key: probes[key].double().numpy() for key in keys}
     figure, panels = new_figure(2 * len(statistics) // 3, 3, figsize=(17, 3 * len(statistics)))
     figure.subplots_adjust(left=0.065, right=0.98, bottom=0.24 / len(statistics), top=1 - 0.42 / len(statistics))
     for index, (key, values) in enumerate(statistics.items()):
@@ -80,21 +80,6 @@ def draw_probes(run: RunDirectory, title: str) -> None:
         + "; white: not finite" * is_white
     )
     save_figure(figure, run.probes_picture, dpi=85)
-
-
-def _of_weights(run: RunDirectory, probes: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return {statistic: (iterations, weights)} of the weights; nothing if an earlier version did not record them.
-
-    The effective learning rate is that of a weight w whose scale does not change the output: rate/‖w‖² for SGD, and
-    rate/‖w‖ for AdamW.
-    """
-    if not all(key in probes for key in (*WEIGHT_KEYS, "learning_rate")):
-        return {}
-    found = {key: probes[key].double().numpy() for key in WEIGHT_KEYS}
-    power = 1 if read_json(run.config).get("optimizer") == "adamw" else 2
-    with np.errstate(divide="ignore"):
-        found["effective_rate"] = probes["learning_rate"].numpy()[:, None] / found["weight_norm"] ** power
-    return found
 
 
 def _colour_limits(values: np.ndarray, key: str) -> tuple[float, float, bool]:

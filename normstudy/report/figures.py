@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from normstudy.plots import save_figure
+from normstudy.plots import WEIGHT_TITLES, save_figure
 from normstudy.report.data import ReportData, ReportStatistics
 from normstudy.report.measure_figures import draw_correlations, draw_outcome
 from normstudy.report.network_figures import (
@@ -129,3 +129,9 @@ def _of_networks(data: ReportData) -> Iterator[Drawing]:
         yield Drawing(f"groupings_{moment}", caption, draw_groupings_of_norm(by_grouping, moment))
     caption = f"Layer statistics over training: mean over sites and a norm's runs{WHERE}norms. Diverged runs end early."
     yield Drawing("iterations", caption, draw_statistics(by_norm, "mean"))
+    caption = (
+        f"Weights of convolutions and linear layers over training: mean over weights and a norm's runs{WHERE}norms. "
+        "The effective learning rate is that of a weight whose scale does not change the output: the rate divided by "
+        "‖w‖² (for AdamW, by ‖w‖)."
+    )
+    yield Drawing("weights", caption, draw_statistics(by_norm, "mean", tuple(WEIGHT_TITLES)))

@@ -13,6 +13,7 @@ from normstudy.plots import (
     NORM_COLOURS,
     OTHER_COLOUR,
     PROBE_TITLES,
+    WEIGHT_TITLES,
     new_figure,
     norm_colour,
     scale_logarithmically,
@@ -137,8 +138,9 @@ def draw_statistics(
     """Draw layer statistics, averaged over a norm's runs: a row of panels for each, a column for each network.
 
     The x axis is depth at the "first" or the "last" iteration. If `moment` is "mean", it is the iteration, and the
-    values are means over sites. Return None without runs.
+    values are means over sites. Runs that lack a statistic are left out. Return None without runs.
     """
+    probed = [(row, part) for row, part in probed if all(key in part.values for key in keys)]
     networks = in_order([row["Model"] for row, _ in probed], ARCHS)
     if not networks:
         return None
@@ -158,8 +160,9 @@ def draw_statistics(
                     _draw_mean(panel, own, key, moment, colour)
             _scale_and_frame(panel, key in LOGARITHMIC_PROBES)
             panel.grid(alpha=0.3)
-        title, kind = PROBE_TITLES[key], "convolutions" if key in CONV_KEYS else "activations"
-        row_of_panels[0].set_ylabel(title if title.startswith("activation") else f"{title} ({kind})")
+        title, kind = (PROBE_TITLES | WEIGHT_TITLES)[key], "convolutions" if key in CONV_KEYS else "activations"
+        is_clear = key in WEIGHT_TITLES or title.startswith("activation")
+        row_of_panels[0].set_ylabel(title if is_clear else f"{title} ({kind})")
     for network, top, bottom_panel in zip(networks, panels[0], panels[-1], strict=True):
         top.set_title(network)
         bottom_panel.set_xlabel("iteration" if moment == "mean" else "layer (1 = nearest the input)")

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from normstudy.cli import RunError
-from normstudy.plots import PROBE_TITLES
+from normstudy.plots import PROBE_TITLES, WEIGHT_TITLES
 from normstudy.report.tables import Row
 from normstudy.storage import PROBE_KEYS, RunDirectory, read_probes_summary
 
@@ -24,7 +24,8 @@ class ProbeStatistics:
     """The content of a run's probes.json.
 
     sites: the names of the sites by kind. iterations: those of "mean", (T,). values: for each statistic, the values by
-    site at the "first" and the "last" iteration, (sites,), and the "mean" over sites, (T,).
+    site at the "first" and the "last" iteration, (sites,), and the "mean" over sites, (T,). Runs of earlier versions
+    have no statistics of weights.
     """
 
     sites: dict[str, list[str]]
@@ -49,7 +50,7 @@ def read_probe_statistics(runs: Sequence[tuple[Row, RunDirectory]]) -> list[tupl
         if content is not None:
             values = {
                 key: {name: np.array(numbers, dtype=float) for name, numbers in content[key].items()}
-                for key in PROBE_KEYS
+                for key in (*PROBE_KEYS, *(key for key in WEIGHT_TITLES if key in content))
             }
             found.append((row, ProbeStatistics(content["sites"], np.array(content["iteration"]), values)))
     return found

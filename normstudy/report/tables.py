@@ -11,7 +11,7 @@ import pandas as pd
 
 from config import ARCHS, GROUPED_NORMS, NORM_TYPES
 from normstudy.cli import RunError, canonical_name
-from normstudy.storage import SETTING_COLUMNS
+from normstudy.storage import MEASURE_COLUMNS, SETTING_COLUMNS
 
 Row = dict[str, Any]  # one run: {column: value}
 T = TypeVar("T")
@@ -32,33 +32,7 @@ MEASURES = {  # scaled curvature first: unscaled curvature changes with weights 
     "Eigen Variance": "variance of eigenvalues",
     "Max Eigen": "largest eigenvalue",
     "Class Similarity": "class similarity",
-    "class_similarity_pooled": "class similarity, pooled features",
-    "class_similarity_centred": "class similarity, centred",
-    "within_over_between": "within- / between-class variance",
-    "nc1": "neural collapse nc1 (variance within classes)",
-    "nc2_equinorm": "neural collapse nc2 (equal norms)",
-    "nc2_equiangularity": "neural collapse nc2 (equal angles)",
-    "nc2_max_angle": "neural collapse nc2 (largest angles)",
-    "nc3": "neural collapse nc3 (classifier and means)",
-    "nc4": "neural collapse nc4 (nearest mean)",
-    "effective_rank": "effective rank of the features",
-    "l2_norm": "norm of the weights",
-    "distance_from_init": "distance from the start",
-    "margin_10": "margin (10th percentile)",
-    "inverse_squared_margin": "inverse squared margin",
-    "cross_entropy": "training cross-entropy",
-    "output_entropy": "entropy of the outputs",
-    "pac_bayes_sigma": "weight noise that costs accuracy",
-    "pac_bayes_magnitude_sigma": "relative weight noise that costs accuracy",
-    "adaptive_sharpness_l2": "adaptive sharpness, L2",
-    "adaptive_sharpness_linf": "adaptive sharpness, L∞",
-    "gradient_norm": "norm of the gradient",
-    "empirical_fisher_trace": "trace of the empirical Fisher matrix",
-    "gradient_noise_scale": "gradient noise scale",
-    "loss_range": "loss range along a step",
-    "gradient_predictiveness": "change of the gradient along a step",
-    "effective_smoothness": "effective smoothness along a step",
-    "effective_dimension": "effective dimension of the Hessian",
+    **{name: measure.title for name, measure in MEASURE_COLUMNS.items()},
 }
 CELL = ["Model", "Dataset", "Batch Size", "Mom & WD"]
 # All columns in which settings can differ, without the norm and its grouping, which the report compares.

@@ -11,11 +11,13 @@ from normstudy.storage.files import (
     write_json,
     write_torch,
 )
+from normstudy.storage.measure_columns import MEASURE_COLUMNS
 from normstudy.storage.probe_files import (
     ACTIVATION_KEYS,
     CONV_KEYS,
     PROBE_KEYS,
     WEIGHT_KEYS,
+    effective_rates,
     load_probes,
     load_probes_of_whole_batches,
     read_probes_summary,
@@ -43,6 +45,7 @@ __all__ = [
     "ACTIVATION_KEYS",
     "CONV_KEYS",
     "MEASUREMENTS",
+    "MEASURE_COLUMNS",
     "METRICS_COLUMNS",
     "PROBE_KEYS",
     "SETTING_COLUMNS",
@@ -54,6 +57,7 @@ __all__ = [
     "changed_files",
     "collect_table",
     "directory_of",
+    "effective_rates",
     "git_commit",
     "history_entry",
     "identity_hash",

@@ -11,6 +11,7 @@ ACTIVATION_KEYS = ("activation_norm", "activation_variance", "cosine_similarity"
 CONV_KEYS = ("std", "grad_norm")
 PROBE_KEYS = CONV_KEYS + ACTIVATION_KEYS  # of the outputs of layers
 WEIGHT_KEYS = ("weight_norm", "update_angle")  # of their weights; runs of earlier versions lack them
+EFFECTIVE_RATE = "effective_rate"  # of weights, computed from what is recorded (see effective_rates)
 SUMMARIZED_ITERATIONS = 100  # maximum in probes.json
 
 
@@ -83,11 +84,24 @@ def _probes_summary(run: RunDirectory) -> dict[str, Any] | None:
         return None
     chosen = torch.linspace(0, len(probes["iteration"]) - 1, SUMMARIZED_ITERATIONS).round().long().unique()
     content = {"sites": probes["sites"], "iteration": probes["iteration"][chosen].tolist()}
-    for key in (*PROBE_KEYS, *(key for key in WEIGHT_KEYS if key in probes)):
+    probes |= effective_rates(run, probes)
+    for key in (*PROBE_KEYS, *(key for key in (*WEIGHT_KEYS, EFFECTIVE_RATE) if key in probes)):
         values = probes[key].double()
         parts = {"first": values[0], "last": values[-1], "mean": values[chosen].nanmean(1)}
         content[key] = {name: [float(f"{x:.6g}") for x in part.tolist()] for name, part in parts.items()}
     return content
+
+
+def effective_rates(run: RunDirectory, probes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {"effective_rate": (T, weights)}, or {} if an earlier version did not record the weights.
+
+    The effective learning rate is that of a weight w whose scale does not change the output: rate/‖w‖² for SGD, and
+    rate/‖w‖ for AdamW.
+    """
+    if not all(key in probes for key in (*WEIGHT_KEYS, "learning_rate")):
+        return {}
+    power = 1 if read_json(run.config).get("optimizer") == "adamw" else 2
+    return {EFFECTIVE_RATE: probes["learning_rate"].double()[:, None] / probes["weight_norm"].double() ** power}
 
 
 def read_probes_summary(run: RunDirectory) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from config import GROUPED_NORMS, Config
 from normstudy.storage.files import write_bytes
+from normstudy.storage.measure_columns import OF_CLASS_SIMILARITY, OF_MEASURES, columns_of
 
 # {column: meaning}, in the order of the table; the original study's come first, so that both tables can be concatenated
 ORIGINAL_COLUMNS = {
@@ -75,45 +76,9 @@ MEASUREMENT_COLUMNS = {
     "min_eigen": "Smallest Ritz value of the Hessian, whose smallest eigenvalue is at most this value",
     "min_eigen_residual": "Residual of `min_eigen`: an eigenvalue lies within this distance of it",
     "hessian_samples": "Number of images on which the Hessian was measured",
-    "class_similarity_pooled": "`Class Similarity` of the features as the classifier pools them",
-    "class_similarity_centred": "`Class Similarity` of the class means after subtracting the global mean",
-    "within_over_between": "Variance of the features within classes divided by their variance between classes",
-    "nc1": "Neural collapse: variance within classes over that between them, along the class means",
-    "nc2_equinorm": "Neural collapse: spread of the norms of the centred class means, relative to their mean",
-    "nc2_equiangularity": "Neural collapse: standard deviation over class pairs of their cosines",
-    "nc2_max_angle": "Neural collapse: mean distance of these cosines from −1/(C−1), their value in a simplex",
-    "nc3": "Neural collapse: distance between the classifier's weights and the centred class means, both of norm 1",
-    "nc4": "Neural collapse: share of images whose nearest class mean is not that of the prediction",
-    "effective_rank": "exp of the entropy of the normalized singular values of the centred pooled features",
+    **columns_of(OF_CLASS_SIMILARITY),
     "class_similarity_samples": "Number of images on which class similarity was measured",
-    "l2_norm": "Norm of all weights of convolutions and linear layers, from `measures.json`",
-    "distance_from_init": "Norm of the difference between these weights and those at the start of training",
-    "margin_10": "10th percentile over images of the margin: the logit of the label minus the largest other",
-    "margin_10_standard_error": "Standard error of `margin_10` over images",
-    "inverse_squared_margin": "1 divided by the square of `margin_10`; empty if that is not positive",
-    "inverse_squared_margin_standard_error": "Standard error of `inverse_squared_margin` over images",
-    "cross_entropy": "Mean cross-entropy in nats on the images measured",
-    "cross_entropy_standard_error": "Standard error of `cross_entropy` over images",
-    "output_entropy": "Mean entropy of the predicted probabilities in nats",
-    "output_entropy_standard_error": "Standard error of `output_entropy` over images",
-    "pac_bayes_sigma": "Standard deviation of the noise in the weights that costs 0.1 of accuracy",
-    "pac_bayes_sigma_standard_error": "Standard error of `pac_bayes_sigma` over draws of the noise",
-    "pac_bayes_magnitude_sigma": "The same for noise in proportion to each weight",
-    "pac_bayes_magnitude_sigma_standard_error": "Standard error of `pac_bayes_magnitude_sigma` over draws",
-    "adaptive_sharpness_l2": "Largest rise of the loss found within an L2 ball of relative changes of the weights",
-    "adaptive_sharpness_l2_standard_error": "Standard error of `adaptive_sharpness_l2` over images",
-    "adaptive_sharpness_linf": "The same within an L∞ ball",
-    "adaptive_sharpness_linf_standard_error": "Standard error of `adaptive_sharpness_linf` over images",
-    "gradient_norm": "Norm of the gradient of the mean loss",
-    "gradient_norm_standard_error": "Standard error of `gradient_norm` over images",
-    "empirical_fisher_trace": "Mean over images of the squared norm of their gradients",
-    "empirical_fisher_trace_standard_error": "Standard error of `empirical_fisher_trace` over images",
-    "gradient_noise_scale": "Variance of the gradients of images over the squared norm of their mean",
-    "gradient_noise_scale_standard_error": "Standard error of `gradient_noise_scale` over images",
-    "loss_range": "Largest minus smallest loss along a training step",
-    "gradient_predictiveness": "Largest change of the gradient along a training step",
-    "effective_smoothness": "Largest change of the gradient along a training step, relative to the length moved",
-    "effective_dimension": "Number of eigenvalues of the Hessian that are large relative to 1: the sum of λ/(λ+1)",
+    **columns_of(OF_MEASURES),
     "measures_samples": "Number of images on which the measures of `measures.json` were computed",
 }
 PROVENANCE_COLUMNS = {

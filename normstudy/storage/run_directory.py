@@ -19,7 +19,7 @@ from normstudy.cli import Busy
 from normstudy.storage.files import remove_leftovers
 from normstudy.storage.locks import locked
 
-MEASUREMENTS = ("hessian", "class_similarity", "measures")  # {name}.json is written by run_{name}.py
+MEASUREMENTS = ("hessian", "class_similarity", "measures", "landscape")  # {name}.json is written by run_{name}.py
 USUAL_MATRIX = {"curvature": "hessian", "bn_mode": "eval", "scale": "none"}  # other values enter a measurement's name
 METRICS_COLUMNS = (
     "epoch",
@@ -123,12 +123,13 @@ class RunDirectory:
 
 
 def measurement_name(kind: str, settings: Mapping[str, Any]) -> str:
-    """Return the name of a measurement: its kind, and what its matrix and --tag add, such as hessian-train-filter.
+    """Return the name of a measurement: its kind, and what its matrix, --to and --tag add, as in hessian-train-filter.
 
     kind: one of MEASUREMENTS.
     """
     unusual = [str(settings[name]) for name, usual in USUAL_MATRIX.items() if settings.get(name, usual) != usual]
-    return "-".join([kind, *unusual, *([settings["tag"]] if settings.get("tag") else [])])
+    to = [f"to-{settings['to_identity']}"] if settings.get("to_identity") else []
+    return "-".join([kind, *unusual, *to, *([settings["tag"]] if settings.get("tag") else [])])
 
 
 def identity_hash(config: Config) -> str:

@@ -92,7 +92,7 @@ def test_a_package_that_is_not_installed_is_one_line(start, line):
 @pytest.mark.parametrize("package", ["torch", "filelock", "tqdm"])
 def test_packages_load_after_the_flags_are_checked(package):
     """Importing the commands, or the folders that plan and collect, does not import these packages."""
-    commands = "main, run_hessian, run_class_similarity, run_measures, run_sweep, run_report"
+    commands = "main, run_hessian, run_class_similarity, run_measures, run_landscape, run_sweep, run_report"
     code = f"import sys, {commands}; sys.exit(sys.argv[1] in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code, package], cwd=ROOT).returncode == 0
 

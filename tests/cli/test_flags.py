@@ -12,6 +12,7 @@ import config
 import main
 import run_class_similarity
 import run_hessian
+import run_landscape
 import run_measures
 from config import Config, parse_args
 from normstudy.cli import RunError, UsageError
@@ -21,6 +22,7 @@ MEASURING = {
     "hessian": run_hessian.build_parser,
     "class_similarity": run_class_similarity.build_parser,
     "measures": run_measures.build_parser,
+    "landscape": run_landscape.build_parser,
 }
 pytestmark = pytest.mark.usefixtures("narrow")
 

@@ -15,13 +15,14 @@ import config
 from models import build_model
 from normstudy.measures import adaptive_sharpness, generalization, weight_noise
 from normstudy.measures.adaptive_sharpness import Ascent, sharpness_measures
+from normstudy.measures.distance_from_init import distance_from_init
 from normstudy.measures.generalization import effective_dimension, generalization_measures
-from normstudy.measures.gradient_path import FACTORS, path_measures
+from normstudy.measures.gradient_path import BLOCKS, FACTORS, NAMES, path_measures
 from normstudy.measures.gradient_statistics import gradient_measures, gradient_products, noise_scale
 from normstudy.measures.margins import margin_measures
 from normstudy.measures.network_loss import NetworkLoss
+from normstudy.measures.simple_measures import simple_measures
 from normstudy.measures.weight_noise import noise_measures
-from normstudy.measures.weight_norms import weight_measures
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "vgg": {"arch": "vgg"},
@@ -64,7 +65,7 @@ def test_margins_losses_and_entropies_by_hand():
     logits = torch.randn(60, 4, dtype=torch.float64, generator=seeded())
     labels = torch.randint(4, (60,), generator=seeded(1))
     network = NetworkLoss(*linear(logits.T, labels))
-    found = margin_measures(network, seeded())
+    found = margin_measures(network, seeded()) | simple_measures(network, "margin")
     margins = sorted(
         row[y].item() - max(row[j].item() for j in range(4) if j != y)
         for row, y in zip(logits, labels.tolist(), strict=True)
@@ -100,16 +101,16 @@ def test_the_error_of_the_percentile_is_that_of_fresh_images():
 
 
 def test_norms_of_weights_are_those_of_all_entries():
-    model, _ = small_network()
+    model, batches = small_network()
     torch.manual_seed(5)
     initial = build_model("vgg", norm_type="BatchNorm", num_classes=3).double()
     weights = [torch.cat([p.flatten() for n, p in each.named_parameters() if p.dim() > 1]) for each in (model, initial)]
-    found = weight_measures(model, initial)
-    assert found["l2_norm"] == pytest.approx(weights[0].norm().item())
-    assert found["distance_from_init"] == pytest.approx((weights[0] - weights[1]).norm().item())
-    assert weight_measures(model, None)["distance_from_init"] is None
+    found = simple_measures(NetworkLoss(model, batches), "weights")
+    assert found == {"l2_norm": pytest.approx(weights[0].norm().item())}
+    assert distance_from_init(model, initial) == pytest.approx((weights[0] - weights[1]).norm().item())
+    assert distance_from_init(model, None) is None
     with pytest.raises(ValueError, match="other shapes"):
-        weight_measures(model, nn.Linear(3, 2))
+        distance_from_init(model, nn.Linear(3, 2))
 
 
 # Noise in the weights
@@ -292,9 +293,47 @@ def test_a_path_without_a_gradient_is_not_defined():
     assert set(path_measures(network, 0.1)[0].values()) == {None}
 
 
+def test_the_errors_along_a_path_are_those_of_fresh_images():
+    """60 sets of 160 images of three overlapping classes: the spread of the measures over sets is known."""
+    model = nn.Linear(6, 3).double()
+    found, errors = [], []
+    for seed in range(60):
+        labels = torch.arange(160) % 3
+        images = torch.randn(160, 6, dtype=torch.float64, generator=seeded(seed))
+        images[torch.arange(160), labels] += 1
+        measures, _ = path_measures(NetworkLoss(model, [(images, labels)], checks=False), 0.5)
+        found.append([measures[name] for name in NAMES])
+        errors.append([measures[f"{name}_standard_error"] for name in NAMES])
+    spread = torch.tensor(found, dtype=torch.float64).std(0)
+    torch.testing.assert_close(torch.tensor(errors, dtype=torch.float64).mean(0), spread, rtol=0.3, atol=0)
+
+
+def test_the_errors_along_a_path_leave_each_block_of_each_batch_out():
+    model = nn.Linear(5, 3).double()
+    images, labels = torch.randn(40, 5, dtype=torch.float64, generator=seeded()), torch.arange(40) % 3
+    batches = [(images[:24], labels[:24]), (images[24:], labels[24:])]
+    found, _ = path_measures(NetworkLoss(model, batches), 0.05)
+    values = []
+    for block in range(BLOCKS):
+        kept = [
+            (x[torch.arange(len(y)) % BLOCKS != block], y[torch.arange(len(y)) % BLOCKS != block]) for x, y in batches
+        ]
+        part, _ = path_measures(NetworkLoss(model, kept), 0.05)
+        values.append([part[name] for name in NAMES])
+    spread = torch.tensor(values, dtype=torch.float64)
+    expected = ((BLOCKS - 1) / BLOCKS * (spread - spread.mean(0)).square().sum(0)).sqrt()
+    assert [found[f"{name}_standard_error"] for name in NAMES] == pytest.approx(expected.tolist())
+    few, _ = path_measures(NetworkLoss(model, [(images[:15], labels[:15])]), 0.05)
+    assert few["loss_range"] is not None
+    assert few["loss_range_standard_error"] is None
+
+
 def test_effective_dimension_counts_large_eigenvalues():
     probes = [{"nodes": [-1.0, 1e9, 1.0], "weights": [0.5, 0.2, 0.3]}, {"nodes": [0.0, 1e9], "weights": [0.5, 0.5]}]
-    assert effective_dimension(probes, 10) == pytest.approx(10 * (0.2 + 0.15 + 0.5) / 2)
+    value, error = effective_dimension(probes, 10)
+    assert value == pytest.approx(10 * (0.2 + 0.15 + 0.5) / 2)
+    assert error == pytest.approx(10 * (0.5 - 0.35) / 2)  # half the difference of two values
+    assert effective_dimension(probes[:1], 10)[1] is None
 
 
 # Invariance, and every norm in every network

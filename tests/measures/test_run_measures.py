@@ -57,6 +57,7 @@ def test_the_file_holds_the_measures_of_the_network_and_the_table_their_values(r
         sum(w * v / (v + 1) for v, w in zip(probe["nodes"], probe["weights"], strict=True) if v > 0)
         for probe in hessian["probes"]
     ]
+    assert content["effective_dimension_standard_error"] is None  # a single probe
     assert content["effective_dimension"] == pytest.approx(hessian["dimension"] * sum(sums) / len(sums))
     assert content["distance_from_init"] > 0
     assert content["learning_rate"] == rate

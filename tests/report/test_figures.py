@@ -19,7 +19,7 @@ def test_a_norm_has_its_colour_in_every_picture(made):
 
 def test_real_runs_are_looked_into(real):
     figures = {path.stem for path in (real / "figures").glob("*.png")}
-    assert {"densities", "depth_first", "depth_last", "iterations", "ranking", "correlations"} <= figures
+    assert {"densities", "depth_first", "depth_last", "iterations", "weights", "ranking", "correlations"} <= figures
     assert {"groupings", "groupings_first", "groupings_last"} <= figures
     correlations = pd.read_csv(real / "tables" / "correlations.csv")
     assert {"stable_rank first", "grad_norm last", "class_similarity_pooled"} <= set(correlations["measure"])
