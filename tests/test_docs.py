@@ -143,14 +143,15 @@ def run_python(program):
 
 
 def test_the_pieces_of_python_measure_a_foreign_network_one_after_another():
-    measure, _, _, _, density, similarity, _ = python_blocks("docs/python.md")
-    said = run_python(f"{measure}\n{density}\n{similarity}\nprint([len(each) for each in largest])")
+    measure, _, _, _, density, similarity, generalization, _ = python_blocks("docs/python.md")
+    said = run_python(f"{measure}\n{density}\n{similarity}\nprint([len(each) for each in largest])\n{generalization}")
     assert len(re.findall(r"^loss [\d.]+ with", said, re.MULTILINE)) == 2
     assert re.search(r"^trace \S+ ± \S+ \(s.e. over 6 probes\)\nlargest eigenvalue \S+ \(residual", said, re.MULTILINE)
     assert re.search(r"^layer4.1.conv2: \S+ ± ", said, re.MULTILINE)
     assert "the density integrates to 1.000" in said
     assert "class similarity 0." in said
     assert "[3, 3]" in said
+    assert re.search(r"^adaptive_sharpness_l2 0\.\d", said, re.MULTILINE)
 
 
 def test_the_pieces_of_python_measure_other_models_losses_and_batches(tmp_path):
