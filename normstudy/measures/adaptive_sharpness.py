@@ -11,7 +11,7 @@ Ball = Literal["l2", "linf"]
 # The largest radii, in steps of 2 and 2.5, at which the loss of none of several norms rose by more than chance, ln 10,
 # in VGGs trained to a loss of 0.1 on 2,000 images of CIFAR-10. Smaller ones have larger relative errors.
 RADII: dict[Ball, float] = {"l2": 1.0, "linf": 0.002}
-PARTS = (0.25, 0.5, 1.0)  # of the radius, for the picture; the measure is that of the whole radius
+PARTS = (0.5, 1.0)  # of the radius, for the picture; the measure is that of the whole radius
 STEPS = 10
 STEP_SIZE = 0.25  # of the radius, halved over the steps
 START = 1e-3  # of the radius: the length of the random start, from which even a stationary point is left
@@ -85,7 +85,7 @@ def sharpness_measures(
     """Return adaptive_sharpness_l2 and _linf with their standard errors over images, and {ball: {radius: rise}}.
 
     Radius, steps and start are fixed (RADII, STEPS, START), so that networks compare. `advance` is called after each of
-    the 6 · (STEPS + 1) gradients.
+    the 4 · (STEPS + 1) gradients.
     """
     measures: dict[str, float | None] = {}
     curves: dict[str, dict[float, float]] = {}

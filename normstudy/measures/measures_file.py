@@ -110,7 +110,7 @@ def _seconds(timings: tuple[float, float, float], images: int, chosen: list[str]
     seconds = {
         "noise": 2 * SIGMAS * weight_noise.DRAWS * forward,
         "sharpness": CURVES * (adaptive_sharpness.STEPS + 1) * backward,
-        "gradients": images * single + (1 + len(FACTORS) + EXTREMES * BLOCKS) * backward,
+        "gradients": images * single + (1 + len(FACTORS) + (1 + EXTREMES) * (BLOCKS - 1)) * backward,
     }
     return sum(seconds.get(name, forward) for name in chosen)
 

@@ -1,7 +1,7 @@
 """PAC-Bayes measures: the size of the Gaussian noise in the weights that costs a tenth of accuracy."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +15,25 @@ PRECISION = 1.01  # ratio of the ends of the last interval
 STARTS = {"pac_bayes_sigma": 0.01, "pac_bayes_magnitude_sigma": 0.2}  # the first σ that is tried
 MOST_DOUBLINGS = 40
 SLOPE_RATIO = 1.15  # the slope for the error is taken between points at least this ratio away from σ
+KEPT_BYTES = 1 << 30  # the draws are kept if all of them take at most this, since drawing them again takes time
+
+
+class Draws:
+    """Standard normal noise for each weight, once for each seed."""
+
+    def __init__(self, weights: Sequence[torch.Tensor], seeds: Sequence[int]) -> None:
+        self.weights, self.seeds = weights, seeds
+        self.are_kept = len(seeds) * sum(each.nbytes for each in weights) <= KEPT_BYTES
+        self._kept: dict[int, list[torch.Tensor]] = {}
+
+    def __getitem__(self, seed: int) -> list[torch.Tensor]:
+        if seed in self._kept:
+            return self._kept[seed]
+        generator = torch.Generator(self.weights[0].device).manual_seed(seed)
+        noise = [torch.empty_like(each).normal_(generator=generator) for each in self.weights]
+        if self.are_kept:
+            self._kept[seed] = noise
+        return noise
 
 
 @dataclass
@@ -24,24 +43,22 @@ class NoiseSearch:
     network: NetworkLoss
     start: float  # the first σ
     is_relative: bool  # noise of standard deviation σ·|w| in place of σ
-    seeds: list[int]  # of the draws, the same at every σ
+    draws: Draws  # the same at every σ
     tried: dict[float, tuple[torch.Tensor, float]] = field(default_factory=dict)
     advance: Callable[[], object] = lambda: None
 
     def accuracy(self, sigma: float) -> float:
         """Return the mean accuracy over the draws with noise of this size."""
         if sigma not in self.tried:
-            found = [self._evaluate(sigma, seed) for seed in self.seeds]
+            found = [self._evaluate(sigma, seed) for seed in self.draws.seeds]
             accuracies, losses = zip(*found, strict=True)
             self.tried[sigma] = torch.tensor(accuracies, dtype=torch.float64), sum(losses) / len(losses)
         return self.tried[sigma][0].mean().item()
 
     def _evaluate(self, sigma: float, seed: int) -> tuple[float, float]:
-        weights = self.network.weights
-        generator = torch.Generator(weights[0].device).manual_seed(seed)
-        noise = [torch.empty_like(each).normal_(0, sigma, generator=generator) for each in weights]
+        noise = [sigma * each for each in self.draws[seed]]
         if self.is_relative:
-            noise = [each * weight.detach().abs() for each, weight in zip(noise, weights, strict=True)]
+            noise = [each * weight.detach().abs() for each, weight in zip(noise, self.network.weights, strict=True)]
         with self.network.moved(noise):
             logits = self.network.logits()
         self.advance()
@@ -68,13 +85,11 @@ class NoiseSearch:
 
     def error(self, sigma: float) -> float | None:
         """Return the standard error of σ over draws, from the spread of accuracies and their slope, or None."""
-        below = [each for each in self.tried if each < sigma / SLOPE_RATIO]
-        above = [each for each in self.tried if each > sigma * SLOPE_RATIO]
-        if not below or not above:
-            return None
-        low, high = max(below), min(above)
+        below = [each for each in self.tried if each <= sigma / SLOPE_RATIO]
+        above = [each for each in self.tried if each >= sigma * SLOPE_RATIO]
+        low, high = max(below, default=sigma / SLOPE_RATIO), min(above, default=sigma * SLOPE_RATIO)
         slope = (self.accuracy(low) - self.accuracy(high)) / math.log(high / low)
-        spread = self.tried[sigma][0].std().item() / math.sqrt(len(self.seeds))
+        spread = self.tried[sigma][0].std().item() / math.sqrt(len(self.draws.seeds))
         return sigma * spread / slope if slope > 0 else None
 
 
@@ -87,13 +102,13 @@ def noise_measures(
     accuracy, in the mean over the same ten draws at every σ (Jiang 2020, Dziugaite 2020). They are None if the accuracy
     is below chance + 0.1. `advance` is called after each of the evaluations, about 2 · 10 · 10.
     """
-    seeds = torch.randint(2**62, (DRAWS,), generator=generator).tolist()
+    draws = Draws(network.weights, torch.randint(2**62, (DRAWS,), generator=generator).tolist())
     logits = network.logits()
     accuracy = (logits.argmax(1) == network.labels).double().mean().item()
     measures: dict[str, float | None] = {}
     searches = {}
     for name, start in STARTS.items():
-        search = NoiseSearch(network, start, name == "pac_bayes_magnitude_sigma", seeds, advance=advance)
+        search = NoiseSearch(network, start, name == "pac_bayes_magnitude_sigma", draws, advance=advance)
         sigma = search.largest(accuracy - DROP) if accuracy >= 1 / logits.shape[1] + DROP else None
         measures[name] = sigma
         measures[f"{name}_standard_error"] = None if sigma is None else search.error(sigma)

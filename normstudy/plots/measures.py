@@ -88,8 +88,8 @@ def _draw_noise(panel: Axes, curves: Mapping[str, list[list[float]]], content: M
 def _draw_sharpness(panel: Axes, curves: Mapping[str, list[list[float]]], content: Mapping[str, Any]) -> None:
     for ball, label, colour in BALLS:
         radii, rises = zip(*curves[ball], strict=True)
-        relative = [radius / max(radii) for radius in radii]
-        panel.plot(relative, rises, color=colour, marker="o", ms=4, label=f"{label}, ρ = {max(radii):g}")
+        relative = [0.0, *(radius / max(radii) for radius in radii)]
+        panel.plot(relative, [0.0, *rises], color=colour, marker="o", ms=4, label=f"{label}, ρ = {max(radii):g}")
     panel.set(xlabel="radius / ρ", ylabel="largest rise of the loss found (nats)", ylim=(0, None))
     panel.legend(loc="upper left")
 

@@ -294,10 +294,11 @@ def test_a_path_without_a_gradient_is_not_defined():
 
 
 def test_the_errors_along_a_path_are_those_of_fresh_images():
-    """60 sets of 160 images of three overlapping classes: the spread of the measures over sets is known."""
+    """100 sets of 160 images of three overlapping classes: the spread of the measures over sets is known."""
+    torch.manual_seed(0)
     model = nn.Linear(6, 3).double()
     found, errors = [], []
-    for seed in range(60):
+    for seed in range(100):
         labels = torch.arange(160) % 3
         images = torch.randn(160, 6, dtype=torch.float64, generator=seeded(seed))
         images[torch.arange(160), labels] += 1
@@ -305,7 +306,7 @@ def test_the_errors_along_a_path_are_those_of_fresh_images():
         found.append([measures[name] for name in NAMES])
         errors.append([measures[f"{name}_standard_error"] for name in NAMES])
     spread = torch.tensor(found, dtype=torch.float64).std(0)
-    torch.testing.assert_close(torch.tensor(errors, dtype=torch.float64).mean(0), spread, rtol=0.3, atol=0)
+    torch.testing.assert_close(torch.tensor(errors, dtype=torch.float64).mean(0), spread, rtol=0.2, atol=0)
 
 
 def test_the_errors_along_a_path_leave_each_block_of_each_batch_out():
@@ -315,15 +316,17 @@ def test_the_errors_along_a_path_leave_each_block_of_each_batch_out():
     found, _ = path_measures(NetworkLoss(model, batches), 0.05)
     values = []
     for block in range(BLOCKS):
-        kept = [
-            (x[torch.arange(len(y)) % BLOCKS != block], y[torch.arange(len(y)) % BLOCKS != block]) for x, y in batches
-        ]
+        kept = []
+        for x, y in batches:
+            dealt = [index for label in range(3) for index in range(len(y)) if y[index] == label]
+            chosen = sorted(index for place, index in enumerate(dealt) if place % BLOCKS != block)
+            kept.append((x[chosen], y[chosen]))
         part, _ = path_measures(NetworkLoss(model, kept), 0.05)
         values.append([part[name] for name in NAMES])
     spread = torch.tensor(values, dtype=torch.float64)
     expected = ((BLOCKS - 1) / BLOCKS * (spread - spread.mean(0)).square().sum(0)).sqrt()
     assert [found[f"{name}_standard_error"] for name in NAMES] == pytest.approx(expected.tolist())
-    few, _ = path_measures(NetworkLoss(model, [(images[:15], labels[:15])]), 0.05)
+    few, _ = path_measures(NetworkLoss(model, [(images[:11], labels[:11])]), 0.05)
     assert few["loss_range"] is not None
     assert few["loss_range_standard_error"] is None
 
