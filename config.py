@@ -592,6 +592,32 @@ def num_groups(p_grouping: float, width: int, layer: str) -> int:
     return size_or_count if p_grouping > 1 else width // size_or_count
 
 
+NORMALIZES_FEATURE_MAPS = ("vgg", "resnet-56")  # networks whose LayerNorm is over C,H,W; in vit, over C of each token
+ONE_GROUP = 1e-7  # the usual p_grouping for one group in every layer
+
+
+def canonical_norm(arch: str, norm_type: str, p_grouping: float) -> tuple[str, float | None]:
+    """Return (norm, grouping), which are equal for settings that build the same network; grouping is None if unused.
+
+    GroupNorm is InstanceNorm if every group in every layer is one channel. If every layer is one group, it is LayerNorm
+    where LayerNorm normalizes feature maps, and elsewhere (GroupNorm, ONE_GROUP). A grouping that does not fit the
+    network is returned as it is.
+    """
+    if norm_type not in GROUPED_NORMS:
+        return norm_type, None
+    if norm_type == "GroupNorm":
+        _, widths = GROUPED_LAYERS[arch](Config(arch=arch))
+        try:
+            groups = [num_groups(p_grouping, width, arch) for width in widths]
+        except ValueError:
+            return norm_type, p_grouping
+        if groups == list(widths):
+            return "InstanceNorm", None
+        if max(groups) == 1:
+            return ("LayerNorm", None) if arch in NORMALIZES_FEATURE_MAPS else (norm_type, ONE_GROUP)
+    return norm_type, p_grouping
+
+
 def peak_learning_rate(config: Config) -> float:
     """Return the peak learning rate: lr, or else 0.1 · init_lr · batch_size/256."""
     return config.lr or LEARNING_RATE_PER_256 * config.init_lr * config.batch_size / 256

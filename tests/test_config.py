@@ -174,6 +174,31 @@ def test_p_grouping_counts_groups(p_grouping, width, groups):
     assert num_groups(p_grouping, width, "layer") == groups
 
 
+@pytest.mark.parametrize(
+    ("arch", "norm_type", "p_grouping", "canonical"),
+    [
+        ("vgg", "GroupNorm", 1.0, ("InstanceNorm", None)),
+        ("resnet-56", "GroupNorm", 1.0, ("InstanceNorm", None)),
+        ("vit", "GroupNorm", 1.0, ("InstanceNorm", None)),
+        ("vit", "GroupNorm", 384.0, ("InstanceNorm", None)),
+        ("vgg", "GroupNorm", 1e-7, ("LayerNorm", None)),
+        ("vgg", "GroupNorm", 1 / 512, ("LayerNorm", None)),
+        ("vgg", "GroupNorm", 1 / 256, ("GroupNorm", 1 / 256)),
+        ("resnet-56", "GroupNorm", 1 / 128, ("LayerNorm", None)),
+        ("resnet-56", "GroupNorm", 1 / 64, ("GroupNorm", 1 / 64)),
+        ("vit", "GroupNorm", 1 / 384, ("GroupNorm", 1e-7)),
+        ("vit", "GroupNorm", 1e-7, ("GroupNorm", 1e-7)),
+        ("vgg", "GroupNorm", 32.0, ("GroupNorm", 32.0)),
+        ("vgg", "GroupNorm", 0.3, ("GroupNorm", 0.3)),
+        ("resnet-56", "GroupNorm", 32.0, ("GroupNorm", 32.0)),
+        ("vgg", "InstanceNorm", 32.0, ("InstanceNorm", None)),
+        ("vgg", "BatchNorm", 1.0, ("BatchNorm", None)),
+    ],
+)
+def test_a_normalization_has_one_canonical_name(arch, norm_type, p_grouping, canonical):
+    assert config.canonical_norm(arch, norm_type, p_grouping) == canonical
+
+
 def test_schedule_without_warmup_drops_in_the_last_quarter():
     settings = parse_args(["--epochs=4", "--init_lr=2", "--batch_size=128"])
     rates = [learning_rate(settings, step, 10) for step in range(40)]

@@ -4,6 +4,7 @@ Images are tiny: 16×16 (VGG: 32×32, so that its last feature map has more than
 Every norm runs at full depth and width. Tests that only check that layers fit together use `small` networks.
 """
 
+import contextlib
 import copy
 import math
 from functools import partial
@@ -34,6 +35,7 @@ COMBINATIONS = [
     for conv_type in config.CONV_TYPES
     if conv_type == "Plain" or norm_type not in config.WEIGHT_NORMS
 ]
+ENDS_OF_P_GROUPING = ("InstanceNorm", "LayerNorm")  # p_grouping=1 and, in networks of convolutions, 1e-7
 P_GROUPINGS = (1, 0.5, 0.25, 0.125, 0.0625, 0.03125, 1e-7, 8, 16, 32, 64)
 
 every_arch = pytest.mark.parametrize("arch", config.ARCHS)
@@ -226,12 +228,60 @@ def test_groups_that_do_not_divide_a_width_are_an_error_naming_layer_width_and_g
         skeleton(arch, norm_type="GroupNorm", p_grouping=p_grouping)
 
 
-@pytest.mark.parametrize("arch", ["vgg", "resnet-56"])
-@pytest.mark.parametrize(("p_grouping", "same_as"), [(1, "InstanceNorm"), (1e-7, "LayerNorm")])
-def test_the_ends_of_p_grouping_are_instance_norm_and_layer_norm(arch, p_grouping, same_as):
-    grouped, other = build(arch, "GroupNorm", p_grouping=p_grouping), build(arch, same_as)
+def logits_and_gradients(arch, norm_type, **settings):
+    """Return the logits and the gradients of all parameters, at parameters that a seed disturbs."""
+    model = build(arch, norm_type, **settings)
+    generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        assert torch.equal(grouped(images()), other(images()))
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    logits = model(images(side=SIDE[arch]))
+    run_backward(logits)
+    return [logits, *(parameter.grad for parameter in model.parameters())]
+
+
+def are_equal(found, others):
+    return len(found) == len(others) and all(map(torch.equal, found, others))
+
+
+@pytest.mark.parametrize(
+    ("arch", "settings"),
+    [
+        ("vgg", {}),
+        ("vgg", {"conv_type": "sWS"}),
+        ("resnet-56", {}),
+        ("resnet-56", {"skipinit": True}),
+        ("resnet-56", {"preact": True}),
+        ("vit", {}),
+    ],
+)
+@pytest.mark.parametrize("p_grouping", [1.0, 1e-7])
+def test_the_ends_of_p_grouping_are_the_canonical_norm_in_output_and_gradient(arch, settings, p_grouping):
+    found = logits_and_gradients(arch, "GroupNorm", p_grouping=p_grouping, **settings)
+    canonical, _ = config.canonical_norm(arch, "GroupNorm", p_grouping)
+    is_same = {each: are_equal(found, logits_and_gradients(arch, each, **settings)) for each in ENDS_OF_P_GROUPING}
+    assert is_same == {each: each == canonical for each in ENDS_OF_P_GROUPING}
+    assert canonical == ("GroupNorm" if (arch, p_grouping) == ("vit", 1e-7) else ENDS_OF_P_GROUPING[p_grouping == 1e-7])
+
+
+@pytest.mark.parametrize(
+    ("arch", "settings"),
+    [*((arch, {}) for arch in config.ARCHS), ("vgg", {"cfg": "cfg_20"}), ("vgg", {"cfg": "cfg_40"})],
+)
+@pytest.mark.parametrize("p_grouping", [*P_GROUPINGS, 1 / 128, 1 / 384, 1 / 512, 1e-6, 1e-12, 384])
+def test_networks_with_the_groups_of_another_norm_are_those_with_its_canonical_name(arch, settings, p_grouping):
+    """Compare the number of groups of each layer. LayerNorm in a ViT has none, and some groupings fit no layer."""
+
+    def groups(norm_type, **grouping):
+        model = skeleton(arch, norm_type=norm_type, **grouping, **settings)
+        return [module.num_groups for module in model.modules() if isinstance(module, GroupNorm)]
+
+    same = []
+    with contextlib.suppress(ValueError):
+        found = groups("GroupNorm", p_grouping=p_grouping)
+        same = [norm for norm in ENDS_OF_P_GROUPING if groups(norm) == found]
+    canonical, _ = config.canonical_norm(arch, "GroupNorm", p_grouping)
+    assert same == ([] if canonical == "GroupNorm" else [canonical])
 
 
 @skipinit_or_not

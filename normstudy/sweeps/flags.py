@@ -5,13 +5,15 @@ import re
 from collections.abc import Callable
 
 from config import FLAGS, GROUP_TITLES
-from normstudy.cli import Parser, add_flag, argparse_type, boolean, count
+from normstudy.cli import Parser, add_flag, argparse_type, boolean, count, number
 from normstudy.storage import MEASUREMENTS
 from normstudy.sweeps.presets import PRESETS
 
 MEASUREMENT_FLAGS = tuple(f"{name}_flags" for name in MEASUREMENTS)
 USUAL_MEASUREMENTS = "hessian,class_similarity"
 NOT_SWEPT = ("c_dir", "overwrite")  # flags about one existing run
+RATE_AXES = ("init_lr", "lr")  # flags that --tune can choose
+TUNING_FRACTION = 0.1  # --val_fraction of a tuned sweep that does not set it
 
 
 def build_parser() -> Parser:
@@ -24,11 +26,13 @@ def build_parser() -> Parser:
         usage="python run_sweep.py [--flag=value,value,... ...]",
         description="""Train and measure every combination of the given values of main.py's flags. Flags that change the
 results take one or more values, separated by commas; other flags, such as --device, take one. Flags that do not apply
-to a combination (--p_grouping without GroupNorm) are dropped, so that it is run once. Combinations that main.py would
-refuse are left out and counted. Run the same command again to continue. Choices and defaults: main.py --help.""",
+to a combination (--p_grouping without GroupNorm) are dropped, so that it is run once. Combinations that build the same
+network (GroupNorm with --p_grouping=1 is InstanceNorm) are run once. Combinations that main.py would refuse are left
+out and counted. Run the same command again to continue. Choices and defaults: main.py --help.""",
         epilog="""examples:
   python run_sweep.py --preset=quick                      a small sweep that needs no data
   python run_sweep.py --arch=vgg,resnet-56 --norm_type=BatchNorm,GroupNorm --p_grouping=8,32 --seed=0,1,2 --dry_run
+  python run_sweep.py --norm_type=BatchNorm,LayerNorm --seed=0,1,2 --tune=init_lr:0.1,0.3,1,3
   python run_sweep.py --preset=original --seed=0,1,2 --jobs=4 --gpus=0,1
   python run_sweep.py --preset=original --cluster=slurm --slurm_partition=gpu --slurm_gpus=1 --slurm_time=8:00:00
 exit codes: 0 all done (with --wait=False: queued), 1 a run failed or is unfinished, 2 wrong flags, 130 Ctrl-C,
@@ -38,6 +42,12 @@ exit codes: 0 all done (with --wait=False: queued), 1 a run failed or is unfinis
     grid = "Predefined grid, to which flags of main.py add and whose values they replace"
     add_flag(sweep, "preset", None, grid, choices=tuple(PRESETS))
     add_flag(sweep, "dry_run", False, "Only list the runs and their status, and estimate time and disk space", boolean)
+    tuned = (
+        "Tune the learning rate of each combination, such as init_lr:0.1,0.3,1,3 or lr:0.01,0.1. The first seed is "
+        "trained at every rate, the other seeds only at the rate with the highest validation accuracy. Sets "
+        f"--val_fraction={TUNING_FRACTION} if it is not given. Needs --cluster=local"
+    )
+    add_flag(sweep, "tune", None, tuned, _tuning)
     add_flag(sweep, "cluster", "local", "Where the runs are executed", choices=("local", "slurm"))
     at_once = (
         "Maximum number of runs (on Slurm: jobs) at once. Local runs share the cores (default: 1; on Slurm, no limit)"
@@ -106,6 +116,18 @@ def _list_of(parse: Callable[[str], object]) -> Callable[[str], tuple[object, ..
         return tuple(parse(part) for part in text.split(","))
 
     return convert
+
+
+def _tuning(text: str) -> tuple[str, tuple[float, ...]]:
+    """Return (axis, its rates in ascending order) of a text such as init_lr:0.1,1. Raises ValueError for other text."""
+    axis, _, values = text.partition(":")
+    if axis not in RATE_AXES:
+        raise ValueError(f"{text!r} does not begin with {' or '.join(f'{each}:' for each in RATE_AXES)}")
+    parse = number(float, above=0)
+    rates = sorted({parse(value) for value in values.split(",")})
+    if len(rates) < 2:
+        raise ValueError(f"{text!r} has fewer than two rates to choose from")
+    return axis, tuple(rates)
 
 
 def slurm_minutes(text: str) -> int:

@@ -67,7 +67,7 @@ def estimate_cost(runs: Sequence[SweepRun], done: Sequence[SweepRun]) -> tuple[f
     """Estimate (seconds of training, seconds of measuring, bytes) of `runs`; None if a network has no run in `done`.
 
     Estimates are medians over finished runs of the same network: training seconds per image and epoch, the seconds in
-    the measurements' files, and the size of all files.
+    the measurements' files, and the size of all files. Runs without measurements count only for training.
     """
     training, measuring, sizes = (collections.defaultdict[str, list[float]](list) for _ in range(3))
     for run in done[:: max(1, len(done) // 200)]:
@@ -78,14 +78,16 @@ def estimate_cost(runs: Sequence[SweepRun], done: Sequence[SweepRun]) -> tuple[f
             seconds = sum(read_json(path)["seconds"] for path in found if path.exists())
             if summary["status"] == "done":
                 training[arch].append(summary["seconds"] / images / run.config.epochs)
-                measuring[arch].append(seconds)
+                if run.measurements:
+                    measuring[arch].append(seconds)
                 paths = [path for path in run.directory.path.rglob("*") if path.is_file()]
                 sizes[arch].append(sum(path.stat().st_size for path in paths))
-    if not all(run.config.arch in training for run in runs):
+    if not all(run.config.arch in (measuring if run.measurements else training) for run in runs):
         return None
     rates, rest, size = (
         {arch: statistics.median(each) for arch, each in by.items()} for by in (training, measuring, sizes)
     )
     archs = [run.config.arch for run in runs]
+    measured = [run.config.arch for run in runs if run.measurements]
     seconds = sum(rates[run.config.arch] * (run.config.train_samples or 50_000) * run.config.epochs for run in runs)
-    return seconds, sum(rest[arch] for arch in archs), sum(size[arch] for arch in archs)
+    return seconds, sum(rest[arch] for arch in measured), sum(size[arch] for arch in archs)
