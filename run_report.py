@@ -10,8 +10,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from normstudy.cli import Parser, UsageError, add_flag, boolean, loading_modules, number, run_command
+from config import NORM_TYPES
+from normstudy.cli import Parser, UsageError, add_flag, boolean, canonical_name, loading_modules, number, run_command
 from normstudy.storage import collect_table, read_csv
+
+
+def norm_name(text: str) -> str:
+    """Return the name of a norm in its usual spelling. Raises ValueError for an unknown one."""
+    return canonical_name(text, NORM_TYPES)
 
 
 def build_parser() -> Parser:
@@ -42,6 +48,7 @@ exit codes: 0 done, 1 failed, 2 wrong flags, 130 Ctrl-C""",
         "Tables, separated by commas, whose trends are compared with those of the report, for settings that both have",
     )
     add_flag(parser, "same_data", "", "Data sets that --compare treats as equal, such as ImageFolder,CIFAR-10")
+    add_flag(parser, "baseline", "BatchNorm", "Norm to which the differences of the others are computed", norm_name)
     add_flag(
         parser, "resamples", 1000, "Number of bootstrap resamples per interval", number(int, low=100, high=100_000)
     )
@@ -72,7 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from normstudy.report import ReportOptions, write_report
     compared = args.compare.split(",") if args.compare else ()
     same_data = args.same_data.split(",") if args.same_data else ()
-    page = write_report(ReportOptions(tables, results_dir, compared, same_data, args.resamples, args.seed))
+    page = write_report(
+        ReportOptions(tables, results_dir, compared, same_data, args.resamples, args.seed, args.baseline)
+    )
     print(f"wrote {page} ({page.stat().st_size / 1e6:.1f} MB), with figures and tables next to it")
     return 0
 

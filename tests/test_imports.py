@@ -20,7 +20,7 @@ ALLOWED = {
     "run_measures": {"normstudy.cli", "normstudy.kernels", "normstudy.measures"},
     "run_hessian": {"normstudy.cli", "normstudy.measures"},
     "run_landscape": {"normstudy.cli", "normstudy.measures"},
-    "run_report": {"normstudy.cli", "normstudy.report", "normstudy.storage"},
+    "run_report": {"config", "normstudy.cli", "normstudy.report", "normstudy.storage"},
     "run_sweep": {"normstudy.cli", "normstudy.sweeps"},
 }
 FOLDERS = sorted(path.parent.name for path in ROOT.glob("normstudy/*/__init__.py"))

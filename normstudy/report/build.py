@@ -42,6 +42,7 @@ def _write_tables(statistics: ReportStatistics, folder: Path) -> None:
     frames = {
         "ranking": statistics.ranking,
         "groupings": statistics.groupings,
+        "baseline": statistics.baseline,
         "by_cell": statistics.by_cell,
         "correlations": statistics.correlations,
         "granulated": statistics.granulated,

@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from normstudy.report.correlation import correlate_measures, select_coefficient
+from normstudy.report.association import between_norms
+from normstudy.report.claims import verdict
+from normstudy.report.correlation import points_of
 from normstudy.report.page import format_interval, format_number, format_p_value, table_html
-from normstudy.report.published_claims import verdict
 from normstudy.report.resampling import RESAMPLES
 from normstudy.report.tables import MEASURES, MIN_POINTS, OUTCOMES, Row, average_over_seeds, largest_cells, setting_keys
 
@@ -72,7 +73,7 @@ def _orders(ours: pd.DataFrame, theirs: pd.DataFrame, labels_of_cells: Mapping[s
 
 
 def _signs(ours: pd.DataFrame, theirs: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
-    """Return Spearman's ρ within cells of each measure and outcome, for both tables, and whether the signs agree."""
+    """Return Spearman's ρ between norms of each measure and outcome, for both tables, and whether the signs agree."""
     here, there = (_spearman_by_pair(each, resamples, seed) for each in (ours, theirs))
     rows = []
     for pair, own in here.items():
@@ -85,12 +86,15 @@ def _signs(ours: pd.DataFrame, theirs: pd.DataFrame, resamples: int, seed: int) 
 
 
 def _spearman_by_pair(runs: pd.DataFrame, resamples: int, seed: int) -> dict[tuple[str, str], Row]:
-    """Return {(measure, outcome): row of Spearman's ρ within cells} for the measures that enough settings have."""
+    """Return {(measure, outcome): Spearman's ρ between norms} for the measures that enough settings have."""
     settings = average_over_seeds(runs)
     measures = [name for name in MEASURES if settings[name].notna().sum() >= MIN_POINTS]
-    frame = correlate_measures(settings, measures, resamples=resamples, seed=seed)
-    rows = select_coefficient(frame, "within cells", "Spearman").to_dict("records")
-    return {(row["measure"], row["outcome"]): row for row in rows}
+    found = {}
+    for measure in measures:
+        for outcome in OUTCOMES:
+            rho = between_norms(points_of(runs, measure, outcome), resamples, permutations=0, seed=seed)
+            found[measure, outcome] = rho._asdict() | {"n": rho.n_norms}
+    return found
 
 
 def _sure_sign(row: Row) -> int:
@@ -139,9 +143,9 @@ def comparison_html(orders: pd.DataFrame, signs: pd.DataFrame) -> str:
             rho, low, high, n = (row[f"{name} {where}"] for name in ("rho", "low", "high", "n"))
             cells.append(f"{rho:.2f} ({format_interval(low, high, 2)}; n = {n})")
         rows.append([MEASURES[row["measure"]], OUTCOMES[row["outcome"]], *cells, row["verdict"]])
-    columns = ["measure", "outcome", "ρ in these runs (95 % interval; n settings)", "ρ in the other table", "sign"]
+    columns = ["measure", "outcome", "ρ in these runs (95 % interval; n norms)", "ρ in the other table", "sign"]
     said = (
-        "Spearman's ρ within cells, over the settings of the cells and norms above. Signs are compared only if both "
+        "Spearman's ρ between norms, in the cells above. Signs are compared only if both "
         "intervals exclude zero; the intervals are not adjusted for the number of rows."
     )
     return f"{page}<p>{said}</p>{table_html(columns, rows)}"

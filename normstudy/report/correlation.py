@@ -1,146 +1,125 @@
-"""Correlations of measures with outcomes: coefficients, intervals and p values."""
+"""The associations of measures with outcomes: the primary analysis, and the exploratory one of everything else."""
 
-import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from normstudy.report.resampling import RESAMPLES, interval_of, resample_counts, resampled_coefficients
-from normstudy.report.tables import MEASURES, MIN_POINTS, OUTCOMES, hyperparameters, setting_keys
+from normstudy.report import primary
+from normstudy.report.association import PERMUTATIONS, Association, between_norms, within_norms
+from normstudy.report.resampling import RESAMPLES
+from normstudy.report.tables import OUTCOMES, hyperparameters, setting_keys
+from normstudy.report.tuning import RATES
 
-COEFFICIENTS = ("Pearson", "Spearman", "Kendall")
-
-
-@dataclass(frozen=True)
-class Correlation:
-    """One coefficient of a measure and an outcome, with its 95 % interval, number of points and p value.
-
-    `way` is "pooled" or "within cells". Numbers are NaN if there are too few points. p_holm is p adjusted by Holm's
-    method.
-    """
-
-    measure: str
-    outcome: str
-    way: str
-    coefficient: str
-    value: float
-    low: float
-    high: float
-    n: int
-    p: float
-    p_holm: float = np.nan
+BETWEEN, OVER_SETTINGS, OVER_SEEDS, POOLED = (
+    "between norms",
+    "within norms over settings",
+    "within norms over seeds",
+    "pooled over settings",
+)
+COLUMNS = ["measure", "outcome", "way", "coefficient", *Association._fields[:-1], "p", "p_holm", "family"]
+FEW_PERMUTATIONS = 999  # of exploratory associations
 
 
 def correlate_measures(
-    table: pd.DataFrame,
-    measures: Iterable[str] = MEASURES,
-    outcomes: Iterable[str] = OUTCOMES,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    table: pd.DataFrame, measures: Iterable[str], resamples: int = RESAMPLES, seed: int = 0
 ) -> pd.DataFrame:
-    """Correlate every measure with every outcome, pooled and within cells; return a frame of Correlation's fields.
+    """Associate every measure with every outcome; return a frame with COLUMNS. table: runs, not averaged over seeds.
 
-    Each row of `table` is one point. For one point per setting, pass the result of average_over_seeds.
-
-    "pooled" uses all rows. "within cells" is the mean of the coefficients of the cells, weighted by their rows. A cell
-    is a set of rows with equal hyperparameters (all but norm, grouping and seed); cells with fewer than MIN_POINTS
-    rows are left out. low and high bound the 95 % interval from resampling rows (within their cells). p is the
-    two-sided p value for independence: scipy's for "pooled", and a normal approximation with each cell's variance
-    under independence for "within cells". p_holm is adjusted over all measures and outcomes with the same way and
-    coefficient (Holm 1979).
+    The ways are defined in docs/report.md; "pooled over settings" has neither interval nor p, since settings are not
+    independent. family is "primary", "within norms" (the measures and the outcome of the primary analysis within
+    norms), or "exploratory" (all others). p_holm adjusts p for the other rows of its family with the same way (Holm
+    1979).
     """
-    usable = table[~table["has_failed"]]
-    cells = setting_keys(usable, hyperparameters(table))
-    generator = np.random.default_rng(seed)
-    found: list[Correlation] = []
+    included = primary.included_runs(table)
+    everything = primary.included_runs(table.drop(columns="validation_accuracy", errors="ignore")).runs
+    rows = []
     for measure in measures:
-        for outcome in outcomes:
-            pair = usable[[measure, outcome]].dropna()
-            x, y = pair[measure].to_numpy(float), pair[outcome].to_numpy(float)
-            found += _pooled(measure, outcome, x, y, resamples, generator)
-            found += _within(measure, outcome, x, y, cells[pair.index].to_numpy(), resamples, generator)
-    frame = pd.DataFrame(found, columns=[field.name for field in fields(Correlation)])
-    for _, family in frame.groupby(["way", "coefficient"]):
-        frame.loc[family.index, "p_holm"] = holm_adjusted(family["p"].to_numpy())
+        for outcome in OUTCOMES:
+            is_primary = measure in primary.MEASURES and outcome == primary.OUTCOME
+            permutations = PERMUTATIONS if is_primary else FEW_PERMUTATIONS
+            for way, found in _ways(included.runs, everything, measure, outcome, resamples, permutations, seed):
+                family = "primary" if way == BETWEEN else "within norms" if way != POOLED else "exploratory"
+                family = family if is_primary else "exploratory"
+                rows.append([measure, outcome, way, "Spearman", *found, np.nan, family])
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    for _, family in frame.groupby(["family", "way"]):
+        frame.loc[family.index, "p_holm"] = holm_adjusted(family["p"].to_numpy(float))
     return frame
 
 
-def select_coefficient(correlations: pd.DataFrame, way: str, coefficient: str) -> pd.DataFrame:
-    """Return the rows of a frame of correlate_measures that have this way and coefficient."""
-    return correlations[(correlations["way"] == way) & (correlations["coefficient"] == coefficient)]
-
-
-def select_pair(frame: pd.DataFrame, measure: str, outcome: str) -> pd.DataFrame:
-    """Return the rows of a frame of correlate_measures or granulated_table for this measure and outcome."""
-    return frame[(frame["measure"] == measure) & (frame["outcome"] == outcome)]
-
-
-def correlation_coefficients(x: np.ndarray, y: np.ndarray) -> dict[str, tuple[float, float]]:
-    """Return scipy's {"Pearson", "Spearman", "Kendall": (value, p)}.
-
-    All are NaN for fewer than MIN_POINTS points, or if x or y is constant.
-    """
-    if len(x) < MIN_POINTS or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return dict.fromkeys(COEFFICIENTS, (np.nan, np.nan))
-    functions = {"Pearson": stats.pearsonr, "Spearman": stats.spearmanr, "Kendall": stats.kendalltau}
-    found = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.NearConstantInputWarning)
-        for name, function in functions.items():
-            value, p = function(x, y)
-            found[name] = float(value), float(p)
-    return found
-
-
-def _pooled(
-    measure: str, outcome: str, x: np.ndarray, y: np.ndarray, resamples: int, generator: np.random.Generator
-) -> Iterator[Correlation]:
-    values = correlation_coefficients(x, y)
-    has_value = np.isfinite(values["Pearson"][0])
-    samples = resampled_coefficients(x, y, resample_counts(generator, len(x), resamples)) if has_value else {}
-    for name, (value, p) in values.items():
-        low, high = interval_of(samples[name]) if has_value else (np.nan, np.nan)
-        yield Correlation(measure, outcome, "pooled", name, value, low, high, len(x), p)
-
-
-def _within(
+def _ways(
+    included: pd.DataFrame,
+    everything: pd.DataFrame,
     measure: str,
     outcome: str,
-    x: np.ndarray,
-    y: np.ndarray,
-    cells: np.ndarray,
     resamples: int,
-    generator: np.random.Generator,
-) -> Iterator[Correlation]:
-    parts = [np.flatnonzero(cells == cell) for cell in np.unique(cells)]
-    parts = [part for part in parts if np.isfinite(correlation_coefficients(x[part], y[part])["Pearson"][0])]
-    n = sum(map(len, parts))
-    values, variances = dict.fromkeys(COEFFICIENTS, 0.0), dict.fromkeys(COEFFICIENTS, 0.0)
-    samples = {name: np.zeros(resamples) for name in COEFFICIENTS}
-    for part in parts:
-        size, weight = len(part), len(part) / n
-        drawn = resampled_coefficients(x[part], y[part], resample_counts(generator, size, resamples))
-        for name, (value, _) in correlation_coefficients(x[part], y[part]).items():
-            variance = 2 * (2 * size + 5) / (9 * size * (size - 1)) if name == "Kendall" else 1 / (size - 1)
-            values[name] += weight * value
-            variances[name] += weight**2 * variance
-            has_samples = np.isfinite(drawn[name]).any()  # Kendall's coefficient of many points has none
-            samples[name] += weight * (np.nan_to_num(drawn[name], nan=value) if has_samples else np.nan)
-    for name in COEFFICIENTS:
-        if not parts:
-            yield Correlation(measure, outcome, "within cells", name, np.nan, np.nan, np.nan, 0, np.nan)
-            continue
-        low, high = interval_of(samples[name])
-        p = 2 * stats.norm.sf(abs(values[name]) / np.sqrt(variances[name]))
-        yield Correlation(measure, outcome, "within cells", name, values[name], low, high, n, float(p))
+    permutations: int,
+    seed: int,
+) -> Iterator[tuple[str, Association]]:
+    settings = points_of(included, measure, outcome)
+    yield BETWEEN, between_norms(settings, resamples, permutations, seed)
+    of_rates = points_of(everything, measure, outcome, ignored=RATES)
+    yield OVER_SETTINGS, within_norms(of_rates, resamples, permutations, seed)
+    runs = points_of(everything, measure, outcome, by_seed=True)
+    yield OVER_SEEDS, within_norms(runs, resamples, permutations, seed)
+    x, y = settings["x"].to_numpy(float), settings["y"].to_numpy(float)
+    has_spread = len(x) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0
+    value = float(stats.spearmanr(x, y).statistic) if has_spread else np.nan
+    counts = len(x), settings["norm"].nunique(), settings["cell"].nunique()
+    yield POOLED, Association(value, np.nan, np.nan, *counts, np.nan)
+
+
+def points_of(
+    runs: pd.DataFrame, measure: str, outcome: str, ignored: Iterable[str] = (), by_seed: bool = False
+) -> pd.DataFrame:
+    """Return the points of an association, with the columns norm, cell, entity, x, y.
+
+    A point is the mean over the seeds of a setting, or a run if `by_seed`. A cell is equal in all hyperparameters but
+    those in `ignored`, and in the samples and precision of the measurement. An entity is what differs within a norm and
+    a cell: grouping and ignored hyperparameters, or the seed, which then belongs to a cell of its setting.
+    """
+    runs = runs[runs[measure].notna() & runs[outcome].notna()]
+    ignored = [name for name in ignored if name in runs]
+    names = [name for name in hyperparameters(runs) if name not in ignored] + conditions_of(runs, measure)
+    varying = ["Label", *ignored]
+    points = pd.DataFrame(
+        {
+            "norm": runs["Norm"].astype(str),
+            "cell": setting_keys(runs, [*names, *(varying if by_seed else [])]),
+            "entity": setting_keys(runs, varying),
+            "x": runs[measure].astype(float),
+            "y": runs[outcome].astype(float),
+        }
+    )
+    if by_seed:
+        return points.assign(entity=[str(index) for index in range(len(points))])
+    return points.groupby(["norm", "cell", "entity"], sort=False)[["x", "y"]].mean().reset_index()
+
+
+def conditions_of(runs: pd.DataFrame, measure: str) -> list[str]:
+    """Return the columns that say how a measure was measured, and that must be equal for values to compare."""
+    kind = measure.partition(":")[0] if ":" in measure else None
+    if kind is not None:
+        names = [f"{kind}:num_samples", f"{kind}:dtype"]
+    elif measure in ("Trace", "Eigen Mean", "Eigen Variance", "Max Eigen"):
+        names = ["hessian_samples", "hessian_dtype"]
+    elif measure.startswith(("Class Similarity", "class_similarity", "within_over", "nc", "effective_rank")):
+        names = ["class_similarity_samples", "class_similarity_dtype"]
+    else:
+        names = ["measures_samples", "measures_dtype"]
+    return [name for name in names if name in runs]
+
+
+def select(frame: pd.DataFrame, measure: str, outcome: str, way: str | None = None) -> pd.DataFrame:
+    """Return the rows of a frame of correlate_measures, or of granulated_table, for a measure, an outcome and a way."""
+    is_chosen = (frame["measure"] == measure) & (frame["outcome"] == outcome)
+    return frame[is_chosen & (frame["way"] == way)] if way is not None else frame[is_chosen]
 
 
 def holm_adjusted(p: np.ndarray) -> np.ndarray:
     """Return p values (n,) adjusted for their number (Holm 1979); NaN stays NaN and is not counted."""
-    p = np.asarray(p, float)
     adjusted = np.full(len(p), np.nan)
     order = [index for index in np.argsort(p) if np.isfinite(p[index])]
     largest = 0.0

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pandas as pd
 
+from normstudy.report.baseline import BASELINE, differences_to
+from normstudy.report.claims import Runs, compare_claims
 from normstudy.report.comparison import compare_tables
 from normstudy.report.correlation import correlate_measures
 from normstudy.report.granulation import granulated_table
 from normstudy.report.probe_statistics import ProbeStatistics, add_probe_measures, read_probe_statistics
-from normstudy.report.published_claims import published_claims
-from normstudy.report.rankings import rank_norms, rank_norms_by_network, summarize_cells
+from normstudy.report.rankings import rank_labels, rank_norms, summarize_cells
 from normstudy.report.resampling import RESAMPLES
-from normstudy.report.tables import MEASURES, MIN_POINTS, Row, average_over_seeds
+from normstudy.report.tables import MEASURES, MIN_POINTS, Row, as_groupings, average_over_seeds
 from normstudy.storage import RunDirectory
 
 
@@ -22,6 +23,7 @@ class ReportOptions:
     """The tables that a report reads, the folder that it is written to, and how its intervals are computed.
 
     compared: tables whose trends are compared with those of the runs. same_data: data sets that count as one there.
+    baseline: the norm to which the others' differences are computed.
     """
 
     tables: Sequence[Path]
@@ -30,6 +32,7 @@ class ReportOptions:
     same_data: Sequence[str] = ()
     resamples: int = RESAMPLES
     seed: int = 0
+    baseline: str = BASELINE
 
 
 @dataclass(frozen=True)
@@ -50,14 +53,15 @@ class ReportData:
 class ReportStatistics:
     """The statistics of the runs.
 
-    titles: {column: title} of the measures that enough settings have. comparison: the frames (orders, signs) of
+    titles: {column: title} of the measures that enough settings have. ranking: of rank_norms. groupings: a ranking of
+    norms with their groupings. baseline: of differences_to. comparison: the frames (orders, signs) of
     compare_tables, or None without another table.
     """
 
     titles: dict[str, str]
     ranking: pd.DataFrame
-    ranking_by_network: dict[str, pd.DataFrame]
     groupings: pd.DataFrame
+    baseline: pd.DataFrame
     by_cell: pd.DataFrame
     correlations: pd.DataFrame
     granulated: pd.DataFrame
@@ -90,18 +94,18 @@ def compute_statistics(data: ReportData, options: ReportOptions) -> ReportStatis
     resamples, seed = options.resamples, options.seed
     table, settings = data.table, average_over_seeds(data.table)
     titles = {name: words for name, words in data.titles.items() if settings[name].notna().sum() >= MIN_POINTS}
-    grouped = table[table["Grouping"].notna()]
+    ranking = rank_norms(table)
     comparison = None
     if data.other_table is not None:
         comparison = compare_tables(table, data.other_table, options.same_data, resamples, seed)
     return ReportStatistics(
         titles=titles,
-        ranking=rank_norms(table, resamples=resamples, seed=seed),
-        ranking_by_network=rank_norms_by_network(table, resamples, seed),
-        groupings=rank_norms(grouped, label="Label", resamples=resamples, seed=seed),
+        ranking=ranking,
+        groupings=rank_labels(as_groupings(table), "Label"),
+        baseline=differences_to(table, options.baseline),
         by_cell=summarize_cells(table),
-        correlations=correlate_measures(settings, titles, resamples=resamples, seed=seed),
+        correlations=correlate_measures(table, titles, resamples=resamples, seed=seed),
         granulated=granulated_table(settings, titles, resamples=resamples, seed=seed),
-        claims=published_claims(table, data.probed),
+        claims=compare_claims(Runs(table, ranking, data.probed, resamples, seed)),
         comparison=comparison,
     )

@@ -19,7 +19,14 @@ from normstudy.report.network_figures import (
     draw_statistics,
 )
 from normstudy.report.norm_figures import draw_groupings, draw_ranking
-from normstudy.report.tables import MEASURES, OUTCOMES, SIGNIFICANT, in_largest_cells
+from normstudy.report.tables import (
+    MEASURES,
+    OUTCOMES,
+    SIGNIFICANT,
+    as_groupings,
+    in_largest_cells,
+    pairs_with_groupings,
+)
 from normstudy.storage import remove_leftovers
 
 if TYPE_CHECKING:
@@ -76,25 +83,25 @@ def _saved(drawings: Iterable[Drawing], folder: Path) -> list[Picture]:
 
 
 def _of_norms(data: ReportData, statistics: ReportStatistics) -> Iterator[Drawing]:
-    if statistics.ranking_by_network:
+    if len(statistics.ranking):
         caption = (
-            "Test accuracy minus the mean over the norms in the same cell, averaged over a norm's runs, with 95 % "
-            "intervals. A norm with one run has no interval."
+            "Test accuracy minus the mean over the norms in the same cell, averaged over cells, with 95 % t-intervals "
+            "(over cells, or over seeds with fewer than five cells). Without two runs, a norm has no interval."
         )
-        yield Drawing("ranking", caption, draw_ranking(statistics.ranking_by_network))
+        yield Drawing("ranking", caption, draw_ranking(statistics.ranking))
         caption = (
             "Test accuracy by grouping: mean and standard deviation over all runs of a norm with the same network, "
             "data set and batch size, which may differ in other hyperparameters. n is the number of runs of a curve."
         )
-        yield Drawing("groupings", caption, draw_groupings(data.table))
+        yield Drawing("groupings", caption, draw_groupings(as_groupings(data.table)))
 
 
 def _of_measures(data: ReportData, statistics: ReportStatistics) -> Iterator[Drawing]:
     if not statistics.titles:
         return
     caption = (
-        f"Correlation of every measure with every outcome, over settings. * marks p < {SIGNIFICANT} after Holm's "
-        "adjustment; Ψ has no p value."
+        "Spearman's ρ of every measure with every outcome: between norms, within norms over their settings, and Ψ. "
+        f"* marks p < {SIGNIFICANT} after Holm's adjustment within the primary or the exploratory family; Ψ has no p."
     )
     heatmaps = draw_correlations(statistics.correlations, statistics.granulated, statistics.titles)
     yield Drawing("correlations", caption, heatmaps)
@@ -119,7 +126,8 @@ def _of_networks(data: ReportData) -> Iterator[Drawing]:
         "A density has no error bar."
     )
     yield Drawing("densities", caption, draw_densities(in_largest_cells(measured), measurement))
-    by_norm, by_grouping = in_largest_cells(data.probed), in_largest_cells(data.probed, "Grouping")
+    by_norm = in_largest_cells(data.probed)
+    by_grouping = in_largest_cells(pairs_with_groupings(data.probed), "Grouping")
     for moment, words in MOMENT_WORDS.items():
         caption = f"Layer statistics over depth at {words}: mean over a norm's runs{WHERE}norms."
         if moment == "first":

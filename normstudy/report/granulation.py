@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from normstudy.report.resampling import INTERVAL, RESAMPLES
-from normstudy.report.tables import MEASURES, MIN_POINTS, OUTCOMES, hyperparameters, setting_keys
+from normstudy.report.tables import MEASURES, MIN_POINTS, OUTCOMES, axes_of, hyperparameters, setting_keys
 
 Groups = dict[str, list[tuple[np.ndarray, np.ndarray]]]  # by hyperparameter; see groups_by_axis
 
@@ -22,12 +22,15 @@ class Granulated(NamedTuple):
 
 
 def groups_by_axis(table: pd.DataFrame) -> Groups:
-    """Return {hyperparameter: [(positions of runs, their values of it)]}: groups of runs that differ only in it."""
-    axes = ["Label", *hyperparameters(table)]
+    """Return {axis: [(positions of runs, their values of it)]}: groups of runs that differ only in an axis of axes_of.
+
+    The norm with its grouping is the axis Label.
+    """
+    names = ["Label", *hyperparameters(table)]
     found = {}
-    for axis in axes:
-        keys = setting_keys(table, [name for name in axes if name != axis]).to_numpy()
-        settings = table[axis].astype(str).to_numpy()
+    for axis, columns in {"Label": ["Label"], **axes_of(table)}.items():
+        keys = setting_keys(table, [name for name in names if name not in columns]).to_numpy()
+        settings = setting_keys(table, columns).to_numpy()
         _, inverse, sizes = np.unique(keys, return_inverse=True, return_counts=True)
         groups = np.split(np.argsort(inverse, kind="stable"), np.cumsum(sizes)[:-1])
         found[axis] = [(group, settings[group]) for group in groups if len(set(settings[group])) > 1]

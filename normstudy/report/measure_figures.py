@@ -10,7 +10,7 @@ import pandas as pd
 
 from config import ARCHS, NORM_TYPES
 from normstudy.plots import network_marker, new_figure, norm_colour, tick_logarithmically
-from normstudy.report.correlation import select_coefficient, select_pair
+from normstudy.report.correlation import BETWEEN, OVER_SETTINGS, select
 from normstudy.report.figure_legends import add_norm_legend, in_order
 from normstudy.report.tables import MIN_POINTS, OUTCOMES, SIGNIFICANT, hyperparameters
 
@@ -81,7 +81,7 @@ def _draw_trends(panel: Axes, runs: pd.DataFrame, measure: str, outcome: str, ce
 
 
 def draw_correlations(correlations: pd.DataFrame, granulated: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
-    """Draw heatmaps of every measure and outcome: Spearman's ρ pooled, Spearman's ρ within cells, and Ψ.
+    """Draw heatmaps of every measure and outcome: Spearman's ρ between norms and within norms, and Ψ.
 
     * marks coefficients whose p value is significant after Holm's adjustment.
     """
@@ -90,8 +90,8 @@ def draw_correlations(correlations: pd.DataFrame, granulated: pd.DataFrame, titl
     figure, [panels] = new_figure(1, 3, figsize=(15, height))
     figure.subplots_adjust(left=0.17, right=0.93, bottom=1.2 / height, top=1 - 0.45 / height, wspace=0.08)
     frames = {
-        "pooled (Spearman's ρ)": select_coefficient(correlations, "pooled", "Spearman"),
-        "within cells (Spearman's ρ)": select_coefficient(correlations, "within cells", "Spearman"),
+        "between norms (Spearman's ρ)": correlations[correlations["way"] == BETWEEN],
+        "within norms over settings (Spearman's ρ)": correlations[correlations["way"] == OVER_SETTINGS],
         "granulated (Ψ)": granulated,
     }
     for panel, (title, frame) in zip(panels, frames.items(), strict=True):
@@ -100,7 +100,7 @@ def draw_correlations(correlations: pd.DataFrame, granulated: pd.DataFrame, titl
         for row, measure in enumerate(measures):
             for column, outcome in enumerate(OUTCOMES):
                 value = grid.loc[measure, outcome]
-                entry = select_pair(frame, measure, outcome)
+                entry = select(frame, measure, outcome)
                 star = "*" if "p_holm" in entry and (entry["p_holm"] < SIGNIFICANT).any() else ""
                 ink = "white" if abs(value) > 0.6 else "black"
                 words = f"{value:.2f}{star}" if np.isfinite(value) else "–"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,8 +15,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def draw_ranking(by_network: Mapping[str, pd.DataFrame]) -> Figure:
-    """Draw each norm's advantage over the mean of its cells, with intervals: a panel for each network."""
+def draw_ranking(ranking: pd.DataFrame) -> Figure:
+    """Draw each norm's advantage over the mean of its cells, with intervals, from the frame of rank_norms.
+
+    Each network has a panel, and another one for the norms' best rates if rates were tuned.
+    """
+    by_network = {
+        f"{network}, at {at}": ranks for (network, at), ranks in ranking.groupby(["network", "at"], sort=False)
+    }
     sizes = [len(ranks) for ranks in by_network.values()]
     heights = [0.4 + 0.36 * size for size in sizes]  # inches
     height = sum(heights) + 0.75 * len(sizes)
@@ -29,8 +34,8 @@ def draw_ranking(by_network: Mapping[str, pd.DataFrame]) -> Figure:
         from_worst = ranks.iloc[::-1].to_dict("records")
         for place, row in enumerate(from_worst):
             spread = [[row["advantage"] - row["low"]], [row["high"] - row["advantage"]]]
-            panel.errorbar(row["advantage"], place, xerr=spread, color=norm_colour(row["Norm"]), marker="o", capsize=3)
-        panel.set_yticks(range(size), [f"{printable(row['Norm'])} (n = {row['n']})" for row in from_worst])
+            panel.errorbar(row["advantage"], place, xerr=spread, color=norm_colour(row["norm"]), marker="o", capsize=3)
+        panel.set_yticks(range(size), [f"{printable(row['norm'])} (n = {row['n']})" for row in from_worst])
         panel.set_ylim(-0.6, size - 0.4)
         panel.axvline(0, color="#888888", lw=0.8)
         panel.set_title(printable(network), fontsize="medium")

@@ -20,7 +20,7 @@ ON_OR_OFF = {True: "on", False: "off"}
 
 
 def ranking_table_html(ranks: pd.DataFrame, label: str) -> str:
-    """Return the table of a ranking of rank_norms; the column `label` holds the names that are ranked."""
+    """Return the table of a frame of rank_norms or rank_labels; the column `label` holds the names that are ranked."""
     columns = [label, "n", "failed", "mean test accuracy (%)", "advantage (points)", "95 % interval"]
     columns.append("95 % interval of the rank")
     rows = [
@@ -50,22 +50,65 @@ def cells_table_html(cells: pd.DataFrame) -> str:
 
 def correlations_table_html(correlations: pd.DataFrame, titles: Mapping[str, str]) -> str:
     """Return the table of the frame of correlate_measures; titles: {measure: title}."""
-    columns = ["measure", "outcome", "method", "coefficient", "value", "95 % interval", "n", "p", "p (Holm)"]
+    columns = ["measure", "outcome", "way", "family", "Spearman's ρ", "95 % interval", "settings", "norms", "cells"]
+    columns += ["p", "p (Holm)"]
     rows = [
         [
             titles[row["measure"]],
             row["outcome"],
             row["way"],
-            row["coefficient"],
+            row["family"],
             numeric_cell(row["value"], 3),
-            format_interval(row["low"], row["high"]),
-            numeric_cell(row["n"]),
+            format_interval(row["low"], row["high"], 2),
+            *(numeric_cell(row[name]) for name in ("n_settings", "n_norms", "n_cells")),
             (format_p_value(row["p"]), format_number(row["p"], 6)),
             (format_p_value(row["p_holm"]), format_number(row["p_holm"], 6)),
         ]
         for row in correlations.to_dict("records")
     ]
-    return table_html(columns, rows, numeric=("value", "n", "p", "p (Holm)"))
+    return table_html(columns, rows, numeric=("Spearman's ρ", *columns[6:]))
+
+
+def baseline_table_html(differences: pd.DataFrame) -> str:
+    """Return the table of the frame of differences_to."""
+    columns = ["network", "norm", "minus", "at", "pairs", "difference (points)", "95 % interval", "verdict"]
+    columns.append("seeds for ±1 point")
+    rows = [
+        [
+            *(row[name] for name in ("network", "norm", "baseline", "at")),
+            numeric_cell(row["n"]),
+            numeric_cell(row["difference"], 3),
+            format_interval(row["low"], row["high"]),
+            row["verdict"],
+            numeric_cell(row["seeds_needed"]),
+        ]
+        for row in differences.to_dict("records")
+    ]
+    said = (
+        "<p>Paired by cell and seed. “Within chance”: neither a difference nor its absence is shown. “Equivalent”: the "
+        "interval lies within ±1 point. The last column is the number of seeds with which a difference of 1 point "
+        "would be found in four of five cases.</p>"
+    )
+    return said + table_html(columns, rows, numeric=("pairs", "difference (points)", "seeds for ±1 point"))
+
+
+def claims_table_html(claims: pd.DataFrame) -> str:
+    """Return the table of the frame of compare_claims."""
+    columns = ["claim", "by", "under", "here", "compared", "value (positive: as claimed)", "95 % interval", "n", "p"]
+    columns.append("verdict")
+    rows = [
+        [
+            *(row[name] for name in ("claim", "source", "conditions", "where", "compared")),
+            format_number(row["value"]),
+            format_interval(row["low"], row["high"], 2),
+            row["n"],
+            format_p_value(row["p"]),
+            row["verdict"],
+        ]
+        for row in claims.to_dict("records")
+    ]
+    said = "<p>n counts norms, or groupings. p values are not adjusted for the number of claims.</p>"
+    return said + table_html(columns, rows)
 
 
 def granulated_table_html(granulated: pd.DataFrame, titles: Mapping[str, str]) -> str:

@@ -1,33 +1,57 @@
-"""Rankings of norms and effects of settings, with intervals.
+"""Rankings of norms at equal settings and at each norm's best learning rate, with t-intervals.
 
-A cell is a set of runs with equal hyperparameters (all but norm, grouping and seed).
+A cell is a set of runs with equal hyperparameters (all but norm, grouping and seed). A setting is a norm with its
+grouping in a cell, with one run per seed.
 """
 
-from typing import Any, NamedTuple
+import math
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from config import ARCHS
-from normstudy.report.resampling import INTERVAL, RESAMPLES, resample_counts
-from normstudy.report.tables import CELL, MIN_POINTS, hyperparameters, setting_keys
+from normstudy.report.tables import CELL, axes_of, hyperparameters, setting_keys
+from normstudy.report.tuning import at_best_rates
+
+EQUAL_SETTINGS, BEST_RATE = "equal settings", "best rate"
+COLUMNS = ["network", "norm", "at", "n", "failed", "mean", "advantage", "low", "high", "rank_low", "rank_high"]
+LEAST_CELLS = 5  # from this number on, an interval shows the variation over cells, else that over seeds alone
+LEVEL = 0.95
 
 
 class SettingEffect(NamedTuple):
     """The mean difference of an outcome between two settings (second minus first), over n groups of runs."""
 
+    axis: str
     value: float
     low: float
     high: float
     n: int
-    settings: list[Any]
+    settings: list[str]
+
+
+class Contrast(NamedTuple):
+    """An estimate with its standard error and degrees of freedom; both are NaN if they cannot be estimated."""
+
+    value: float
+    error: float
+    freedom: float
+
+    def interval(self, level: float = LEVEL) -> tuple[float, float]:
+        """Return the t-interval, or NaN."""
+        if not self.freedom > 0:
+            return math.nan, math.nan
+        half = stats.t.ppf((1 + level) / 2, self.freedom) * self.error
+        return self.value - half, self.value + half
 
 
 def summarize_cells(table: pd.DataFrame) -> pd.DataFrame:
     """Compute mean, s.d. and n of each outcome for each norm (and grouping) in each cell, and count the failed runs.
 
     The columns that define a cell are those of CELL and all other hyperparameters that differ within the table.
+    "Test Accuracy image error" is the standard error of a test accuracy due to the choice of test images, in points.
     """
     keys = ["Label", *dict.fromkeys([*CELL, *hyperparameters(table)])]
     groups = table.assign(**{name: table[name].astype(str) for name in keys[1:]}).groupby(keys, sort=True)
@@ -35,94 +59,165 @@ def summarize_cells(table: pd.DataFrame) -> pd.DataFrame:
     parts = [counts]
     for name in ("Test Accuracy", "Train Accuracy", "Gen. Ratio"):
         parts.append(groups[name].agg(["mean", "std"]).rename(columns={"mean": f"{name} mean", "std": f"{name} s.d."}))
+    if "test_samples" in table:
+        share = parts[1]["Test Accuracy mean"] / 100
+        images = groups["test_samples"].agg(lambda values: pd.to_numeric(values, errors="coerce").min())
+        parts.insert(2, (100 * np.sqrt(share * (1 - share) / images)).rename("Test Accuracy image error").to_frame())
     return pd.concat(parts, axis=1).reset_index()
 
 
-def rank_norms(
-    table: pd.DataFrame,
-    outcome: str = "Test Accuracy",
-    label: str = "Norm",
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Rank norms by their advantage over the other norms in the same cells; return a frame, best first.
+def rank_norms(table: pd.DataFrame) -> pd.DataFrame:
+    """Rank the norms of each network by test accuracy; return a frame with COLUMNS, best first.
 
-    `advantage` is the mean over a norm's runs of the outcome minus the mean of the norms' means in the run's cell.
-    Cells with only one norm are left out, because they compare nothing. low and high bound the 95 % interval from
-    resampling the cells, and in each cell every norm's runs; rank_low and rank_high bound that of the rank. They are
-    NaN for a norm with one run, because one run does not show the spread. `failed` counts the runs that failed.
+    At "equal settings", norms are compared within cells. At the "best rate", each norm is taken at the learning rate
+    with the highest validation accuracy, and cells do not distinguish rates; these rows exist if rates were tuned.
+
+    `advantage` is the mean over cells of a norm's mean minus the mean of the norms' means in the cell. A norm's mean in
+    a cell is the mean over its settings. Cells with one norm are left out. low and high are the t-interval of the
+    advantage, rank_low and rank_high those ranks that pairwise comparisons with all other norms at the level
+    1 − 0.05/(norms − 1) leave open, which holds for each norm (Bonferroni). See advantage_contrast for the errors. `n`
+    and `failed` count runs.
     """
-    names = [label, "n", "failed", "mean", "advantage", "low", "high", "rank_low", "rank_high"]
-    usable = table[~table["has_failed"] & table[outcome].notna()]
-    usable = usable.assign(cell=setting_keys(usable, hyperparameters(table)))
-    is_shared = usable.groupby("cell")[label].transform("nunique") > 1
-    usable = usable[is_shared] if is_shared.any() else usable
-    if usable.empty:
-        return pd.DataFrame(columns=names)
-    advantage, samples = _advantages(usable, outcome, label, resamples, seed)
-    ranks = stats.rankdata(-np.where(np.isnan(samples), advantage, samples), axis=1)
-    found = usable.groupby(label)[outcome].agg(["size", "mean"]).reset_index().rename(columns={"size": "n"})
-    found.insert(2, "failed", found[label].map(table.groupby(label)["has_failed"].sum()).astype(int))
-    found["advantage"] = advantage
-    for name, values in (("", samples), ("rank_", ranks)):
-        bounds = np.where(found["n"] > 1, np.nanquantile(values, INTERVAL, axis=0).round(9), np.nan)
-        found[f"{name}low"], found[f"{name}high"] = bounds
-    return found[names].sort_values("advantage", ascending=False, ignore_index=True)
+    parts = []
+    for network in _networks(table):
+        runs = table[table["Model"] == network]
+        parts.append(rank_labels(runs, "Norm").assign(network=network, at=EQUAL_SETTINGS))
+        tuned = at_best_rates(runs)
+        if tuned is not None:
+            parts.append(rank_labels(tuned.runs, "Norm").assign(network=network, at=BEST_RATE))
+    parts = [part for part in parts if len(part)]
+    if not parts:
+        return pd.DataFrame(columns=COLUMNS)
+    return pd.concat(parts, ignore_index=True).rename(columns={"Norm": "norm"})[COLUMNS]
 
 
-def _advantages(
-    usable: pd.DataFrame, outcome: str, label: str, resamples: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the advantage of each norm (norms,), in the order of their names, and that in each resample (B, norms)."""
-    by_group = usable.groupby(["cell", label])[outcome]
-    groups = by_group.agg(["mean", "size"]).reset_index()
-    cells, of_group = np.unique(groups["cell"], return_inverse=True)
-    members = pd.get_dummies(of_group).to_numpy(float).T  # (cells, groups)
-    sizes = pd.get_dummies(groups[label]).to_numpy(float) * groups["size"].to_numpy()[:, None]  # (groups, norms): runs
-
-    def advantages(means: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """Return (B, norms) from the means of groups (B, groups) and how often each cell counts (B, cells)."""
-        above = means - (means @ members.T / members.sum(1)) @ members
-        weights = weights @ members
-        with np.errstate(invalid="ignore"):
-            return (above * weights) @ sizes / (weights @ sizes)
-
-    generator = np.random.default_rng(seed)
-    means = np.empty((resamples, len(groups)))
-    for index, (_, values) in enumerate(by_group):
-        means[:, index] = values.to_numpy()[generator.integers(0, len(values), (resamples, len(values)))].mean(1)
-    samples = advantages(means, resample_counts(generator, len(cells), resamples))
-    return advantages(groups["mean"].to_numpy()[None], np.ones((1, len(cells))))[0].round(9), samples
-
-
-def rank_norms_by_network(table: pd.DataFrame, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, pd.DataFrame]:
-    """Return {network: ranking of its runs}, since different norms suit, and were tried in, different networks."""
+def _networks(table: pd.DataFrame) -> list[str]:
     there = set(table["Model"])
-    networks = dict.fromkeys(name for name in (*ARCHS, *sorted(there)) if name in there)
-    found = {
-        network: rank_norms(table[table["Model"] == network], resamples=resamples, seed=seed) for network in networks
-    }
-    return {network: ranks for network, ranks in found.items() if len(ranks)}
+    return list(dict.fromkeys(name for name in (*ARCHS, *sorted(there)) if name in there))
 
 
-def setting_effect(
-    table: pd.DataFrame, axis: str, outcome: str, resamples: int = RESAMPLES, seed: int = 0
-) -> SettingEffect | None:
-    """Compute how an outcome differs between the two settings of a hyperparameter.
+def rank_labels(table: pd.DataFrame, label: str = "Norm", outcome: str = "Test Accuracy") -> pd.DataFrame:
+    """Rank the norms, or other labels, of one set of runs; see rank_norms."""
+    names = [label, "n", "failed", "mean", "advantage", "low", "high", "rank_low", "rank_high"]
+    data = Cells.of(table, label, outcome)
+    if data is None:
+        return pd.DataFrame(columns=names)
+    count = len(data.labels)
+    contrasts = [data.advantage(index) for index in range(count)]
+    rows = []
+    for index, name in enumerate(data.labels):
+        own = data.usable[data.usable[label] == name]
+        low, high = contrasts[index].interval()
+        rank_low = rank_high = math.nan
+        if not math.isnan(low):
+            level = 1 - (1 - LEVEL) / max(1, count - 1)
+            others = [data.difference(other, index).interval(level) for other in range(count) if other != index]
+            rank_low = 1 + sum(bounds[0] > 0 for bounds in others)
+            rank_high = count - sum(bounds[1] < 0 for bounds in others)
+        failed = int(table.loc[table[label] == name, "has_failed"].sum())
+        value = round(contrasts[index].value, 9)
+        rows.append((name, len(own), failed, own[outcome].mean(), value, low, high, rank_low, rank_high))
+    return pd.DataFrame(rows, columns=names).sort_values("advantage", ascending=False, ignore_index=True)
+
+
+class Cells:
+    """The means of labels in cells, and the variances of their runs.
+
+    means: (cells, labels), NaN where a label has no run. variances: the variance of each of these means over seeds,
+    with each label's own variance of runs, pooled over its settings. freedoms: (labels,) of these variances.
+    """
+
+    def __init__(self, usable: pd.DataFrame, label: str, outcome: str) -> None:
+        self.usable = usable
+        usable = usable.assign(setting=usable["Label"])
+        settings = usable.groupby(["cell", label, "setting"])[outcome].agg(["mean", "size", "var"]).reset_index()
+        settings["squares"] = settings["var"].fillna(0) * (settings["size"] - 1)
+        by_label = settings.groupby(label)
+        freedom = by_label["size"].sum() - by_label.size()
+        variance = by_label["squares"].sum() / freedom.where(freedom > 0)
+        settings["of_mean"] = settings[label].map(variance) / settings["size"]
+        grouped = settings.groupby(["cell", label])
+        means = grouped["mean"].mean().unstack()
+        self.labels = list(means.columns)
+        self.means = means.to_numpy(float)
+        self.variances = (grouped["of_mean"].sum(min_count=1) / grouped.size() ** 2).unstack().to_numpy(float)
+        self.freedoms = freedom.reindex(self.labels).to_numpy(float)
+
+    @classmethod
+    def of(cls, table: pd.DataFrame, label: str, outcome: str) -> "Cells | None":
+        """Return the cells with at least two labels, or all if there is none; None without a usable run."""
+        usable = table[~table["has_failed"] & table[outcome].notna() & table[label].notna()]
+        usable = usable.assign(cell=setting_keys(usable, hyperparameters(table)))
+        is_shared = usable.groupby("cell")[label].transform("nunique") > 1
+        usable = usable[is_shared] if is_shared.any() else usable
+        return None if usable.empty else cls(usable, label, outcome)
+
+    def advantage(self, index: int) -> Contrast:
+        """Return the mean over cells of a label's mean minus the mean of all labels in the cell."""
+        own = np.isfinite(self.means[:, index])
+        there = np.isfinite(self.means[own]).astype(float)
+        weights = -there / there.sum(1, keepdims=True)
+        weights[:, index] += 1
+        return self._contrast(self.means[own], weights, own)
+
+    def difference(self, first: int, second: int) -> Contrast:
+        """Return the mean over common cells of the difference of two labels; all NaN without a common cell."""
+        both = np.isfinite(self.means[:, [first, second]]).all(1)
+        weights = np.zeros((both.sum(), len(self.labels)))
+        weights[:, first], weights[:, second] = 1, -1
+        return self._contrast(self.means[both], weights, both) if both.any() else Contrast(*[math.nan] * 3)
+
+    def _contrast(self, means: np.ndarray, weights: np.ndarray, cells: np.ndarray) -> Contrast:
+        """Return the mean over cells of Σ weights · means.
+
+        With LEAST_CELLS or more cells, its error is that of the cells' values, which vary with seeds and with cells.
+        With fewer, it is that of seeds alone, for these cells (Welch 1947): every label has its own variance, so that a
+        label with a larger one is not given too narrow an interval. Satterthwaite's degrees of freedom (1946) are too
+        many for two or three seeds; their geometric mean with those of the largest part holds (see docs/report.md).
+        """
+        values = (weights * np.nan_to_num(means)).sum(1)
+        n = len(values)
+        if n >= LEAST_CELLS:
+            return Contrast(values.mean(), values.std(ddof=1) / math.sqrt(n), n - 1)
+        used = weights != 0
+        parts = np.where(used, weights**2 * self.variances[cells], 0).sum(0) / n**2  # of each label
+        variance = parts.sum()
+        if not np.isfinite(variance) or not used.any():
+            return Contrast(values.mean(), math.nan, math.nan)
+        if variance == 0:
+            return Contrast(values.mean(), 0.0, float(self.freedoms[used.any(0)].min()))
+        satterthwaite = variance**2 / (parts[parts > 0] ** 2 / self.freedoms[parts > 0]).sum()
+        freedom = math.sqrt(satterthwaite * self.freedoms[parts.argmax()])
+        return Contrast(values.mean(), math.sqrt(variance), freedom)
+
+
+def setting_effects(table: pd.DataFrame, outcome: str) -> list[SettingEffect]:
+    """Compute how an outcome differs between the two settings of each axis of axes_of that has two.
 
     A difference is that of the means within a group of runs that are equal in norm, grouping and all other
-    hyperparameters. Return None unless there are exactly two settings and at least MIN_POINTS groups.
+    hyperparameters; the differences of a norm's groups are averaged first, because they are not independent. The
+    interval is a t-interval over norms. Axes with fewer than LEAST_CELLS norms are left out.
     """
-    usable = table[~table["has_failed"] & table[outcome].notna() & table[axis].notna()]
-    settings = sorted(usable[axis].unique())
-    if len(settings) != 2:
-        return None
-    others = ["Label", *(name for name in hyperparameters(usable) if name != axis)]
-    keys = setting_keys(usable, others)
-    means = usable.groupby([keys, axis])[outcome].mean().unstack()
-    differences = (means[settings[1]] - means[settings[0]]).dropna().to_numpy()
-    if len(differences) < MIN_POINTS:
-        return None
-    drawn = np.random.default_rng(seed).integers(0, len(differences), (resamples, len(differences)))
-    low, high = np.quantile(differences[drawn].mean(1), INTERVAL)
-    return SettingEffect(float(differences.mean()), float(low), float(high), len(differences), settings)
+    usable = table[~table["has_failed"] & table[outcome].notna()]
+    found = []
+    for axis, columns in axes_of(usable).items():
+        values = setting_keys(usable, columns[:1])
+        others = ["Label", *(name for name in hyperparameters(usable) if name not in columns)]
+        means = usable.groupby([usable["Norm"], setting_keys(usable, others), values])[outcome].mean().unstack()
+        settings = sorted(means.columns, key=_as_number)
+        if len(settings) != 2:
+            continue
+        differences = (means[settings[1]] - means[settings[0]]).dropna()
+        by_norm = differences.groupby(level=0).mean()
+        n = len(by_norm)
+        if n >= LEAST_CELLS:
+            contrast = Contrast(by_norm.mean(), by_norm.std(ddof=1) / math.sqrt(n), n - 1)
+            found.append(SettingEffect(axis, contrast.value, *contrast.interval(), len(differences), settings))
+    return found
+
+
+def _as_number(text: str) -> tuple[float, str]:
+    try:
+        return float(text), text
+    except ValueError:
+        return math.inf, text

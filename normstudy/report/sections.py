@@ -7,17 +7,18 @@ from pathlib import Path
 from normstudy.report.comparison import comparison_html
 from normstudy.report.data import ReportData, ReportOptions, ReportStatistics
 from normstudy.report.figures import Picture, ReportPictures
-from normstudy.report.original_claims import original_claims_html
 from normstudy.report.page import details_html, escaped, format_count, list_html, picture_html
 from normstudy.report.page_tables import (
+    baseline_table_html,
     cells_table_html,
+    claims_table_html,
     correlations_table_html,
     granulated_table_html,
     ranking_table_html,
     runs_table_html,
 )
-from normstudy.report.published_claims import published_claims_html
-from normstudy.report.sentences import METHODS, limitation_sentences, summary_sentences
+from normstudy.report.primary import included_runs
+from normstudy.report.sentences import METHODS, effect_sentences, limitation_sentences, primary_sentences
 from normstudy.report.tables import MIN_POINTS
 from normstudy.storage import RunDirectory
 
@@ -28,16 +29,14 @@ def page_sections(
     data: ReportData, statistics: ReportStatistics, pictures: ReportPictures, options: ReportOptions
 ) -> list[tuple[str, str]]:
     """Return (heading, HTML) of each section that has content."""
-    claims = original_claims_html(
-        data.table, statistics.ranking, statistics.correlations, statistics.granulated, data.titles
-    )
+    effects = effect_sentences(data.table)
     links = {row["run"]: _links(run, options.results_dir) for row, run in data.folders}
     sections = [
         ("Summary", _summary(data, statistics)),
         ("Which norm is best, and where", _norms(statistics, pictures)),
-        ("Correlations with generalization", _measures(data, statistics, pictures)),
-        ("Claims of the original study", claims),
-        ("Claims of other papers", _pictures_html(pictures.claims) + published_claims_html(statistics.claims)),
+        ("Correlations with generalization (exploratory)", _measures(data, statistics, pictures)),
+        ("Effects of hyperparameters (exploratory)", list_html(effects) if effects else ""),
+        ("Published claims", _claims(statistics, pictures)),
         ("Comparison with another table", _comparison(data, statistics, options)),
         ("Inside the networks", _pictures_html(pictures.networks)),
         ("Runs", runs_table_html(data.table, links)),
@@ -57,37 +56,46 @@ def _links(run: RunDirectory, results_dir: Path) -> tuple[str, list[str]]:
 
 
 def _summary(data: ReportData, statistics: ReportStatistics) -> str:
-    table, by_network = data.table, statistics.ranking_by_network
-    findings = summary_sentences(table, by_network, statistics.correlations, statistics.granulated, data.titles)
+    table = data.table
     if len(table) == 0:
-        found = "<p>There are no runs yet.</p>"
-    elif findings:
-        found = f'<div class="summary">{list_html(findings)}</div>'
-    else:
-        found = "<p>These runs support no finding: nothing meets the conditions in the section Methods.</p>"
+        return "<p>There are no runs yet.</p>"
     runs, norms = format_count(len(table), "run"), format_count(table["Norm"].nunique(), "norm")
     about = (
         f"<p>{runs}, {int(table['has_failed'].sum())} of which failed; {norms}. A <em>cell</em> is a set of runs "
         "with equal hyperparameters, network and data set included: they differ only in the norm, its grouping and the "
         "seed.</p>"
     )
-    limits = limitation_sentences(table, by_network, statistics.correlations)
-    return about + found + ("<h3>What these runs do not show</h3>" + list_html(limits) if limits else "")
+    found = primary_sentences(included_runs(table), statistics.correlations, data.titles)
+    family = statistics.correlations[statistics.correlations["family"].isin(("primary", "within norms"))]
+    table_of_all = details_html("The primary analysis", correlations_table_html(family, data.titles))
+    limits = limitation_sentences(table, statistics.correlations)
+    return (
+        f'{about}<div class="summary">{list_html(found)}</div>'
+        + (table_of_all if len(family) else "")
+        + ("<h3>What these runs do not show</h3>" + list_html(limits) if limits else "")
+    )
 
 
 def _norms(statistics: ReportStatistics, pictures: ReportPictures) -> str:
     content = "<p>No run has a test accuracy.</p>"
     if len(statistics.ranking):
         content = _pictures_html(pictures.norms)
-        for network, ranks in statistics.ranking_by_network.items():
-            content += f"<h3>{escaped(network)}</h3>" + ranking_table_html(ranks, "Norm")
-        if len(statistics.ranking_by_network) > 1:
-            content += details_html("All networks together", ranking_table_html(statistics.ranking, "Norm"))
+        for (network, at), ranks in statistics.ranking.groupby(["network", "at"], sort=False):
+            content += f"<h3>{escaped(network)}, at {escaped(at)}</h3>" + ranking_table_html(ranks, "norm")
+        if len(statistics.baseline):
+            content += "<h3>Differences to a baseline norm</h3>" + baseline_table_html(statistics.baseline)
         cells = cells_table_html(statistics.by_cell)
         content += details_html("Every norm in every cell: mean and s.d. over runs (n includes failed runs)", cells)
     if len(statistics.groupings) > 1:
         content += details_html("Norms by grouping", ranking_table_html(statistics.groupings, "Label"))
     return content
+
+
+def _claims(statistics: ReportStatistics, pictures: ReportPictures) -> str:
+    """Return the claims that these runs can speak to, or nothing."""
+    if statistics.claims.empty:
+        return ""
+    return _pictures_html(pictures.claims) + claims_table_html(statistics.claims)
 
 
 def _measures(data: ReportData, statistics: ReportStatistics, pictures: ReportPictures) -> str:
@@ -97,7 +105,7 @@ def _measures(data: ReportData, statistics: ReportStatistics, pictures: ReportPi
     granulated = granulated_table_html(statistics.granulated, data.titles)
     return (
         _pictures_html(pictures.measures)
-        + details_html("All coefficients, over n settings", coefficients)
+        + details_html("All coefficients", coefficients)
         + details_html("Granulated coefficients, with worst cases (n groups of settings)", granulated)
     )
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from config import ARCHS, GROUPED_NORMS, NORM_TYPES
+from config import ARCHS, GROUPED_NORMS, NORM_TYPES, canonical_norm
 from normstudy.cli import RunError, canonical_name
 from normstudy.storage import MEASURE_COLUMNS, SETTING_COLUMNS
 
@@ -27,10 +27,10 @@ MEASURES = {  # scaled curvature first: unscaled curvature changes with weights 
     "hessian-element:max_eigen": "largest eigenvalue, element-scaled",
     "hessian-filter:trace": "Hessian trace, filter-scaled",
     "hessian-filter:max_eigen": "largest eigenvalue, filter-scaled",
-    "Trace": "Hessian trace",
-    "Eigen Mean": "mean eigenvalue",
-    "Eigen Variance": "variance of eigenvalues",
-    "Max Eigen": "largest eigenvalue",
+    "Trace": "Hessian trace, unscaled",
+    "Eigen Mean": "mean eigenvalue, unscaled",
+    "Eigen Variance": "variance of eigenvalues, unscaled",
+    "Max Eigen": "largest eigenvalue, unscaled",
     "Class Similarity": "class similarity",
     **{name: measure.title for name, measure in MEASURE_COLUMNS.items()},
 }
@@ -41,6 +41,12 @@ HYPERPARAMETERS = [
     *(name for name in SETTING_COLUMNS if name != "seed"),
     *("val_fraction", "train_samples"),
 ]
+NETWORKS_WITH = {"SkipInit": ("resnet-56",), "preact": ("resnet-56",), "cfg": ("vgg",), "patch_size": ("vit",)}
+PARTS = {"Mom & WD": ("momentum", "weight_decay")}  # columns that are computed from others
+SAME_AS_GROUPING = {
+    "InstanceNorm": 1.0,
+    "LayerNorm": 1e-7,
+}  # the GroupNorm that builds the same network (see as_groupings)
 REQUIRED = ["Model", "Norm", "Dataset", "Batch Size", "Test Accuracy"]
 MIN_POINTS = 5  # minimum number of points for a coefficient, a test or a mean over groups
 SIGNIFICANT = 0.05  # an effect with a smaller p value counts as significant
@@ -62,7 +68,20 @@ def read_tables(paths: Iterable[Path | str]) -> pd.DataFrame:
         if missing:
             raise RunError(f"{path} has no column {missing[0]!r}; give a table of runs such as results/results.csv")
         frames.append(frame.assign(table=str(path)))
-    return _without_copies(tidy_table(pd.concat(frames, ignore_index=True)))
+    return _counted_once(_without_copies(tidy_table(pd.concat(frames, ignore_index=True))))
+
+
+def _counted_once(table: pd.DataFrame) -> pd.DataFrame:
+    """Return each network once, where runs of two names built the same one from the same seed; name those left out."""
+    if "run" not in table or "data" not in table:
+        return table
+    by_measures = table[list(MEASURES)].notna().sum(axis=1).sort_values(ascending=False, kind="stable").index
+    names = [name for name in ("Label", *HYPERPARAMETERS, "seed", "data") if name in table]
+    is_twin = table.loc[by_measures, names].astype(str).duplicated().sort_index() & table["seed"].notna()
+    is_twin &= table["run"].map(table["run"].value_counts()) == 1
+    for row in table[is_twin].to_dict("records"):
+        print(f"counted once: {row['run']} is the same network as another run of {row['Label']}", file=sys.stderr)
+    return table[~is_twin].reset_index(drop=True)
 
 
 def _without_copies(table: pd.DataFrame) -> pd.DataFrame:
@@ -86,8 +105,10 @@ def _without_copies(table: pd.DataFrame) -> pd.DataFrame:
 def tidy_table(table: pd.DataFrame) -> pd.DataFrame:
     """Return the frame with current spellings, numeric columns, and the columns Grouping, Label, Gap and has_failed.
 
-    Grouping is P Grouping if the norm has groups, else NaN. Label is the norm with its grouping. Gap is train accuracy
-    minus test accuracy. has_failed marks the runs that ended without a finite result or have no test accuracy.
+    Grouping is P Grouping if the norm has groups, else NaN. Label is the norm with its grouping. Settings that build
+    the same network have the same norm and grouping (see canonical_norm), and the settings of NETWORKS_WITH are empty
+    for networks that do not have them. Gap is train accuracy minus test accuracy. has_failed marks the runs that ended
+    without a finite result or have no test accuracy.
     """
     table = table.copy()
     for name in (*MEASURES, *OUTCOMES, "P Grouping", "Batch Size", "seed"):
@@ -98,6 +119,7 @@ def tidy_table(table: pd.DataFrame) -> pd.DataFrame:
         table[name] = words.map({"true": True, "false": False})
     table["Model"] = [_spelled(name, ARCHS) for name in table["Model"]]
     table["Norm"] = [_spelled(name, NORM_TYPES) for name in table["Norm"]]
+    _make_canonical(table)
     table["Grouping"] = table["P Grouping"].where(table["Norm"].isin(GROUPED_NORMS))
     grouped = [f"{norm} p={p:g}" if p == p else norm for norm, p in zip(table["Norm"], table["Grouping"], strict=True)]
     table["Label"] = grouped
@@ -106,6 +128,53 @@ def tidy_table(table: pd.DataFrame) -> pd.DataFrame:
     table["Gen. Ratio"] = table["Gen. Ratio"].where(table["Gen. Ratio"].notna(), ratio)
     table["has_failed"] = (table["Success"] == False) | table["Test Accuracy"].isna()  # noqa: E712 - of three values
     return table
+
+
+def _make_canonical(table: pd.DataFrame) -> None:
+    """Give settings that build the same network the same values."""
+    for name, networks in NETWORKS_WITH.items():
+        if name in table:
+            is_without = table["Model"].isin(set(ARCHS) - set(networks))
+            table[name] = table[name].astype(object).mask(is_without, False if name == "SkipInit" else "")
+    pairs = table[["Model", "Norm", "P Grouping"]].to_numpy()
+    is_known = table["Model"].isin(ARCHS) & table["Norm"].isin(GROUPED_NORMS) & table["P Grouping"].notna()
+    found = [
+        canonical_norm(model, norm, p) if known else (norm, p)
+        for (model, norm, p), known in zip(pairs, is_known, strict=True)
+    ]
+    table["Norm"] = [norm for norm, _ in found]
+    table["P Grouping"] = [np.nan if p is None else p for _, p in found]
+
+
+def as_groupings(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs of norms with groupings, and those that build the same networks under another name.
+
+    InstanceNorm is GroupNorm with p = 1, and LayerNorm on feature maps is GroupNorm with one group. Where a network has
+    runs of GroupNorm, these are listed as such, with both names in Label.
+    """
+    with_groups = set(table.loc[table["Norm"] == "GroupNorm", "Model"])
+    is_same = [
+        norm in SAME_AS_GROUPING
+        and model in with_groups
+        and model in ARCHS
+        and canonical_norm(model, "GroupNorm", SAME_AS_GROUPING[norm])[0] == norm
+        for model, norm in zip(table["Model"], table["Norm"], strict=True)
+    ]
+    renamed = table[pd.Series(is_same, index=table.index, dtype=bool)].copy()
+    renamed["Grouping"] = renamed["Norm"].map(SAME_AS_GROUPING)
+    renamed["Label"] = [
+        f"GroupNorm p={p:g} ({norm})" for norm, p in zip(renamed["Norm"], renamed["Grouping"], strict=True)
+    ]
+    renamed["Norm"] = "GroupNorm"
+    return pd.concat([table[table["Grouping"].notna()], renamed]).sort_index()
+
+
+def pairs_with_groupings(pairs: Sequence[tuple[Row, T]]) -> list[tuple[Row, T]]:
+    """Return the pairs (row, anything) of as_groupings."""
+    if not pairs:
+        return []
+    frame = as_groupings(pd.DataFrame([row for row, _ in pairs]))
+    return [(row, pairs[index][1]) for index, row in zip(frame.index, frame.to_dict("records"), strict=True)]
 
 
 def _spelled(name: object, choices: Sequence[str]) -> str:
@@ -117,8 +186,37 @@ def _spelled(name: object, choices: Sequence[str]) -> str:
 
 
 def hyperparameters(table: pd.DataFrame) -> list[str]:
-    """Return the columns in which the runs differ, without the norm, its grouping and the seed."""
-    return [name for name in HYPERPARAMETERS if name in table and table[name].astype(str).nunique() > 1]
+    """Return the columns in which the runs differ, without the norm, its grouping and the seed.
+
+    A column that is computed from others is left out where these are there.
+    """
+    derived = {
+        name for name, parts in PARTS.items() if all(part in table and table[part].notna().all() for part in parts)
+    }
+    names = [name for name in HYPERPARAMETERS if name in table and name not in derived]
+    return [name for name in names if table[name].astype(str).nunique() > 1]
+
+
+def axes_of(table: pd.DataFrame) -> dict[str, list[str]]:
+    """Return {axis: its columns}: the hyperparameters that can be changed one at a time.
+
+    Columns that always change together are one axis, named after all of them. A column whose value follows from another
+    one belongs to its axis: epochs to the batch size, for example, or the image size to the network.
+    """
+    names = hyperparameters(table)
+    texts = table[names].astype(str)
+    follows = {
+        name: [other for other in names if other != name and (texts.groupby(name)[other].nunique() == 1).all()]
+        for name in names
+    }
+    axes = {}
+    for place, name in enumerate(names):
+        leaders = [other for other in names if other != name and name in follows[other]]
+        twins = [other for other in leaders if other in follows[name]]
+        if set(leaders) - set(twins) or any(other in names[:place] for other in twins):
+            continue  # it follows a column that can change alone, or is named with an earlier one
+        axes[" & ".join([name, *twins])] = [name, *follows[name]]
+    return axes
 
 
 def setting_keys(table: pd.DataFrame, names: list[str]) -> pd.Series:

@@ -62,6 +62,7 @@ RESULT_COLUMNS = {
     "train_loss": "Mean cross-entropy in nats per unaugmented training image, after the last epoch, in eval mode",
     "validation_accuracy": "Accuracy on the validation images, from 0 to 1; empty if none were held out",
     "validation_loss": "Mean cross-entropy in nats per validation image; empty if none were held out",
+    "reached_loss": "Whether the training loss reached `--stop_at_loss`; empty if the run had none",
 }
 MEASUREMENT_COLUMNS = {
     "trace_standard_error": "Standard error of `Trace` over all probes (random vectors)",
@@ -76,10 +77,13 @@ MEASUREMENT_COLUMNS = {
     "min_eigen": "Smallest Ritz value of the Hessian, whose smallest eigenvalue is at most this value",
     "min_eigen_residual": "Residual of `min_eigen`: an eigenvalue lies within this distance of it",
     "hessian_samples": "Number of images on which the Hessian was measured",
+    "hessian_dtype": "`--dtype` of that measurement",
     **columns_of(OF_CLASS_SIMILARITY),
     "class_similarity_samples": "Number of images on which class similarity was measured",
+    "class_similarity_dtype": "`--dtype` of that measurement",
     **columns_of(OF_MEASURES),
     "measures_samples": "Number of images on which the measures of `measures.json` were computed",
+    "measures_dtype": "`--dtype` of that measurement",
 }
 PROVENANCE_COLUMNS = {
     "seconds": "Time in seconds for training and evaluation, summed over all epochs and continuations",
@@ -105,7 +109,7 @@ USUAL_MEASUREMENT = {"curvature": "hessian", "bn_mode": "eval", "scale": "none",
 # Other measurements without a tag have the columns `<name>:<key>`, with these keys of their JSON files.
 OTHER_KEYS = (
     *("trace", "trace_standard_error", "trace_total_error", "max_eigen", "max_eigen_residual"),
-    *("max_eigen_cross_fitted", "min_eigen", "eigen_variance", "num_samples"),
+    *("max_eigen_cross_fitted", "min_eigen", "eigen_variance", "num_samples", "dtype"),
 )
 README_TITLE = "# Results of normalization runs"
 

@@ -91,8 +91,9 @@ def _read_measurements(run: RunDirectory, summary: Mapping[str, Any]) -> tuple[d
         is_usual = all(settings.get(flag, usual) == usual for flag, usual in USUAL_MEASUREMENT.items())
         if name in MEASUREMENTS and is_usual:
             measured |= content | {f"{name}_samples": content.get("num_samples")}
+            measured[f"{name}_dtype"] = settings.get("dtype")
         elif name not in MEASUREMENTS and name == measurement_name(name.partition("-")[0], settings):  # without a tag
-            measured |= {f"{name}:{key}": content.get(key) for key in OTHER_KEYS}
+            measured |= {f"{name}:{key}": ({"dtype": settings.get("dtype")} | content).get(key) for key in OTHER_KEYS}
     return measured, complaints
 
 

@@ -15,8 +15,8 @@ from normstudy.cli import RunError
 from normstudy.report import rankings, tables
 
 ROOT = Path(__file__).parents[2]
-SECTIONS = ["Summary", "Which norm is best, and where", "Correlations with generalization"]
-SECTIONS += ["Claims of the original study", "Runs", "Methods"]
+SECTIONS = ["Summary", "Which norm is best, and where", "Correlations with generalization (exploratory)"]
+SECTIONS += ["Effects of hyperparameters (exploratory)", "Published claims", "Runs", "Methods"]
 
 
 def test_the_page_has_every_section_and_needs_nothing_else(made):
@@ -31,10 +31,12 @@ def test_the_page_has_every_section_and_needs_nothing_else(made):
 def test_the_tables_are_the_statistics(made):
     table = tables.read_tables([made.parent / "table.csv"])
     ranks = pd.read_csv(made / "tables" / "ranking.csv")
-    pd.testing.assert_frame_equal(ranks, rankings.rank_norms(table, resamples=100), check_dtype=False)
+    pd.testing.assert_frame_equal(ranks, rankings.rank_norms(table), check_dtype=False)
     correlations = pd.read_csv(made / "tables" / "correlations.csv")
     assert set(correlations["measure"]) == {"Trace", "Max Eigen", "Class Similarity"}
-    assert {"by_cell.csv", "granulated.csv", "groupings.csv"} <= {path.name for path in (made / "tables").iterdir()}
+    assert {"by_cell.csv", "granulated.csv", "groupings.csv", "baseline.csv"} <= {
+        path.name for path in (made / "tables").iterdir()
+    }
 
 
 def test_the_same_command_gives_the_same_page(made, tmp_path):
@@ -54,7 +56,9 @@ def test_another_table_is_set_beside(tmp_path):
     [order] = pd.read_csv(tmp_path / "out" / "tables" / "orders.csv").to_dict("records")
     assert (order["cell"], order["norms"]) == ("vgg, CIFAR-10, 16.0, true, false", 6)
     signs = pd.read_csv(tmp_path / "out" / "tables" / "signs.csv").set_index(["measure", "outcome"])
-    assert signs.loc[("Class Similarity", "Test Accuracy"), "verdict"] == "agrees"
+    row = signs.loc[("Class Similarity", "Test Accuracy")]
+    assert (row["rho here"], row["rho there"]) == (pytest.approx(1), pytest.approx(1))
+    assert row["verdict"] == "inconclusive: an interval includes zero"  # five norms are few
     with pytest.raises(RunError, match=r"nowhere\.csv cannot be read"):
         report(tmp_path, made_up(), f"--compare={tmp_path / 'nowhere.csv'}")
 
@@ -100,10 +104,14 @@ def test_odd_tables_get_a_page_that_says_so_and_no_warning(tmp_path, capfd, name
     page = report(tmp_path, odd(name), f"--compare={tmp_path / 'other.csv'}")
     assert page.endswith("</html>\n")
     assert capfd.readouterr().err == ""
-    words = {"no runs": "There are no runs yet", "all failed": "20 of 20 failed", "constant": "support no finding"}
+    words = {
+        "no runs": "There are no runs yet",
+        "all failed": "20 of 20 failed",
+        "constant": "There is no primary analysis",
+    }
     assert words.get(name, "<h2>Summary</h2>") in page
     if name in ("no runs", "one run", "all failed", "constant"):
-        assert "Spearman&#x27;s ρ =" not in page
+        assert "goes with" not in page
 
 
 def test_tables_are_stacked_and_damage_is_one_line(tmp_path):

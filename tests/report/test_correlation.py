@@ -1,72 +1,114 @@
-"""Coefficients of measures and outcomes, pooled and within cells, compared with scipy; Holm's adjustment."""
+"""The frame of associations: which runs and points enter, families, and Holm's adjustment."""
 
 import numpy as np
 import pandas as pd
 import pytest
-from report_helpers import random_runs
+from report_helpers import random_runs, runs_of
 from scipy import stats
 
-from normstudy.report import correlation, resampling, tables
+from normstudy.report import correlation, primary, tables
 
 pytestmark = pytest.mark.filterwarnings("error")
-SCIPY = {"Pearson": stats.pearsonr, "Spearman": stats.spearmanr, "Kendall": stats.kendalltau}
+NORMS = ["BatchNorm", "LayerNorm", "RMSNorm", "Plain", "VarianceNorm", "EvoNormSO"]
 
 
-def test_pooled_coefficients_are_scipys():
-    runs = random_runs()
-    frame = correlation.correlate_measures(runs, ["Class Similarity"], ["Test Accuracy"], resamples=200)
-    for row in frame[frame["way"] == "pooled"].itertuples():
-        value, p = SCIPY[row.coefficient](runs["Class Similarity"], runs["Test Accuracy"])[:2]
-        assert (row.value, row.p, row.n) == (pytest.approx(value), pytest.approx(p), 60)
-        assert row.low < row.value < row.high < 0
+def study(seeds=1, slope=1.0, **columns):
+    """Runs of six norms whose class similarity and accuracy grow from norm to norm."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for place, norm in enumerate(NORMS):
+        for seed in range(seeds):
+            row = {"Norm": norm, "seed": seed, "Class Similarity": place + generator.normal(0, 0.1)}
+            row |= {"Test Accuracy": 50 + slope * place + generator.normal(0, 0.1), "Trace": generator.normal()}
+            rows.append(row | columns)
+    return rows
 
 
-def test_within_cells_is_the_mean_over_cells_of_scipys():
-    runs = random_runs(120)
-    frame = correlation.correlate_measures(runs, ["Class Similarity"], ["Test Accuracy"], resamples=200)
-    for name, function in SCIPY.items():
-        total = weights = 0
-        for _, cell in runs.groupby(["Model", "Batch Size", "Mom & WD"]):
-            if len(cell) >= 5:
-                total += len(cell) * function(cell["Class Similarity"], cell["Test Accuracy"])[0]
-                weights += len(cell)
-        [row] = frame[(frame["way"] == "within cells") & (frame["coefficient"] == name)].itertuples()
-        assert (row.value, row.n) == (pytest.approx(total / weights), weights)
+def correlate(table, measures=("Class Similarity",)):
+    return correlation.correlate_measures(table, measures, resamples=50)
 
 
-def test_kendalls_interval_is_left_empty_if_there_are_too_many_points(monkeypatch):
-    monkeypatch.setattr(resampling, "MOST_PAIRWISE", 10)
-    frame = correlation.correlate_measures(random_runs(120), ["Class Similarity"], ["Test Accuracy"], resamples=200)
-    is_kendall = frame["coefficient"] == "Kendall"
-    assert frame.loc[is_kendall, ["low", "high"]].isna().all(axis=None)
-    assert np.isfinite(frame.loc[is_kendall, "value"]).all()
-    assert np.isfinite(frame.loc[~is_kendall, ["low", "high"]]).all(axis=None)
+def row_of(frame, way, measure="Class Similarity", outcome="Test Accuracy"):
+    [row] = correlation.select(frame, measure, outcome, way).to_dict("records")
+    return row
 
 
-def test_more_seeds_of_the_same_norms_make_no_correlation_surer():
-    runs = random_runs(6, seed=3, Norm=["Plain", "BatchNorm", "LayerNorm", "RMSNorm", "GroupNorm", "DynamicTanh"])
-    runs = runs.assign(Model="vgg", **{"Batch Size": 256.0, "Mom & WD": True})
-    frames = [
-        correlation.correlate_measures(
-            tables.average_over_seeds(table), ["Class Similarity"], ["Test Accuracy"], resamples=200
-        )
-        for table in (runs, pd.concat([runs] * 4, ignore_index=True))
-    ]
-    pd.testing.assert_frame_equal(*frames)
-    assert frames[0]["n"].tolist() == [6] * 6
-
-
-def test_within_cells_does_not_see_what_differs_between_cells():
-    """Simpson's paradox: the outcome falls in each cell and rises over all runs."""
-    x = np.tile(np.arange(10.0), 2) + np.repeat([0, 100], 10)
-    runs = random_runs(
-        20, **{"Model": ["VGG"] * 20, "Mom & WD": ["True"] * 20, "Batch Size": ["16"] * 10 + ["256"] * 10}
+def test_the_frame_has_the_columns_and_families_of_the_documentation():
+    frame = correlate(runs_of(study(3)), ["Class Similarity", "Trace"])
+    assert ",".join(frame) == (
+        "measure,outcome,way,coefficient,value,low,high,n_settings,n_norms,n_cells,p,p_holm,family"
     )
-    runs["Class Similarity"], runs["Test Accuracy"] = x, -np.tile(np.arange(10.0), 2) + np.repeat([0, 50], 10)
-    frame = correlation.correlate_measures(runs, ["Class Similarity"], ["Test Accuracy"], resamples=200)
-    spearman = frame[frame["coefficient"] == "Spearman"].set_index("way")["value"]
-    assert spearman["pooled"] > 0.5
-    assert spearman["within cells"] == pytest.approx(-1)
+    between = row_of(frame, "between norms")
+    assert (between["family"], between["n_norms"], between["value"]) == ("primary", 6, pytest.approx(1))
+    assert row_of(frame, "within norms over seeds")["family"] == "within norms"
+    exploratory = frame[(frame["measure"] == "Trace") | (frame["outcome"] != "Test Accuracy")]
+    assert set(exploratory["family"]) == {"exploratory"}
+    pooled = row_of(frame, "pooled over settings")
+    settings = tables.average_over_seeds(runs_of(study(3)))
+    assert pooled["value"] == stats.spearmanr(settings["Class Similarity"], settings["Test Accuracy"]).statistic
+    assert np.isnan(pooled["p"])
+
+
+def test_holm_is_over_the_primary_family_alone():
+    table = runs_of(study()).assign(margin_10=np.arange(6.0), nc1=[1.0, 0, 2, 1, 0, 2])
+    frame = correlate(table, ["Class Similarity", "margin_10", "nc1", "Trace", "l2_norm"])
+    family = frame[frame["family"] == "primary"]
+    assert family["p"].notna().sum() == 3
+    np.testing.assert_allclose(family["p_holm"], correlation.holm_adjusted(family["p"].to_numpy()))
+
+
+def test_more_seeds_of_the_same_norms_make_no_association_surer():
+    runs = runs_of(study()).drop(columns="seed")
+    frames = [correlate(each.assign(seed=np.nan)) for each in (runs, pd.concat([runs] * 4, ignore_index=True))]
+    first, second = (row_of(frame, "between norms") for frame in frames)
+    assert first == second
+
+
+def test_between_and_within_can_have_opposite_signs():
+    rows = []
+    for place, norm in enumerate(NORMS):
+        for seed in range(4):
+            rows.append(
+                {"Norm": norm, "seed": seed, "Class Similarity": 10 * place - seed, "Test Accuracy": 9 * place + seed}
+            )
+    frame = correlate(runs_of(rows))
+    assert row_of(frame, "between norms")["value"] == pytest.approx(1)
+    assert row_of(frame, "within norms over seeds")["value"] == pytest.approx(-1)
+    assert row_of(frame, "within norms over seeds")["p"] < 0.05
+
+
+def test_rates_of_a_norm_are_settings_within_it_and_cells_between_norms():
+    rows = [
+        {"Norm": norm, "init_lr": rate, "Class Similarity": rate + place, "Test Accuracy": 50 - rate + place}
+        for place, norm in enumerate(NORMS)
+        for rate in (0.5, 1, 2)
+    ]
+    frame = correlate(runs_of(rows))
+    assert row_of(frame, "between norms")["n_cells"] == 3
+    assert row_of(frame, "within norms over settings")["value"] == pytest.approx(-1)
+
+
+def test_values_of_other_samples_or_precision_are_in_other_cells():
+    rows = study()
+    for place, row in enumerate(rows):
+        row["class_similarity_samples"] = 100 if place < 5 else 4096
+        row["class_similarity_dtype"] = "float32"
+    frame = correlate(runs_of(rows))
+    assert row_of(frame, "between norms")["n_norms"] == 5
+    rows[0]["class_similarity_dtype"] = "float64"
+    assert np.isnan(row_of(correlate(runs_of(rows)), "between norms")["value"])
+
+
+def test_runs_that_failed_or_did_not_reach_the_loss_are_left_out_and_named():
+    rows = study(2, stop_at_loss="0.1", reached_loss="True")
+    rows[0] |= {"reached_loss": "False", "Test Accuracy": 99}
+    rows[3] |= {"Success": "False"}
+    table = runs_of(rows)
+    included = primary.included_runs(table)
+    assert included.reasons == {"failed": ["vgg LayerNorm"], "did not reach the training loss": ["vgg BatchNorm"]}
+    assert included.loss == "0.1"
+    assert len(included.runs) == 10
+    assert row_of(correlate(table), "between norms")["value"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +135,7 @@ def test_holm_rejects_too_much_no_more_often_than_it_says():
 def test_no_correlation_where_there_is_nothing_to_correlate(case):
     runs = random_runs(30)
     if case == "few":
-        runs = runs.iloc[:4]
+        runs = runs.iloc[:2]
     if case == "constant":
         runs["Class Similarity"] = 1.0
     if case == "missing":
@@ -102,6 +144,6 @@ def test_no_correlation_where_there_is_nothing_to_correlate(case):
         runs["has_failed"] = True
     if case == "none":
         runs = runs.iloc[:0]
-    frame = correlation.correlate_measures(runs, ["Class Similarity"], ["Test Accuracy"], resamples=50)
+    frame = correlate(runs)
     assert frame["value"].isna().all()
     assert frame["p_holm"].isna().all()

@@ -1,100 +1,222 @@
-"""Rankings of norms: differences between cells, failed runs, and the coverage of the intervals."""
+"""Rankings of norms: differences between cells, failed runs, best rates, and the coverage of the intervals."""
 
 import numpy as np
 import pytest
-from report_helpers import random_runs
+from report_helpers import random_runs, runs_of
+from report_simulations import effect, ranking
+from scipy import stats
 
-from normstudy.report import rankings
+from normstudy.report import rankings, tables, tuning
 
 pytestmark = pytest.mark.filterwarnings("error")
+NORMS = ["BatchNorm", "LayerNorm", "RMSNorm"]
+
+
+def vgg(n, **columns):
+    return random_runs(n, **{"Mom & WD": ["True"] * n, "Norm": ["Plain"] * n} | columns).assign(
+        Model="vgg", **{"Batch Size": 16.0}
+    )
 
 
 def test_the_ranking_takes_out_what_the_cells_differ_in():
     """A norm gains nothing by being tried only in cells with high accuracy."""
-    runs = random_runs(
-        9, **{"Model": ["VGG"] * 6 + ["ResNet-56"] * 3, "Batch Size": ["16"] * 9, "Mom & WD": ["True"] * 9}
+    runs = vgg(
+        9, Norm=["BatchNorm", "BatchNorm", "Plain", "Plain", "RMSNorm", "RMSNorm", "BatchNorm", "Plain", "Plain"]
     )
-    runs["Norm"] = ["BatchNorm", "BatchNorm", "Plain", "Plain", "LayerNorm", "LayerNorm", "BatchNorm", "Plain", "Plain"]
+    runs["Batch Size"] = [16] * 6 + [256] * 3
     runs["Test Accuracy"] = [90.0, 90, 88, 88, 86, 86, 42, 40, 40]
-    ranks = rankings.rank_norms(runs, resamples=200)
-    assert ranks["Norm"].tolist() == ["BatchNorm", "Plain", "LayerNorm"]
-    assert ranks["advantage"].tolist() == pytest.approx([(2 + 2 + 1) / 3, (0 + 0 - 1 - 1) / 4, -2])
+    ranks = rankings.rank_norms(runs)
+    assert list(ranks) == rankings.COLUMNS
+    assert ranks["norm"].tolist() == ["BatchNorm", "Plain", "RMSNorm"]
+    assert ranks["advantage"].tolist() == pytest.approx([(2 + 1) / 2, (0 - 1) / 2, -2])  # each cell counts once
     assert ranks["n"].tolist() == [3, 4, 2]
-    assert ranks["rank_low"].tolist() == [1, 2, 3]
+    assert set(ranks["at"]) == {"equal settings"}
 
 
 def test_each_network_has_a_ranking_of_its_own():
-    """BatchNorm is better than EvoNormBO in every common cell, but its other cells have stronger comparison norms."""
     rows = [("vgg", "BatchNorm", 77), ("vgg", "EvoNormBO", 75), ("vgg", "Plain", 10)]
     rows += [("vit", "BatchNorm", 38), ("vit", "LayerNorm", 40), ("vit", "RMSNorm", 39)]
     runs = random_runs(6, Model=[row[0] for row in rows], Norm=[row[1] for row in rows]).assign(
         **{"Batch Size": 16, "Mom & WD": True, "Test Accuracy": [float(row[2]) for row in rows]}
     )
-    found = rankings.rank_norms_by_network(runs, resamples=50)
-    assert {network: ranks["Norm"].tolist() for network, ranks in found.items()} == {
-        "vgg": ["BatchNorm", "EvoNormBO", "Plain"],
-        "vit": ["LayerNorm", "RMSNorm", "BatchNorm"],
-    }
+    found = rankings.rank_norms(runs).groupby("network", sort=False)["norm"].agg(list).to_dict()
+    assert found == {"vgg": ["BatchNorm", "EvoNormBO", "Plain"], "vit": ["LayerNorm", "RMSNorm", "BatchNorm"]}
 
 
-def test_intervals_of_two_norms_mirror_each_other():
-    runs = random_runs(
-        12, **{"Model": ["VGG"] * 6 + ["ResNet-56"] * 6, "Batch Size": ["16"] * 12, "Mom & WD": ["True"] * 12}
-    )
-    runs["Norm"] = ["BatchNorm", "Plain"] * 6
-    first, second = rankings.rank_norms(runs, resamples=500).to_dict("records")
-    assert first["advantage"] == -second["advantage"] > 0
+def test_two_norms_in_one_cell_have_welchs_standard_error():
+    runs = vgg(7, Norm=["BatchNorm"] * 3 + ["Plain"] * 4)
+    runs["Test Accuracy"] = [80.0, 82, 87, 70, 71, 75, 76]
+    first, second = rankings.rank_norms(runs).to_dict("records")
+    assert first["advantage"] == pytest.approx(-second["advantage"])
     assert (first["low"], first["high"]) == (pytest.approx(-second["high"]), pytest.approx(-second["low"]))
-    assert first["low"] < first["advantage"] < first["high"]
+    welch = stats.ttest_ind(runs["Test Accuracy"][:3], runs["Test Accuracy"][3:], equal_var=False)
+    error = (83 - 73) / welch.statistic / 2  # the advantage is half of the difference
+    freedom = np.sqrt(welch.df * 2)  # the larger part of the variance is that of BatchNorm, with 3 runs
+    half = stats.t.ppf(0.975, freedom) * error
+    assert first["high"] - first["advantage"] == pytest.approx(half)
 
 
-def test_the_interval_of_norms_covers_the_truth_about_as_often_as_it_says():
-    """Two norms differ by 4 points in 20 cells with two runs each: in 100 tables, the 95 % intervals cover ± 2."""
-    generator, held = np.random.default_rng(0), 0
-    runs = random_runs(
-        80, **{"Model": ["VGG"] * 80, "Batch Size": np.repeat(np.arange(20), 4), "Mom & WD": ["True"] * 80}
-    )
-    runs["Norm"] = ["BatchNorm", "BatchNorm", "Plain", "Plain"] * 20
-    for _ in range(100):
-        effects = 4 + generator.normal(size=20).repeat(4)
-        noise = generator.normal(size=80) + 10 * generator.normal(size=20).repeat(4)
-        runs["Test Accuracy"] = 50 + noise + effects * (runs["Norm"] == "BatchNorm")
-        row = rankings.rank_norms(runs, resamples=200).iloc[0]
-        held += row["low"] <= 2 <= row["high"]
-    assert held >= 88
+def test_over_five_cells_the_interval_is_the_t_interval_of_their_advantages():
+    generator = np.random.default_rng(0)
+    values = generator.normal(70, 5, (6, 2))
+    runs = vgg(12, Norm=["BatchNorm", "Plain"] * 6)
+    runs["Batch Size"], runs["Test Accuracy"] = np.repeat(np.arange(6), 2), values.ravel()
+    row = rankings.rank_norms(runs).set_index("norm").loc["BatchNorm"]
+    advantages = (values[:, 0] - values[:, 1]) / 2
+    low, high = stats.t.interval(0.95, 5, advantages.mean(), stats.sem(advantages))
+    assert (row["low"], row["high"]) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_groupings_of_a_norm_are_averaged_and_their_differences_are_no_noise():
+    rows = [
+        {"Norm": "GroupNorm", "P Grouping": p, "Test Accuracy": a, "seed": s}
+        for p, a in ((8, 60), (2, 80))
+        for s in (0, 1)
+    ]
+    rows += [{"Norm": "BatchNorm", "Test Accuracy": 75 + s, "seed": s} for s in (0, 1)]
+    ranks = rankings.rank_norms(runs_of(rows)).set_index("norm")
+    assert ranks.loc["GroupNorm", "advantage"] == pytest.approx((70 - 75.5) / 2)
+    assert ranks.loc["GroupNorm", "high"] - ranks.loc["GroupNorm", "advantage"] < 4  # not the 20 points between them
+
+
+def test_a_rank_is_between_those_of_norms_that_differ_surely():
+    runs = vgg(15, Norm=["BatchNorm"] * 5 + ["Plain"] * 5 + ["RMSNorm"] * 5)
+    runs["Test Accuracy"] = [*(90 + 0.1 * np.arange(5)), *(70 + 0.1 * np.arange(5)), *(70.05 + 0.1 * np.arange(5))]
+    ranks = rankings.rank_norms(runs)
+    assert ranks[["rank_low", "rank_high"]].to_numpy().tolist() == [[1, 1], [2, 3], [2, 3]]
+
+
+def test_one_run_has_no_interval():
+    runs = vgg(3, Norm=["Plain", "Plain", "BatchNorm"])
+    runs["Test Accuracy"] = [80.0, 82, 90]
+    ranks = rankings.rank_norms(runs)
+    assert ranks["n"].tolist() == [1, 2]
+    assert ranks[["low", "high", "rank_low", "rank_high"]].isna().all(axis=None)
 
 
 def test_a_norm_that_stands_alone_in_its_cells_is_compared_with_nothing():
-    runs = random_runs(4, **{"Norm": ["BatchNorm", "Plain", "RMSNorm", "RMSNorm"], "Mom & WD": ["True"] * 4})
-    runs = runs.assign(Model="vgg", **{"Batch Size": [16, 16, 64, 64]})
-    assert set(rankings.rank_norms(runs, resamples=50)["Norm"]) == {"BatchNorm", "Plain"}
+    runs = vgg(4, Norm=["BatchNorm", "Plain", "RMSNorm", "RMSNorm"])
+    assert set(rankings.rank_norms(runs.assign(**{"Batch Size": [16, 16, 64, 64]}))["norm"]) == {"BatchNorm", "Plain"}
 
 
 def test_a_cell_is_equal_in_all_hyperparameters():
-    runs = random_runs(4, Norm=["Plain"] * 4).assign(
-        epochs=[1, 1, 60, 60], Model="vgg", **{"Batch Size": 16, "Mom & WD": True}
-    )
+    runs = vgg(4).assign(epochs=[1, 1, 60, 60])
     assert rankings.summarize_cells(runs)[["epochs", "n"]].to_numpy().tolist() == [["1", 2], ["60", 2]]
 
 
 def test_failed_runs_are_counted_and_not_averaged():
-    runs = random_runs(6, **{"Success": ["False"] + ["True"] * 5, "Norm": ["Plain"] * 6, "P Grouping": ["32"] * 6})
-    [row] = rankings.rank_norms(runs, resamples=50).itertuples()
+    runs = vgg(6, Success=["False"] + ["True"] * 5)
+    [row] = rankings.rank_norms(runs).itertuples()
     assert (row.n, row.failed) == (5, 1)
     assert rankings.summarize_cells(runs)["failed"].sum() == 1
     assert rankings.summarize_cells(runs)["n"].sum() == 6
 
 
-def test_one_run_has_no_interval():
-    runs = random_runs(3, Norm=["Plain", "Plain", "BatchNorm"]).assign(
-        Model="vgg", **{"Batch Size": 16, "Mom & WD": True}
-    )
-    runs["Test Accuracy"] = [80.0, 82, 90]
-    ranks = rankings.rank_norms(runs, resamples=50)
-    assert ranks["n"].tolist() == [1, 2]
-    assert ranks[["low", "high", "rank_low", "rank_high"]].isna().all(axis=1).tolist() == [True, False]
+def test_an_accuracy_has_the_error_of_its_test_images():
+    runs = vgg(2).assign(test_samples=["2000", "2000"])
+    runs["Test Accuracy"] = [40.0, 50.0]
+    [error] = rankings.summarize_cells(runs)["Test Accuracy image error"]
+    assert error == pytest.approx(100 * np.sqrt(0.45 * 0.55 / 2000))  # 1.1 points
 
 
 def test_a_table_of_failures_has_an_empty_ranking():
-    runs = random_runs(3, Success=["False"] * 3)
-    assert rankings.rank_norms(runs).empty
+    assert rankings.rank_norms(vgg(3, Success=["False"] * 3)).empty
+
+
+# Best rates
+
+
+def tuned_runs():
+    """Norms at two or three rates: BatchNorm is best at 1 on validation images and at 0.1 on test images."""
+    rows = []
+    for norm, rate, seed, validation, test in (
+        *(("BatchNorm", 0.1, 0, 0.5, 90), ("BatchNorm", 1, 0, 0.7, 60), ("BatchNorm", 3, 0, 0.6, 65)),
+        *(("BatchNorm", 1, 1, 0.1, 62), ("BatchNorm", 0.1, 1, 0.9, 91)),
+        *(("LayerNorm", 0.1, 0, 0.6, 50), ("LayerNorm", 1, 0, 0.6, 80), ("LayerNorm", 0.1, 1, 0.5, 52)),
+        *(("RMSNorm", 0.1, 0, 0.6, 55),),
+    ):
+        row = {"Norm": norm, "init_lr": rate, "seed": seed, "validation_accuracy": validation, "Test Accuracy": test}
+        rows.append(row)
+    return runs_of(rows)
+
+
+def test_each_norm_is_taken_at_the_rate_with_the_best_validation_accuracy():
+    found = tuning.at_best_rates(tuned_runs())
+    assert found is not None
+    kept = found.runs.sort_values(["Norm", "seed"])
+    assert kept["Test Accuracy"].tolist() == [60, 62, 50, 52]  # of the first seed; of equal rates the smaller
+    assert set(kept["init_lr"]) == {"tuned"}
+    assert found.edges == ["vgg LayerNorm: 0.1"]
+    ranks = rankings.rank_norms(tuned_runs())
+    best = ranks[ranks["at"] == "best rate"]
+    assert best["norm"].tolist() == ["BatchNorm", "LayerNorm"]
+    assert best["advantage"].tolist() == pytest.approx([5, -5])
+
+
+def test_test_labels_choose_no_rate():
+    runs = tuned_runs()
+    other = runs.assign(**{"Test Accuracy": 100 - runs["Test Accuracy"]})
+    first, second = (tuning.at_best_rates(each) for each in (runs, other))
+    assert first is not None
+    assert second is not None
+    assert first.runs.index.tolist() == second.runs.index.tolist()
+
+
+def test_a_failed_rate_is_never_chosen():
+    runs = tuned_runs()
+    runs.loc[runs["init_lr"].isin(["1"]), "has_failed"] = True
+    found = tuning.at_best_rates(runs)
+    assert found is not None
+    assert found.runs["Test Accuracy"].tolist() == [65, 50, 52]
+
+
+def test_runs_at_one_rate_are_not_tuned():
+    runs = tuned_runs()
+    assert tuning.at_best_rates(runs[runs["init_lr"] == "1"]) is None
+    assert tuning.at_best_rates(runs.drop(columns="validation_accuracy")) is None
+
+
+# Effects of hyperparameters
+
+
+def test_an_effect_is_the_mean_over_norms_of_differences_in_one_axis():
+    rows = []
+    for index, norm in enumerate(("BatchNorm", "LayerNorm", "RMSNorm", "Plain", "GroupNorm", "GroupNorm")):
+        for batch, epochs in ((256, 60), (16, 10)):
+            accuracy = 50 + index + (batch == 256) * index
+            grouping = 4 if index == 5 else 8
+            row = {
+                "Norm": norm,
+                "P Grouping": grouping,
+                "Batch Size": batch,
+                "epochs": epochs,
+                "Test Accuracy": accuracy,
+            }
+            rows.append(row | {"momentum": 0.9, "weight_decay": 1e-4})
+    table = runs_of(rows)
+    assert tables.axes_of(table) == {"Batch Size & epochs": ["Batch Size", "epochs"]}
+    [found] = rankings.setting_effects(table, "Test Accuracy")
+    differences = [0, 1, 2, 3, 4.5]  # the groupings of GroupNorm are averaged
+    assert found.value == pytest.approx(np.mean(differences))
+    low, high = stats.t.interval(0.95, 4, np.mean(differences), stats.sem(differences))
+    assert (found.low, found.high, found.n) == (pytest.approx(low), pytest.approx(high), 6)
+    assert found.settings == ["16.0", "256.0"]
+
+
+# Simulations: about 3 standard errors are allowed
+
+
+@pytest.mark.parametrize(("seeds", "ratio"), [(2, 1), (3, 4), (5, 4)])
+def test_intervals_of_few_seeds_cover_the_truth_also_with_unequal_spread(seeds, ratio):
+    found = ranking(seeds, 1, ratio, 25)
+    assert found["first"].coverage >= 0.8
+    assert found["others"].coverage >= 0.9
+    assert found["difference"].coverage >= 0.8
+    assert found["ranks"].coverage >= 0.95
+
+
+def test_intervals_over_cells_cover_the_truth():
+    found = ranking(1, 8, 1, 25, of_cells=1.0)
+    assert found["others"].coverage >= 0.9
+    assert found["ranks"].coverage >= 0.95
+    assert effect(8, 60).coverage >= 0.86

@@ -1,38 +1,88 @@
-"""The findings and limits that the summary states for made-up runs."""
+"""What the summary states for made-up runs."""
 
 import re
 
 import numpy as np
-from report_helpers import made_up, report
+from report_helpers import made_up, report, runs_of
+
+from normstudy.report import correlation, primary, sentences, tables
 
 
-def test_the_summary_says_what_was_put_in(made):
-    summary = (made / "report.html").read_text(encoding="utf-8").partition("<h2>Which")[0]
-    assert "EvoNormBO had the highest test accuracy of 5 norms" in summary
-    assert "InstanceNorm had the lowest test accuracy" in summary
-    assert re.search(r"class similarity correlates with (test accuracy|the gap|the ratio)", summary)
+def said(table):
+    """The sentences of the primary analysis of a table."""
+    titles = tables.MEASURES
+    frame = correlation.correlate_measures(table, ["Class Similarity", "margin_10"], resamples=50)
+    return sentences.primary_sentences(primary.included_runs(table), frame, titles)
+
+
+NORMS = ["BatchNorm", "LayerNorm", "RMSNorm", "EvoNormBO", "Plain", "VarianceNorm", "EvoNormSO"]
+
+
+def study(sign=-1, within=-1, **columns):
+    rows = []
+    for place, norm in enumerate(NORMS):
+        for seed in range(3):
+            accuracy = 60 + 3 * place + seed
+            similarity = sign * 3 * place + within * seed
+            rows.append(
+                {"Norm": norm, "seed": seed, "Test Accuracy": accuracy, "Class Similarity": similarity} | columns
+            )
+    return runs_of(rows)
+
+
+def test_a_finding_of_the_primary_analysis_is_stated_with_its_numbers_and_its_basis():
+    first, *basis = said(study())
+    assert first.startswith("Between norms, higher class similarity goes with lower test accuracy: ρ = -1.00")
+    assert "7 norms, 1 cells; p < 0.001 after Holm's adjustment" in first
+    assert "Within norms over seeds: ρ = -1.00 (p < 0.001)." in first
+    assert basis[0].startswith(
+        "The runs did not stop at a common training loss: their training accuracies are 80 to 80 %"
+    )
+    assert "All norms have the same learning rate" in basis[1]
+
+
+def test_an_opposite_sign_within_norms_is_said():
+    assert "The sign is the opposite." in said(study(within=1))[0]
+
+
+def test_without_a_finding_that_is_the_finding():
+    table = study()
+    table["Class Similarity"] = np.random.default_rng(2).normal(size=len(table))
+    assert said(table)[0].startswith("No measure goes with test accuracy from norm to norm, of the 1 that")
+
+
+def test_runs_at_one_loss_are_said_to_be_and_late_ones_are_named():
+    table = study(stop_at_loss="0.1", reached_loss="True")
+    table.loc[0, "reached_loss"] = "False"
+    assert said(table)[1:3] == [
+        "Left out: 1 run that did not reach the training loss (vgg BatchNorm).",
+        "All runs stopped at a training loss of 0.1.",
+    ]
+
+
+def test_the_page_says_what_was_left_out_and_which_settings_have_an_effect(made):
+    page = (made / "report.html").read_text(encoding="utf-8")
+    summary = page.partition("<h2>Which")[0]
     assert "160 runs, 2 of which failed" in summary
     assert "2 of 160 failed (Plain 2)" in summary
+    assert re.search(r"Batch Size: 256 instead of 16 changed test accuracy by [+-]", page)
 
 
-def test_two_norms_support_a_finding_and_no_claim_of_four(tmp_path):
+def test_shared_settings_and_missing_measures_are_limits(tmp_path):
     table = made_up(40)
     table = table[table["Norm"].isin(["EvoNormBO", "Instance_Normalization"])].assign(**{"Class Similarity": np.nan})
     page = report(tmp_path, table.drop(columns=["Trace", "Max Eigen"]).assign(epochs=3))
-    assert "EvoNormBO had the highest test accuracy of 2 norms" in page
-    assert "inconclusive: no cell has four norms" in page
+    assert "There is no primary analysis" in page
     assert "settings that all runs share: Dataset: CIFAR-10, Mom &amp; WD: on, SkipInit: off, epochs: 3." in page
     assert "class similarity; class similarity, pooled features;" in page
 
 
-def test_a_norm_with_one_run_is_not_said_to_be_best(tmp_path):
-    table = made_up(80).drop(columns=["Class Similarity", "Trace", "Max Eigen"]).assign(Model="VGG")
-    table.loc[len(table)] = table.iloc[0].to_dict() | {"Norm": "RMSNorm", "Test Accuracy": 99.0}
-    page = report(tmp_path, table)
-    assert re.search(r"(EvoNormBO|BatchNorm) had the highest test accuracy of the 5 norms with several runs", page)
-
-
-def test_intervals_from_few_runs_are_said_to_be_too_narrow(tmp_path):
-    page = report(tmp_path, made_up(10).assign(Model="vgg", **{"Batch Size": 16}))
-    assert re.search(r"\(vgg: \w+ 2(, \w+ 2){4}\)", page)
-    assert "an interval from two runs only spans their values" in page
+def test_effects_are_of_axes_that_change_alone():
+    rows = [
+        {"Norm": norm, "Batch Size": batch, "epochs": epochs, "Test Accuracy": 50 + (batch == 256) * (5 + place)}
+        for place, norm in enumerate(NORMS)
+        for batch, epochs in ((256, 60), (16, 10))
+    ]
+    [accuracy, gap] = sentences.effect_sentences(runs_of(rows))
+    assert accuracy.startswith("Batch Size & epochs: 256 instead of 16 changed test accuracy by +8.0 points")
+    assert "by -8.0 points" in gap

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from report_helpers import random_runs
+from report_helpers import random_runs, runs_of
 
 from normstudy.cli import RunError
 from normstudy.report import tables
@@ -61,4 +61,75 @@ def test_a_setting_is_the_mean_over_its_seeds():
         ("Plain", "3"): {"Test Accuracy": 71, "Trace": 5},
         ("BatchNorm", "3"): {"Test Accuracy": 80, "Trace": 7},
         ("Plain", "60"): {"Test Accuracy": 90, "Trace": 8},
+    }
+
+
+# Settings that build the same network
+
+
+def test_one_network_has_one_name():
+    found = runs_of(
+        [
+            {"Norm": "GroupNorm", "P Grouping": 1},
+            {"Norm": "GroupNorm", "P Grouping": 1e-7},
+            {"Norm": "GroupNorm", "P Grouping": 1e-7, "Model": "ViT"},
+            {"Norm": "GroupNorm", "P Grouping": 8},
+            {"Norm": "InstanceNorm", "P Grouping": 32},
+        ]
+    )
+    assert found["Norm"].tolist() == ["InstanceNorm", "LayerNorm", "GroupNorm", "GroupNorm", "InstanceNorm"]
+    assert found["Label"].tolist()[:2] == ["InstanceNorm", "LayerNorm"]
+    assert found["Grouping"].isna().tolist() == [True, True, False, False, True]
+    listed = tables.as_groupings(found)
+    assert sorted(listed["Label"]) == [
+        "GroupNorm p=1 (InstanceNorm)",
+        "GroupNorm p=1 (InstanceNorm)",
+        "GroupNorm p=1e-07",
+        "GroupNorm p=1e-07 (LayerNorm)",
+        "GroupNorm p=8",
+    ]
+    assert set(listed["Norm"]) == {"GroupNorm"}
+
+
+def test_a_network_that_was_trained_under_two_names_is_counted_once(tmp_path, capsys):
+    rows = ["Model,Norm,Dataset,Batch Size,Test Accuracy,P Grouping,seed,data,run"]
+    rows += ["vgg,InstanceNorm,CIFAR-10,256,50,32,0,f,one", "vgg,GroupNorm,CIFAR-10,256,50,1,0,f,two"]
+    rows += ["vgg,GroupNorm,CIFAR-10,256,51,1,1,f,three"]  # another seed
+    (tmp_path / "table.csv").write_text("\n".join(rows) + "\n")
+    found = tables.read_tables([tmp_path / "table.csv"])
+    assert found["run"].tolist() == ["one", "three"]
+    assert "counted once: two is the same network as another run of InstanceNorm" in capsys.readouterr().err
+
+
+def test_settings_that_a_network_cannot_have_are_equal():
+    rows = [
+        {"Norm": "Plain", "Model": model, "SkipInit": skip, "cfg": "cfg_10"}
+        for model in ("VGG", "ResNet-56")
+        for skip in (True, False)
+    ]
+    found = runs_of(rows)
+    assert found["SkipInit"].tolist() == [False, False, True, False]
+    assert found["cfg"].tolist() == ["cfg_10", "cfg_10", "", ""]
+
+
+def test_a_column_that_follows_from_others_is_no_axis():
+    rows = [
+        {
+            "Model": model,
+            "image_size": size,
+            "Batch Size": batch,
+            "epochs": epochs,
+            "momentum": m,
+            "Norm": "Plain",
+            "weight_decay": m / 1e3,
+        }
+        | {"Mom & WD": m > 0}
+        for model, size in (("VGG", ""), ("ViT", 224))
+        for batch, epochs in ((256, 60), (64, 60), (16, 10))
+        for m in (0.9, 0)
+    ]
+    assert tables.axes_of(runs_of(rows)) == {
+        "Model & image_size": ["Model", "image_size"],
+        "Batch Size": ["Batch Size", "epochs"],
+        "momentum & weight_decay": ["momentum", "weight_decay"],
     }

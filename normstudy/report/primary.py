@@ -1,0 +1,51 @@
+"""The primary analysis: its outcome, its measures, and the runs that it rests on. docs/report.md defines it."""
+
+from typing import NamedTuple
+
+import pandas as pd
+
+from normstudy.report.tuning import at_best_rates
+
+OUTCOME = "Test Accuracy"
+MEASURES = (  # those that are defined alike for every norm
+    *("margin_10", "cross_entropy", "output_entropy", "Class Similarity"),
+    *("nc1", "nc2_equinorm", "nc2_equiangularity", "nc3", "nc4"),
+    *("hessian-element:trace", "hessian-element:max_eigen"),
+    *("adaptive_sharpness_l2", "adaptive_sharpness_linf", "pac_bayes_magnitude_sigma"),
+)
+
+
+class Included(NamedTuple):
+    """The runs of the primary analysis and the others.
+
+    reasons: {why runs are left out: their names}. is_tuned: whether every norm is at its best learning rate. loss: the
+    training loss at which all runs stopped, or None if they ended after a number of epochs.
+    """
+
+    runs: pd.DataFrame
+    reasons: dict[str, list[str]]
+    is_tuned: bool
+    loss: str | None
+
+
+def included_runs(table: pd.DataFrame) -> Included:
+    """Return the runs that did not fail and reached their training loss, at their best rates if rates were tuned."""
+    is_late = pd.Series(False, index=table.index)
+    if "reached_loss" in table:
+        is_late = table["reached_loss"].astype(str).str.lower() == "false"
+    reasons = {
+        "failed": list(_names(table[table["has_failed"]])),
+        "did not reach the training loss": list(_names(table[is_late & ~table["has_failed"]])),
+    }
+    kept = table[~table["has_failed"] & ~is_late]
+    tuned = at_best_rates(kept)
+    runs = kept if tuned is None else tuned.runs
+    losses = set(runs["stop_at_loss"].astype(str)) if "stop_at_loss" in runs else {""}
+    loss = losses.pop() if len(losses) == 1 else ""
+    return Included(runs, reasons, tuned is not None, loss if loss not in ("", "nan", "None") else None)
+
+
+def _names(runs: pd.DataFrame) -> list[str]:
+    if "run" in runs and runs["run"].notna().all():
+        return [str(name) for name in runs["run"]]
+    return [f"{model} {label}" for model, label in zip(runs["Model"], runs["Label"], strict=True)]
