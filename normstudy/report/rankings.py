@@ -107,7 +107,7 @@ def rank_labels(table: pd.DataFrame, label: str = "Norm", outcome: str = "Test A
     rows = []
     for index, name in enumerate(data.labels):
         own = data.usable[data.usable[label] == name]
-        low, high = contrasts[index].interval()
+        low, high = contrasts[index].interval() if data.has_interval(index) else (math.nan, math.nan)
         rank_low = rank_high = math.nan
         if not math.isnan(low):
             level = 1 - (1 - LEVEL) / max(1, count - 1)
@@ -124,7 +124,9 @@ class Cells:
     """The means of labels in cells, and the variances of their runs.
 
     means: (cells, labels), NaN where a label has no run. variances: the variance of each of these means over seeds,
-    with each label's own variance of runs, pooled over its settings. freedoms: (labels,) of these variances.
+    with each label's own variance of runs, pooled over its settings. A label whose settings have one run each gets the
+    variance pooled over all labels, for comparisons with others; has_own_variance is False for it. freedoms: (labels,)
+    of these variances.
     """
 
     def __init__(self, usable: pd.DataFrame, label: str, outcome: str) -> None:
@@ -134,14 +136,16 @@ class Cells:
         settings["squares"] = settings["var"].fillna(0) * (settings["size"] - 1)
         by_label = settings.groupby(label)
         freedom = by_label["size"].sum() - by_label.size()
-        variance = by_label["squares"].sum() / freedom.where(freedom > 0)
+        pooled = by_label["squares"].sum().sum() / freedom.sum() if freedom.sum() else np.nan
+        variance = (by_label["squares"].sum() / freedom.where(freedom > 0)).fillna(pooled)
         settings["of_mean"] = settings[label].map(variance) / settings["size"]
         grouped = settings.groupby(["cell", label])
         means = grouped["mean"].mean().unstack()
         self.labels = list(means.columns)
         self.means = means.to_numpy(float)
         self.variances = (grouped["of_mean"].sum(min_count=1) / grouped.size() ** 2).unstack().to_numpy(float)
-        self.freedoms = freedom.reindex(self.labels).to_numpy(float)
+        self.has_own_variance = (freedom > 0).reindex(self.labels).to_numpy()
+        self.freedoms = freedom.where(freedom > 0, freedom.sum()).reindex(self.labels).to_numpy(float)
 
     @classmethod
     def of(cls, table: pd.DataFrame, label: str, outcome: str) -> "Cells | None":
@@ -151,6 +155,10 @@ class Cells:
         is_shared = usable.groupby("cell")[label].transform("nunique") > 1
         usable = usable[is_shared] if is_shared.any() else usable
         return None if usable.empty else cls(usable, label, outcome)
+
+    def has_interval(self, index: int) -> bool:
+        """Return whether a label has an interval of its own: from five cells, or from several runs of a setting."""
+        return bool(self.has_own_variance[index]) or int(np.isfinite(self.means[:, index]).sum()) >= LEAST_CELLS
 
     def advantage(self, index: int) -> Contrast:
         """Return the mean over cells of a label's mean minus the mean of all labels in the cell."""

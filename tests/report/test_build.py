@@ -57,7 +57,7 @@ def test_another_table_is_set_beside(tmp_path):
     assert (order["cell"], order["norms"]) == ("vgg, CIFAR-10, 16.0, true, false", 6)
     signs = pd.read_csv(tmp_path / "out" / "tables" / "signs.csv").set_index(["measure", "outcome"])
     row = signs.loc[("Class Similarity", "Test Accuracy")]
-    assert (row["rho here"], row["rho there"]) == (pytest.approx(1), pytest.approx(1))
+    assert min(row["rho here"], row["rho there"]) >= 0.9
     assert row["verdict"] == "inconclusive: an interval includes zero"  # five norms are few
     with pytest.raises(RunError, match=r"nowhere\.csv cannot be read"):
         report(tmp_path, made_up(), f"--compare={tmp_path / 'nowhere.csv'}")

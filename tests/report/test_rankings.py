@@ -91,7 +91,9 @@ def test_one_run_has_no_interval():
     runs["Test Accuracy"] = [80.0, 82, 90]
     ranks = rankings.rank_norms(runs)
     assert ranks["n"].tolist() == [1, 2]
-    assert ranks[["low", "high", "rank_low", "rank_high"]].isna().all(axis=None)
+    assert ranks[["low", "high", "rank_low", "rank_high"]].isna().all(axis=1).tolist() == [True, False]
+    half = stats.t.ppf(0.975, np.sqrt(9 / 5)) * np.sqrt((2 / 2 + 2 / 1) / 4)  # both have the variance of Plain's runs
+    assert ranks["high"].iloc[1] - ranks["advantage"].iloc[1] == pytest.approx(half)
 
 
 def test_a_norm_that_stands_alone_in_its_cells_is_compared_with_nothing():
