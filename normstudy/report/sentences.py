@@ -49,8 +49,8 @@ def primary_sentences(included: Included, correlations: pd.DataFrame, titles: Ma
         if not found:
             row = family.iloc[0]
             found = [
-                f"No measure goes with test accuracy from norm to norm, of the {len(family)} that the primary analysis "
-                f"tests. The closest is {titles[row['measure']]}: ρ = {row['value']:.2f} (95 % interval "
+                f"No measure goes with test accuracy from norm to norm (measures tested: {len(family)}). "
+                f"The closest is {titles[row['measure']]}: ρ = {row['value']:.2f} (95 % interval "
                 f"{format_interval(row['low'], row['high'], 2)}; {row['n_norms']} norms, {row['n_cells']} cells; p "
                 f"{_equals(row['p_holm'])} after Holm's adjustment)."
             ]

@@ -48,7 +48,7 @@ def test_an_opposite_sign_within_norms_is_said():
 def test_without_a_finding_that_is_the_finding():
     table = study()
     table["Class Similarity"] = np.random.default_rng(2).normal(size=len(table))
-    assert said(table)[0].startswith("No measure goes with test accuracy from norm to norm, of the 1 that")
+    assert said(table)[0].startswith("No measure goes with test accuracy from norm to norm (measures tested: 1).")
 
 
 def test_runs_at_one_loss_are_said_to_be_and_late_ones_are_named():
