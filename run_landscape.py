@@ -49,7 +49,7 @@ def build_parser() -> Parser:
         "Largest distance along random directions, which change each filter by this fraction of its norm "
         f"(default: {DISTANCE}). The sharpest direction is followed up to this distance or to where its curvature "
         "predicts a rise of 2 nats. Does not apply to --to",
-        number(float, above=0),
+        number(float, above=0, high=10),
     )
     add_flag(
         parser, "points", 6, "Number of points on each side of the network; the line of --to has twice as many", count

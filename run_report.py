@@ -10,14 +10,16 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from config import NORM_TYPES
-from normstudy.cli import Parser, UsageError, add_flag, boolean, canonical_name, loading_modules, number, run_command
+from normstudy.cli import Parser, UsageError, add_flag, boolean, loading_modules, number, run_command
 from normstudy.storage import collect_table, read_csv
 
 
-def norm_name(text: str) -> str:
-    """Return the name of a norm in its usual spelling. Raises ValueError for an unknown one."""
-    return canonical_name(text, NORM_TYPES)
+def filters(text: str) -> dict[str, str]:
+    """Return {column: value} of a text such as "Model=vgg,Batch Size=256". Raises ValueError for another form."""
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    if not all(column.strip() and equals for column, equals, _ in pairs):
+        raise ValueError("give columns and values, such as Model=vgg,Batch Size=256")
+    return {column.strip(): value.strip() for column, _, value in pairs}
 
 
 def build_parser() -> Parser:
@@ -48,7 +50,19 @@ exit codes: 0 done, 1 failed, 2 wrong flags, 130 Ctrl-C""",
         "Tables, separated by commas, whose trends are compared with those of the report, for settings that both have",
     )
     add_flag(parser, "same_data", "", "Data sets that --compare treats as equal, such as ImageFolder,CIFAR-10")
-    add_flag(parser, "baseline", "BatchNorm", "Norm to which the differences of the others are computed", norm_name)
+    add_flag(
+        parser,
+        "filter",
+        "",
+        "Runs to report on, as columns of the table with their values, such as 'Model=vgg,Batch Size=256'",
+        filters,
+    )
+    add_flag(
+        parser,
+        "baseline",
+        None,
+        "Norm to which the differences of the others are computed (default: BatchNorm)",
+    )
     add_flag(
         parser, "resamples", 1000, "Number of bootstrap resamples per interval", number(int, low=100, high=100_000)
     )
@@ -80,7 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     compared = args.compare.split(",") if args.compare else ()
     same_data = args.same_data.split(",") if args.same_data else ()
     page = write_report(
-        ReportOptions(tables, results_dir, compared, same_data, args.resamples, args.seed, args.baseline)
+        ReportOptions(
+            tables, results_dir, compared, same_data, args.resamples, args.seed, args.baseline, args.filter or {}
+        )
     )
     print(f"wrote {page} ({page.stat().st_size / 1e6:.1f} MB), with figures and tables next to it")
     return 0

@@ -57,7 +57,7 @@ def report(folder, table, *flags):
 
 def section_of(page, title):
     """Return the HTML of a section of the page."""
-    return page.partition(f"<h2>{title}</h2>")[2].partition("<h2>")[0]
+    return page.partition(f">{title}</a></h2>")[2].partition("<h2>")[0]
 
 
 def random_runs(n=60, seed=0, **columns):

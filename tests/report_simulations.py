@@ -71,17 +71,33 @@ def between(
     return rates(covered, rejected)
 
 
-def within(groups: int, size: int, slope: float, repetitions: int) -> Rates:
+def rotating(correlation: float, repetitions: int) -> Rates:
+    """Simulate between_norms over six cells, each of which has another five of ten norms."""
+    generator = np.random.default_rng(0)
+    truth = 6 / np.pi * np.arcsin(correlation / 2)
+    covered, rejected = [], []
+    for seed in range(repetitions):
+        values = norm_values(generator, 10, 6, correlation)
+        for cell in range(6):
+            values[cell, [norm for norm in range(10) if (norm - cell) % 10 >= 5]] = np.nan
+        found = between_norms(points(values), resamples=300, permutations=299, seed=seed)
+        covered.append(found.low <= truth <= found.high)
+        rejected.append(found.p < 0.05)
+    return rates(covered, rejected)
+
+
+def within(groups: int, size: int, slope: float, repetitions: int, cells: int = 1) -> Rates:
     """Simulate within_norms: y = slope · x + noise among `size` runs of each of `groups` norms, whose means differ."""
     generator = np.random.default_rng(0)
     covered, rejected, values = [], [], []
     for seed in range(repetitions):
-        x = generator.normal(size=(groups, size))
-        y = slope * x + np.sqrt(1 - slope**2) * generator.normal(size=(groups, size))
-        x, y = (each + 5 * generator.normal(size=(groups, 1)) for each in (x, y))
-        rows = [(f"norm {g}", "cell", str(i), x[g, i], y[g, i]) for g in range(groups) for i in range(size)]
+        x = generator.normal(size=(groups, cells, size))
+        y = slope * x + np.sqrt(1 - slope**2) * generator.normal(size=(groups, cells, size))
+        x, y = (each + 5 * generator.normal(size=(groups, cells, 1)) for each in (x, y))
+        places = np.ndindex(groups, cells, size)
+        rows = [(f"norm {g}", f"cell {c}", str(i), x[g, c, i], y[g, c, i]) for g, c, i in places]
         study = pd.DataFrame(rows, columns=["norm", "cell", "entity", "x", "y"])
-        found = within_norms(study, resamples=300, permutations=299, seed=seed)
+        found = within_norms(study, True, resamples=300, permutations=299, seed=seed)
         values.append(found)
         rejected.append(found.p < 0.05)
     truth = np.mean([found.value for found in values])  # of samples of this size
@@ -174,6 +190,10 @@ def main(repetitions: int) -> None:
         ("9 norms, 24 cells, ρ = 0.6", between(9, 24, 0.6, repetitions)),
         ("8 norms × 5 seeds, no slope", within(8, 5, 0, repetitions)),
         ("8 norms × 5 seeds, slope 0.7", within(8, 5, 0.7, repetitions)),
+        ("6 norms × 3 cells × 5 seeds, no slope", within(6, 5, 0, repetitions, 3)),
+        ("6 norms × 3 cells × 5 seeds, slope 0.5", within(6, 5, 0.5, repetitions, 3)),
+        ("6 cells with 5 of 10 norms each, ρ = 0", rotating(0, repetitions)),
+        ("6 cells with 5 of 10 norms each, ρ = 0.8", rotating(0.8, repetitions)),
     ):
         print(f"| {words} | {100 * found.coverage:.0f} % | {100 * found.rejected:.0f} % |")
     for seeds, cells, ratio, of_cells in (

@@ -12,9 +12,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from config import NORM_TRAITS
 from normstudy.report.resampling import RESAMPLES, resample_counts
 
 PERMUTATIONS = 9999
+WITHOUT_RUNNING = "without running statistics"
 CHUNK = 500  # permutations or resamples computed at once
 LEAST_BETWEEN, LEAST_WITHIN = 5, 3  # entities in a block for a coefficient
 
@@ -63,21 +65,38 @@ def between_norms(
     x, y = x[:, np.isfinite(x).any(0)], y[:, np.isfinite(x).any(0)]
     value = _weighted_mean_rho(x, y, np.ones((1, len(norms))), np.ones((1, len(cells))))[0]
     generator = np.random.default_rng(seed)
-    p = _permutation_p(x, y, np.zeros(len(cells), int), value, permutations, LEAST_BETWEEN, generator)
+    p = _permutation_p(x, y, np.zeros(len(cells), int), permutations, generator)
     counts = resample_counts(generator, len(norms), resamples), resample_counts(generator, len(cells), resamples)
-    least_error = math.sqrt((1 + value**2 / 2) / (len(norms) - 3)) if len(cells) < LEAST_BETWEEN else 0.0
-    low, high = _interval(value, _weighted_mean_rho(x, y, *counts), len(norms), least_error)
+    low, high = _interval(value, _weighted_mean_rho(x, y, *counts), len(norms), len(cells) < LEAST_BETWEEN)
     used = points[points["cell"].isin(cells) & points["norm"].isin(norms)]
     return Association(value, low, high, len(used), len(norms), len(cells), p)
 
 
+def without_each_norm(points: pd.DataFrame) -> dict[str, float]:
+    """Return {norm: the coefficient of between_norms without it}; NaN where too few norms are left.
+
+    WITHOUT_RUNNING is without all norms that keep running statistics, if there are some.
+    """
+    norms = sorted(points.dropna(subset=["x", "y"])["norm"].unique())
+    found = {norm: between_norms(points[points["norm"] != norm], 2, 0).value for norm in norms}
+    keeping = {norm for norm in norms if norm in NORM_TRAITS and NORM_TRAITS[norm].has_batch_statistics}
+    if keeping:
+        found[WITHOUT_RUNNING] = between_norms(points[~points["norm"].isin(keeping)], 2, 0).value
+    return found
+
+
 def within_norms(
-    points: pd.DataFrame, resamples: int = RESAMPLES, permutations: int = PERMUTATIONS, seed: int = 0
+    points: pd.DataFrame,
+    are_separate: bool = False,
+    resamples: int = RESAMPLES,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
 ) -> Association:
     """Associate x and y among the settings, or the runs, of one norm in one cell.
 
     points: a row for each point, with the columns norm, cell, entity, x, y. p permutes a norm's entities, jointly over
-    cells. The interval is as in between_norms, from resampled norms; it needs two norms.
+    its cells, or with `are_separate` in each cell by itself, for entities such as runs that are other ones in each
+    cell. The interval is as in between_norms, from resampled norms; it needs five norms.
     """
     points = points.dropna(subset=["x", "y"]).drop_duplicates(["norm", "cell", "entity"])
     points = points[points.groupby(["norm", "cell"])["x"].transform("size") >= LEAST_WITHIN]
@@ -94,7 +113,8 @@ def within_norms(
     entities = np.ones((1, x.shape[1]))
     value = _weighted_mean_rho(x, y, entities, np.ones((1, len(blocks))))[0]
     generator = np.random.default_rng(seed)
-    p = _permutation_p(x, y, of_block, value, permutations, LEAST_WITHIN, generator)
+    group_of_block = np.arange(len(blocks)) if are_separate else of_block
+    p = _permutation_p(x, y, group_of_block, permutations, generator)
     counts = resample_counts(generator, len(norms), resamples)[:, of_block]
     low, high = _interval(value, _weighted_mean_rho(x, y, entities, counts), len(norms))
     n_cells = blocks.get_level_values("cell").nunique()
@@ -116,13 +136,16 @@ def compare_between(points: pd.DataFrame, resamples: int = RESAMPLES, seed: int 
     kept = _has_coefficient(x, y, LEAST_BETWEEN) & _has_coefficient(rival, y, LEAST_BETWEEN)
     if not kept.any():
         return UNDEFINED
-    cells, norms = int(kept.sum()), x.shape[1]
+    there = np.isfinite(x[kept]).any(0)
+    x, rival, y = (each[kept][:, there] for each in (x, rival, y))
+    cells, norms = x.shape
+    points = points[points["cell"].isin(table.index[kept]) & points["norm"].isin(table["x"].columns[there])]
     generator = np.random.default_rng(seed)
     counts = resample_counts(generator, norms, resamples), resample_counts(generator, cells, resamples)
     whole = np.ones((1, norms)), np.ones((1, cells))
 
     def strength(drawn: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        own, other = (_weighted_mean_rho(each[kept], y[kept], *drawn) for each in (x, rival))
+        own, other = (_weighted_mean_rho(each, y, *drawn) for each in (x, rival))
         return np.abs(own) - np.abs(other)
 
     value, resampled = float(strength(whole)[0]), strength(counts)
@@ -178,66 +201,69 @@ def _permutation_p(
     x: np.ndarray,
     y: np.ndarray,
     group_of_block: np.ndarray,
-    value: float,
     permutations: int,
-    least: int,
     generator: np.random.Generator,
 ) -> float:
     """Return the two-sided p value: the share of permutations of entities with as large a coefficient.
 
-    An entity takes the x of another one in all blocks of its group (the blocks of a norm, or all blocks). Where that
-    one has no x, or the block too few points, a point or block is left out.
+    An entity takes the x of another one in all blocks of its group (all blocks, the blocks of a norm, or one block).
+    The statistic is the sum over entities of u = Σ over blocks of the products of their centred ranks. If entities lack
+    some blocks, their profiles are not exchangeable as they are; the sum is then divided by √Σu² (Janssen 1997).
     """
-    extreme, total = 1, 1
+    if permutations == 0:
+        return np.nan
+    x_scores, y_scores = _scores(x), _scores(y)
     is_whole = bool((np.isfinite(x) & np.isfinite(y)).all())
-    if is_whole:
-        x_scores, y_scores = (_scores(each) for each in (x, y))
+    groups = [group_of_block == group for group in np.unique(group_of_block)]
+
+    def statistic(moved: np.ndarray) -> np.ndarray:
+        """moved: (B, blocks, entities)."""
+        products = moved * y_scores
+        total = products.sum((1, 2))
+        if is_whole:
+            return np.abs(total)
+        squares = sum((products[:, own].sum(1) ** 2).sum(1) for own in groups)
+        return np.abs(total) / np.sqrt(np.maximum(squares, 1e-30))
+
+    found, extreme = statistic(x_scores[None])[0], 1
     for start in range(0, permutations, CHUNK):
         size = min(CHUNK, permutations - start)
-        moved = np.empty((size, *x.shape))  # (B, blocks, entities)
-        for group in np.unique(group_of_block):
-            own = group_of_block == group
+        moved = np.empty((size, *x.shape))
+        for own in groups:
             there = np.flatnonzero(np.isfinite(x[own]).any(0))
             order = np.tile(np.arange(x.shape[1]), (size, 1))
             order[:, there] = generator.permuted(np.tile(there, (size, 1)), axis=1)
-            values = x_scores[own] if is_whole else x[own]
-            moved[:, own] = np.moveaxis(values[:, order], 0, 1)
-        if is_whole:  # ranks move with their entities
-            drawn = (moved * y_scores).sum((1, 2))
-            extreme += int((np.abs(drawn) >= abs(value) - 1e-9).sum())
-            total += len(drawn)
-            continue
-        there = np.isfinite(moved) & np.isfinite(y)
-        there &= there.sum(-1, keepdims=True) >= least
-        counts = there.astype(float)
-        rho = _rho(np.where(there, moved, 0), np.where(there, y, 0), counts)
-        weights = counts.sum(-1) * np.isfinite(rho)
-        with np.errstate(invalid="ignore"):
-            drawn = (weights * np.nan_to_num(rho)).sum(1) / weights.sum(1)
-        drawn = drawn[np.isfinite(drawn)]
-        extreme += int((np.abs(drawn) >= abs(value) - 1e-9).sum())
-        total += len(drawn)
-    return extreme / total if total > 1 else np.nan
+            moved[:, own] = np.moveaxis(x_scores[own][:, order], 0, 1)
+        extreme += int((statistic(moved) >= found - 1e-9).sum())
+    return extreme / (permutations + 1)
 
 
 def _scores(values: np.ndarray) -> np.ndarray:
-    """Return centred ranks of whole blocks (blocks, entities), scaled so that their products sum to the mean ρ."""
-    ranks = stats.rankdata(values, axis=1)
-    ranks -= ranks.mean(1, keepdims=True)
-    scores: np.ndarray = ranks / np.linalg.norm(ranks, axis=1, keepdims=True) / math.sqrt(len(values))
+    """Return centred ranks of blocks (blocks, entities), 0 where missing, scaled to the square root of their number.
+
+    The sums of their products are then ρ of the blocks, weighted by their points.
+    """
+    there = np.isfinite(values)
+    ranks = np.where(there, _ranks(np.where(there, values, 0), there.astype(float)), 0)
+    ranks = np.where(there, ranks - ranks.sum(1, keepdims=True) / there.sum(1, keepdims=True), 0)
+    scores: np.ndarray = ranks / np.linalg.norm(ranks, axis=1, keepdims=True) * there.sum(1, keepdims=True) ** 0.25
     return scores
 
 
-def _interval(value: float, resampled: np.ndarray, n: int, least_error: float = 0.0) -> tuple[float, float]:
+def _interval(value: float, resampled: np.ndarray, n: int, is_single: bool = False) -> tuple[float, float]:
     """Return the t-interval of a coefficient on the scale of Fisher's z; NaN with fewer than LEAST_BETWEEN units.
 
-    Few norms in few cells often agree perfectly, also in resamples, which says little: coefficients are limited to
-    1 − 1/(2n), and the standard error is at least `least_error`.
+    Few units often agree perfectly, also in resamples, which says little: coefficients are limited to 1 − 1/(2n). At
+    this limit, and with `is_single` (few cells), the standard error is at least that of n independent units,
+    √((1 + ρ²/2)/(n − 3)) (Bonett & Wright 2000).
     """
     resampled = resampled[np.isfinite(resampled)]
     if n < LEAST_BETWEEN or len(resampled) < 2 or not np.isfinite(value):
         return np.nan, np.nan
     limit = 1 - 0.5 / n
     z, centre = np.arctanh(np.clip(resampled, -limit, limit)), np.arctanh(np.clip(value, -limit, limit))
-    half = max(stats.t.ppf(0.975, n - 1) * z.std(ddof=1), stats.norm.ppf(0.975) * least_error)
-    return float(np.tanh(centre - half)), float(np.tanh(centre + half))
+    half = stats.t.ppf(0.975, n - 1) * z.std(ddof=1)
+    if is_single or abs(value) >= limit:
+        half = max(half, stats.norm.ppf(0.975) * math.sqrt((1 + value**2 / 2) / (n - 3)))
+    low, high = float(np.tanh(centre - half)), float(np.tanh(centre + half))
+    return min(low, value), max(high, value)

@@ -79,7 +79,7 @@ def verdict_of(low: float, high: float) -> str:
     chance": the runs show neither a difference nor its absence.
     """
     if not low <= high:
-        return "unknown: no two runs to compare"
+        return "unknown: no spread between seeds"
     is_small = low > -EQUIVALENT and high < EQUIVALENT
     if low > 0 or high < 0:
         return ("better" if low > 0 else "worse") + (", by less than 1 point" if is_small else "")
@@ -87,13 +87,16 @@ def verdict_of(low: float, high: float) -> str:
 
 
 def seeds_needed(spread: float) -> float:
-    """Return the number of pairs for a power of 0.8 to find EQUIVALENT at the 5 % level; NaN without a spread."""
+    """Return the number of pairs for a power of 0.8 to find EQUIVALENT at the 5 % level.
+
+    It is NaN without a spread, and inf above MOST_SEEDS.
+    """
     if not np.isfinite(spread):
         return math.nan
     if spread == 0:
-        return 2
+        return math.nan
     for n in range(2, MOST_SEEDS):
         limit = stats.t.ppf(0.975, n - 1)
         if stats.nct.sf(limit, n - 1, EQUIVALENT * math.sqrt(n) / spread) >= POWER:
             return n
-    return MOST_SEEDS
+    return math.inf

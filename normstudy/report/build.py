@@ -5,11 +5,18 @@ from importlib.metadata import version
 from pathlib import Path
 
 from normstudy.cli import progress_bar
-from normstudy.report.data import ReportOptions, ReportStatistics, compute_statistics, look_into_folders
+from normstudy.report.data import (
+    ReportOptions,
+    ReportStatistics,
+    compute_statistics,
+    look_into_folders,
+    with_known_baseline,
+)
+from normstudy.report.explorer import vega_script
 from normstudy.report.figures import draw_pictures
 from normstudy.report.page import format_count, render_page
 from normstudy.report.sections import page_sections
-from normstudy.report.tables import read_tables
+from normstudy.report.tables import filtered, read_tables
 from normstudy.storage import git_commit, write_bytes
 
 
@@ -18,7 +25,8 @@ def write_report(options: ReportOptions) -> Path:
 
     Raises RunError if a file is not a table of runs.
     """
-    table = read_tables(options.tables)
+    table = filtered(read_tables(options.tables), options.filters)
+    options = with_known_baseline(options, table)
     other_table = read_tables(options.compared) if options.compared else None
     path = options.results_dir / "report.html"
     with progress_bar(5, "report", unit="part") as bar:
@@ -31,7 +39,9 @@ def write_report(options: ReportOptions) -> Path:
         pictures = draw_pictures(data, statistics, options.results_dir / "figures")
         bar.update()
         sections = page_sections(data, statistics, pictures, options)
-        page = render_page(f"Normalization: a report on {format_count(len(table), 'run')}", sections, _origin(options))
+        title = f"Normalization: a report on {format_count(len(table), 'run')}"
+        libraries = [vega_script()] if any(heading == "Explorer" for heading, _ in sections) else []
+        page = render_page(title, sections, _origin(options), libraries)
         write_bytes(path, page.encode("utf-8", "replace"))
         bar.update()
     return path

@@ -132,7 +132,7 @@ def comparison_html(orders: pd.DataFrame, signs: pd.DataFrame) -> str:
         "<p>Order of the norms by mean test accuracy, best first, with Kendall's τ between the two orders. In this "
         "section, only the settings in the first column define a cell. If these runs differ in other hyperparameters "
         "within it, only the combination with the most norms is used; the other table is not restricted in this way."
-        f"</p>{table_html(columns, rows)}"
+        f"</p>{table_html(columns, rows, csv='tables/orders.csv')}"
     )
     if signs.empty:
         return f"{page}<p>No measure has enough settings in both tables.</p>"
@@ -148,4 +148,4 @@ def comparison_html(orders: pd.DataFrame, signs: pd.DataFrame) -> str:
         "Spearman's ρ between norms, in the cells above. Signs are compared only if both "
         "intervals exclude zero; the intervals are not adjusted for the number of rows."
     )
-    return f"{page}<p>{said}</p>{table_html(columns, rows)}"
+    return f"{page}<p>{said}</p>{table_html(columns, rows, csv='tables/signs.csv')}"

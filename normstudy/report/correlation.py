@@ -11,6 +11,7 @@ from normstudy.report.association import PERMUTATIONS, Association, between_norm
 from normstudy.report.resampling import RESAMPLES
 from normstudy.report.tables import OUTCOMES, hyperparameters, setting_keys
 from normstudy.report.tuning import RATES
+from normstudy.storage import MEASURE_COLUMNS
 
 BETWEEN, OVER_SETTINGS, OVER_SEEDS, POOLED = (
     "between norms",
@@ -19,6 +20,7 @@ BETWEEN, OVER_SETTINGS, OVER_SEEDS, POOLED = (
     "pooled over settings",
 )
 COLUMNS = ["measure", "outcome", "way", "coefficient", *Association._fields[:-1], "p", "p_holm", "family"]
+FINDINGS = 3  # at most, on the first screen
 FEW_PERMUTATIONS = 999  # of exploratory associations
 
 
@@ -28,9 +30,10 @@ def correlate_measures(
     """Associate every measure with every outcome; return a frame with COLUMNS. table: runs, not averaged over seeds.
 
     The ways are defined in docs/report.md; "pooled over settings" has neither interval nor p, since settings are not
-    independent. family is "primary", "within norms" (the measures and the outcome of the primary analysis within
-    norms), or "exploratory" (all others). p_holm adjusts p for the other rows of its family with the same way (Holm
-    1979).
+    independent, and "within norms over settings" has none if rates vary, since a rate is the same one for all norms.
+
+    family is "primary", "within norms" (the measures and the outcome of the primary analysis within norms), or
+    "exploratory" (all others). p_holm adjusts p for the other rows of its family with the same way (Holm 1979).
     """
     included = primary.included_runs(table)
     everything = primary.included_runs(table.drop(columns="validation_accuracy", errors="ignore")).runs
@@ -61,9 +64,12 @@ def _ways(
     settings = points_of(included, measure, outcome)
     yield BETWEEN, between_norms(settings, resamples, permutations, seed)
     of_rates = points_of(everything, measure, outcome, ignored=RATES)
-    yield OVER_SETTINGS, within_norms(of_rates, resamples, permutations, seed)
+    over_settings = within_norms(of_rates, False, resamples, permutations, seed)
+    if any(everything[name].astype(str).nunique() > 1 for name in RATES if name in everything):
+        over_settings = over_settings._replace(low=np.nan, high=np.nan, p=np.nan)  # rates are common to all norms
+    yield OVER_SETTINGS, over_settings
     runs = points_of(everything, measure, outcome, by_seed=True)
-    yield OVER_SEEDS, within_norms(runs, resamples, permutations, seed)
+    yield OVER_SEEDS, within_norms(runs, True, resamples, permutations, seed)
     x, y = settings["x"].to_numpy(float), settings["y"].to_numpy(float)
     has_spread = len(x) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0
     value = float(stats.spearmanr(x, y).statistic) if has_spread else np.nan
@@ -94,7 +100,7 @@ def points_of(
         }
     )
     if by_seed:
-        return points.assign(entity=[str(index) for index in range(len(points))])
+        return points.assign(entity=points.groupby(["norm", "cell"]).cumcount().astype(str))
     return points.groupby(["norm", "cell", "entity"], sort=False)[["x", "y"]].mean().reset_index()
 
 
@@ -103,13 +109,21 @@ def conditions_of(runs: pd.DataFrame, measure: str) -> list[str]:
     kind = measure.partition(":")[0] if ":" in measure else None
     if kind is not None:
         names = [f"{kind}:num_samples", f"{kind}:dtype"]
-    elif measure in ("Trace", "Eigen Mean", "Eigen Variance", "Max Eigen"):
+    elif measure in ("Trace", "Eigen Mean", "Eigen Variance", "Max Eigen", "effective_dimension"):
         names = ["hessian_samples", "hessian_dtype"]
     elif measure.startswith(("Class Similarity", "class_similarity", "within_over", "nc", "effective_rank")):
         names = ["class_similarity_samples", "class_similarity_dtype"]
-    else:
+    elif measure in MEASURE_COLUMNS:
         names = ["measures_samples", "measures_dtype"]
+    else:  # a layer statistic
+        names = []
     return [name for name in names if name in runs]
+
+
+def closest_measures(correlations: pd.DataFrame) -> list[str]:
+    """Return the FINDINGS measures of the primary analysis with the smallest p between norms."""
+    family = correlations[(correlations["family"] == "primary") & correlations["p"].notna()]
+    return list(family.sort_values("p", kind="stable")["measure"].head(FINDINGS))
 
 
 def select(frame: pd.DataFrame, measure: str, outcome: str, way: str | None = None) -> pd.DataFrame:

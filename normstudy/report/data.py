@@ -1,20 +1,24 @@
 """The data of a report: its runs, their folders, and their statistics."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
 
+from normstudy.cli import UsageError
+from normstudy.report import primary
+from normstudy.report.association import without_each_norm
 from normstudy.report.baseline import BASELINE, differences_to
 from normstudy.report.claims import Runs, compare_claims
 from normstudy.report.comparison import compare_tables
-from normstudy.report.correlation import correlate_measures
+from normstudy.report.correlation import closest_measures, correlate_measures, points_of
 from normstudy.report.granulation import granulated_table
+from normstudy.report.primary import included_runs
 from normstudy.report.probe_statistics import ProbeStatistics, add_probe_measures, read_probe_statistics
 from normstudy.report.rankings import rank_labels, rank_norms, summarize_cells
 from normstudy.report.resampling import RESAMPLES
-from normstudy.report.tables import MEASURES, MIN_POINTS, Row, as_groupings, average_over_seeds
+from normstudy.report.tables import MEASURES, MIN_POINTS, Row, as_groupings, average_over_seeds, spelled_norm
 from normstudy.storage import RunDirectory
 
 
@@ -23,7 +27,8 @@ class ReportOptions:
     """The tables that a report reads, the folder that it is written to, and how its intervals are computed.
 
     compared: tables whose trends are compared with those of the runs. same_data: data sets that count as one there.
-    baseline: the norm to which the others' differences are computed.
+    baseline: the norm to which the others' differences are computed (BatchNorm if None). filters:
+    {column: value} of the runs to report on.
     """
 
     tables: Sequence[Path]
@@ -32,7 +37,8 @@ class ReportOptions:
     same_data: Sequence[str] = ()
     resamples: int = RESAMPLES
     seed: int = 0
-    baseline: str = BASELINE
+    baseline: str | None = None
+    filters: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,8 @@ class ReportStatistics:
     """The statistics of the runs.
 
     titles: {column: title} of the measures that enough settings have. ranking: of rank_norms. groupings: a ranking of
-    norms with their groupings. baseline: of differences_to. comparison: the frames (orders, signs) of
+    norms with their groupings. baseline: of differences_to. influences: {measure: {norm: ρ without it}} for the
+    FINDINGS measures of the primary analysis with the smallest p. comparison: the frames (orders, signs) of
     compare_tables, or None without another table.
     """
 
@@ -66,7 +73,19 @@ class ReportStatistics:
     correlations: pd.DataFrame
     granulated: pd.DataFrame
     claims: pd.DataFrame
+    influences: dict[str, dict[str, float]]
     comparison: tuple[pd.DataFrame, pd.DataFrame] | None
+
+
+def with_known_baseline(options: ReportOptions, table: pd.DataFrame) -> ReportOptions:
+    """Return the options with the baseline spelled as in the table. Raises UsageError if no run has this norm."""
+    if options.baseline is None:
+        return options
+    norms = sorted(table["Norm"].unique())
+    spelled = spelled_norm(options.baseline)
+    if spelled not in norms:
+        raise UsageError(f"--baseline={options.baseline}: no run has this norm (there is {', '.join(norms)})")
+    return replace(options, baseline=spelled)
 
 
 def look_into_folders(table: pd.DataFrame, other_table: pd.DataFrame | None) -> ReportData:
@@ -98,13 +117,19 @@ def compute_statistics(data: ReportData, options: ReportOptions) -> ReportStatis
     comparison = None
     if data.other_table is not None:
         comparison = compare_tables(table, data.other_table, options.same_data, resamples, seed)
+    correlations = correlate_measures(table, titles, resamples=resamples, seed=seed)
+    included = included_runs(table).runs
+    influences = {
+        name: without_each_norm(points_of(included, name, primary.OUTCOME)) for name in closest_measures(correlations)
+    }
     return ReportStatistics(
         titles=titles,
         ranking=ranking,
         groupings=rank_labels(as_groupings(table), "Label"),
-        baseline=differences_to(table, options.baseline),
+        baseline=differences_to(table, options.baseline or BASELINE),
         by_cell=summarize_cells(table),
-        correlations=correlate_measures(table, titles, resamples=resamples, seed=seed),
+        correlations=correlations,
+        influences=influences,
         granulated=granulated_table(settings, titles, resamples=resamples, seed=seed),
         claims=compare_claims(Runs(table, ranking, data.probed, resamples, seed)),
         comparison=comparison,

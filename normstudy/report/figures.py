@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from normstudy.plots import WEIGHT_TITLES, save_figure
+from normstudy.report import primary
+from normstudy.report.correlation import points_of
 from normstudy.report.data import ReportData, ReportStatistics
-from normstudy.report.measure_figures import draw_correlations, draw_outcome
+from normstudy.report.measure_figures import draw_association, draw_correlations, draw_outcome
 from normstudy.report.network_figures import (
     NODE_WIDTH,
     SPECTRA,
@@ -55,6 +57,7 @@ class Picture(NamedTuple):
 class ReportPictures:
     """The pictures of each section."""
 
+    findings: list[Picture]
     norms: list[Picture]
     measures: list[Picture]
     claims: list[Picture]
@@ -65,6 +68,7 @@ def draw_pictures(data: ReportData, statistics: ReportStatistics, folder: Path) 
     """Draw the pictures for which there is data; save them as PNG files in `folder`."""
     remove_leftovers(folder, ".*.tmp")
     return ReportPictures(
+        findings=_saved(_of_findings(data, statistics), folder),
         norms=_saved(_of_norms(data, statistics), folder),
         measures=_saved(_of_measures(data, statistics), folder),
         claims=_saved(_of_claims(data), folder),
@@ -80,6 +84,18 @@ def _saved(drawings: Iterable[Drawing], folder: Path) -> list[Picture]:
             save_figure(figure, path)
             pictures.append(Picture(path, caption))
     return pictures
+
+
+def _of_findings(data: ReportData, statistics: ReportStatistics) -> Iterator[Drawing]:
+    runs = primary.included_runs(data.table).runs
+    for place, measure in enumerate(statistics.influences, 1):
+        title = data.titles[measure]
+        caption = (
+            f"{title[0].upper()}{title[1:]} and test accuracy: a point is a norm, the mean over its seeds and "
+            "groupings in one cell. The cells with the most norms are shown."
+        )
+        points = points_of(runs, measure, primary.OUTCOME)
+        yield Drawing(f"finding_{place}", caption, draw_association(points, title))
 
 
 def _of_norms(data: ReportData, statistics: ReportStatistics) -> Iterator[Drawing]:

@@ -80,6 +80,31 @@ def _draw_trends(panel: Axes, runs: pd.DataFrame, measure: str, outcome: str, ce
             panel.plot(scale.inverted().transform(ends), line, color="#555555", lw=0.7, alpha=0.6)
 
 
+def draw_association(points: pd.DataFrame, title: str) -> Figure:
+    """Draw norms' means of a measure and test accuracy, a panel for each of the three cells with the most norms.
+
+    points: of points_of. Norms are named at their points.
+    """
+    means = points.groupby(["cell", "norm"])[["x", "y"]].mean().reset_index()
+    sizes = means.groupby("cell").size().sort_values(ascending=False, kind="stable")
+    cells = list(sizes.index[:3])
+    figure, [panels] = new_figure(1, len(cells), figsize=(5.2 * len(cells), 4.2))
+    figure.subplots_adjust(left=0.4 / len(cells) ** 1.2, right=0.97, bottom=0.15, top=0.86)
+    for panel, cell in zip(panels, cells, strict=True):
+        own = means[means["cell"] == cell]
+        for norm, x, y in own[["norm", "x", "y"]].itertuples(index=False):
+            panel.scatter(x, y, color=norm_colour(norm), s=30)
+            panel.annotate(norm, (x, y), (4, 3), textcoords="offset points", fontsize="x-small")
+        rho = own["x"].rank().corr(own["y"].rank())
+        words = str(cell).replace("|", ", ")[:48]
+        panel.set_title(f"{words}\nρ = {rho:.2f} ({len(own)} norms)".strip(), fontsize="small")
+        panel.set(xlabel=title, ylabel="test accuracy (%)")
+        panel.margins(x=0.2)
+        panel.locator_params(axis="x", nbins=5)
+        panel.grid(alpha=0.3)
+    return figure
+
+
 def draw_correlations(correlations: pd.DataFrame, granulated: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     """Draw heatmaps of every measure and outcome: Spearman's ρ between norms and within norms, and Ψ.
 

@@ -33,7 +33,7 @@ def draw_ranking(ranking: pd.DataFrame) -> Figure:
         top -= own + 0.75
         from_worst = ranks.iloc[::-1].to_dict("records")
         for place, row in enumerate(from_worst):
-            spread = [[row["advantage"] - row["low"]], [row["high"] - row["advantage"]]]
+            spread = np.maximum([[row["advantage"] - row["low"]], [row["high"] - row["advantage"]]], 0)
             panel.errorbar(row["advantage"], place, xerr=spread, color=norm_colour(row["norm"]), marker="o", capsize=3)
         panel.set_yticks(range(size), [f"{printable(row['norm'])} (n = {row['n']})" for row in from_worst])
         panel.set_ylim(-0.6, size - 0.4)

@@ -3,53 +3,15 @@
 import base64
 import html
 import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 WIDE = 24  # table cells with more characters than this may wrap
-STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;max-width:1180px;padding:1rem 1.2rem 4rem;color:#1a1a1a}
-h1{font-size:1.7rem}h2{margin-top:2.4rem;border-bottom:1px solid #ccc}figure{margin:1.2rem 0}img{max-width:100%}
-figcaption{color:#444;font-size:.9rem}table{border-collapse:collapse;font-size:.86rem;margin:.6rem 0}
-th,td{padding:.18rem .55rem;border-bottom:1px solid #e3e3e3;text-align:left}
-td{white-space:nowrap}td.w{white-space:normal;min-width:10rem}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
-th{background:#f4f4f4;position:sticky;top:0}th[aria-sort]{background:#e2ecf7}
-th button{all:unset;cursor:pointer}th button:focus-visible{outline:2px solid #0072b2}
-.scroll{overflow:auto;max-height:70vh;border:1px solid #ddd}.summary li{margin:.5rem 0}.note{color:#555}
-summary{cursor:pointer;margin:.6rem 0}input{font:inherit;padding:.25rem .5rem;width:22rem;max-width:90%}
-@media print{.scroll{max-height:none;overflow:visible}input{display:none}}
-"""
-SCRIPT = """
-for (const table of document.querySelectorAll('table.sortable')) {
-  const body = table.tBodies[0];
-  table.querySelectorAll('th').forEach((head, column) => head.querySelector('button').onclick = () => {
-    const up = head.getAttribute('aria-sort') !== 'ascending';
-    table.querySelectorAll('th').forEach(other => other.removeAttribute('aria-sort'));
-    head.setAttribute('aria-sort', up ? 'ascending' : 'descending');
-    const key = row => row.cells[column].dataset.v ?? row.cells[column].textContent;
-    const is_number = head.classList.contains('n');
-    const rows = [...body.rows].map(row => [key(row), row]);
-    rows.sort(([a], [b]) => {
-      if (a === '' || b === '') return (a === '') - (b === '');
-      return (is_number ? a - b : a.localeCompare(b)) * (up ? 1 : -1);
-    });
-    body.append(...rows.map(([, row]) => row));
-  });
-}
-const filter = document.getElementById('filter');
-if (filter) filter.oninput = () => {
-  const words = filter.value.toLowerCase().split(/\\s+/).filter(Boolean);
-  let shown = 0;
-  for (const row of document.querySelectorAll('#runs tbody tr')) {
-    const text = row.textContent.toLowerCase();
-    row.hidden = !words.every(word => text.includes(word));
-    shown += !row.hidden;
-  }
-  document.getElementById('shown').textContent = shown;
-};
-"""
+TEMPLATES = Path(__file__).parent / "templates"
+SCRIPTS = ("tables.js", "explorer.js")
 
 
 class RawHTML(str):
@@ -101,9 +63,16 @@ def numeric_cell_with_error(value: float, words: str, error: float | str | None)
 
 
 def table_html(
-    columns: Sequence[str], rows: Iterable[Sequence[object]], numeric: Iterable[str] = (), identity: str = ""
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    numeric: Iterable[str] = (),
+    identity: str = "",
+    csv: str = "",
 ) -> str:
-    """Return a sortable table; the columns in `numeric` sort by number. A cell is text, RawHTML or (text, sort key)."""
+    """Return a sortable table; the columns in `numeric` sort by number. A cell is text, RawHTML or (text, sort key).
+
+    csv: the path, relative to the page, of the file with the same numbers.
+    """
     is_numeric = [title in set(numeric) for title in columns]
     heads = "".join(
         f'<th scope="col"{" class=n" * is_number}><button>{escaped(title)}</button></th>'
@@ -114,9 +83,10 @@ def table_html(
         cells = "".join(_cell_html(*pair) for pair in zip(row, is_numeric, strict=True))
         lines.append(f"<tr>{cells}</tr>")
     mark = f' id="{identity}"' if identity else ""
+    link = f'<p class="csv"><a href="{escaped(csv)}">{escaped(csv)}</a></p>' if csv else ""
     return (
         f'<div class="scroll"><table class="sortable"{mark}><thead><tr>{heads}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
+        f"<tbody>{''.join(lines)}</tbody></table></div>{link}"
     )
 
 
@@ -148,14 +118,28 @@ def list_html(items: Iterable[str]) -> str:
     return f"<ul>{''.join(f'<li>{escaped(item)}</li>' for item in items)}</ul>"
 
 
-def render_page(title: str, sections: Iterable[tuple[str, str]], versions: str) -> str:
-    """Return the page, built from the (heading, HTML) of each section; `versions` is the text of the footer."""
-    body = "".join(f"<section><h2>{escaped(heading)}</h2>{content}</section>" for heading, content in sections)
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-    return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<meta http-equiv="Content-Security-Policy" content="{policy}"><link rel="icon" href="data:,">
-<title>{escaped(title)}</title><style>{STYLE}</style></head>
-<body><h1>{escaped(title)}</h1>{body}
-<footer class="note"><p>{escaped(versions)}</p></footer><script>{SCRIPT}</script></body></html>
-"""
+def render(template: str, **values: object) -> str:
+    """Render a file of the folder templates; values are escaped, except where it says otherwise."""
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(TEMPLATES, encoding="utf-8")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+    )
+    return environment.get_template(template).render(values)
+
+
+def anchor_of(heading: str) -> str:
+    """Return the name by which a section is linked: its words before the first comma or parenthesis."""
+    words = re.split(r"[,(]", heading)[0].strip().lower()
+    return re.sub(r"\W+", "-", words)
+
+
+def render_page(title: str, sections: Iterable[tuple[str, str]], origin: str, libraries: Iterable[str] = ()) -> str:
+    """Return the page, built from the (heading, HTML) of each section.
+
+    origin: the text of the footer. libraries: JavaScript that the page's own scripts need.
+    """
+    parts = [{"anchor": anchor_of(heading), "heading": heading, "content": content} for heading, content in sections]
+    style, *scripts = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("style.css", *SCRIPTS))
+    return render("page.html", title=title, sections=parts, origin=origin, style=style, scripts=[*libraries, *scripts])

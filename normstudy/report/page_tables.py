@@ -35,7 +35,8 @@ def ranking_table_html(ranks: pd.DataFrame, label: str) -> str:
         ]
         for row in ranks.to_dict("records")
     ]
-    return table_html(columns, rows, numeric=columns[1:5])
+    csv = "tables/ranking.csv" if label == "norm" else "tables/groupings.csv"
+    return table_html(columns, rows, numeric=columns[1:5], csv=csv)
 
 
 def cells_table_html(cells: pd.DataFrame) -> str:
@@ -45,7 +46,7 @@ def cells_table_html(cells: pd.DataFrame) -> str:
         [numeric_cell(value) if name in numeric else value for name, value in row.items()]
         for row in cells.to_dict("records")
     ]
-    return table_html(list(cells.columns), rows, numeric)
+    return table_html(list(cells.columns), rows, numeric, csv="tables/by_cell.csv")
 
 
 def correlations_table_html(correlations: pd.DataFrame, titles: Mapping[str, str]) -> str:
@@ -66,7 +67,7 @@ def correlations_table_html(correlations: pd.DataFrame, titles: Mapping[str, str
         ]
         for row in correlations.to_dict("records")
     ]
-    return table_html(columns, rows, numeric=("Spearman's ρ", *columns[6:]))
+    return table_html(columns, rows, numeric=("Spearman's ρ", *columns[6:]), csv="tables/correlations.csv")
 
 
 def baseline_table_html(differences: pd.DataFrame) -> str:
@@ -89,7 +90,9 @@ def baseline_table_html(differences: pd.DataFrame) -> str:
         "interval lies within ±1 point. The last column is the number of seeds with which a difference of 1 point "
         "would be found in four of five cases.</p>"
     )
-    return said + table_html(columns, rows, numeric=("pairs", "difference (points)", "seeds for ±1 point"))
+    return said + table_html(
+        columns, rows, numeric=("pairs", "difference (points)", "seeds for ±1 point"), csv="tables/baseline.csv"
+    )
 
 
 def claims_table_html(claims: pd.DataFrame) -> str:
@@ -108,7 +111,7 @@ def claims_table_html(claims: pd.DataFrame) -> str:
         for row in claims.to_dict("records")
     ]
     said = "<p>n counts norms, or groupings. p values are not adjusted for the number of claims.</p>"
-    return said + table_html(columns, rows)
+    return said + table_html(columns, rows, csv="tables/claims.csv")
 
 
 def granulated_table_html(granulated: pd.DataFrame, titles: Mapping[str, str]) -> str:
@@ -128,11 +131,14 @@ def granulated_table_html(granulated: pd.DataFrame, titles: Mapping[str, str]) -
         ]
         for row in granulated.to_dict("records")
     ]
-    return table_html(columns, rows, numeric)
+    return table_html(columns, rows, numeric, csv="tables/granulated.csv")
 
 
-def runs_table_html(runs: pd.DataFrame, files_of_runs: Mapping[str, tuple[str, Sequence[str]]]) -> str:
-    """Return the table of all runs with links to their files: {run: (path of its folder, names of existing files)}."""
+def runs_table_html(runs: pd.DataFrame, files_of_runs: Mapping[str, tuple[str, Sequence[str]]], csv: str) -> str:
+    """Return the table of all runs with links to their files: {run: (path of its folder, names of existing files)}.
+
+    csv: the path of the table of runs, relative to the page.
+    """
     columns = ["network", "norm", "data", "batch", "momentum & decay", "SkipInit", "seed", "status", "test acc. (%)"]
     columns += ["train acc. (%)", "ratio", "trace ± s.e.", "λ_max (residual)", "class similarity", "files"]
     rows = []
@@ -163,4 +169,4 @@ def runs_table_html(runs: pd.DataFrame, files_of_runs: Mapping[str, tuple[str, S
         f'<p><label>Filter: <input id="filter" placeholder="words in a row, such as vgg batchnorm 256"></label> '
         f'<span id="shown">{len(rows)}</span> of {len(rows)} runs</p>'
     )
-    return search + table_html(columns, rows, numeric=("batch", "seed", *columns[8:14]), identity="runs")
+    return search + table_html(columns, rows, numeric=("batch", "seed", *columns[8:14]), identity="runs-table", csv=csv)

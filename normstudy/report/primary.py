@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from normstudy.report.tuning import at_best_rates
+from normstudy.report.tuning import at_best_rates, is_late
 
 OUTCOME = "Test Accuracy"
 MEASURES = (  # those that are defined alike for every norm
@@ -18,31 +18,33 @@ MEASURES = (  # those that are defined alike for every norm
 class Included(NamedTuple):
     """The runs of the primary analysis and the others.
 
-    reasons: {why runs are left out: their names}. is_tuned: whether every norm is at its best learning rate. loss: the
-    training loss at which all runs stopped, or None if they ended after a number of epochs.
+    reasons: {why runs are left out: their names}. is_tuned: whether every norm is at its best learning rate. edges: the
+    settings whose best rate is at the edge of those tried. loss: the training loss at which all runs stopped, or None
+    if they ended after a number of epochs.
     """
 
     runs: pd.DataFrame
     reasons: dict[str, list[str]]
     is_tuned: bool
+    edges: list[str]
     loss: str | None
 
 
 def included_runs(table: pd.DataFrame) -> Included:
     """Return the runs that did not fail and reached their training loss, at their best rates if rates were tuned."""
-    is_late = pd.Series(False, index=table.index)
-    if "reached_loss" in table:
-        is_late = table["reached_loss"].astype(str).str.lower() == "false"
+    tuned = at_best_rates(table)
+    runs = table if tuned is None else tuned.runs
+    late = is_late(runs)
     reasons = {
-        "failed": list(_names(table[table["has_failed"]])),
-        "did not reach the training loss": list(_names(table[is_late & ~table["has_failed"]])),
+        "failed": _names(runs[runs["has_failed"]]),
+        "did not reach the training loss": _names(runs[late & ~runs["has_failed"]]),
+        "have one learning rate where others were tuned": [] if tuned is None else _names(tuned.untuned),
     }
-    kept = table[~table["has_failed"] & ~is_late]
-    tuned = at_best_rates(kept)
-    runs = kept if tuned is None else tuned.runs
+    runs = runs[~runs["has_failed"] & ~late]
     losses = set(runs["stop_at_loss"].astype(str)) if "stop_at_loss" in runs else {""}
     loss = losses.pop() if len(losses) == 1 else ""
-    return Included(runs, reasons, tuned is not None, loss if loss not in ("", "nan", "None") else None)
+    edges = [] if tuned is None else tuned.edges
+    return Included(runs, reasons, tuned is not None, edges, loss if loss not in ("", "nan", "None") else None)
 
 
 def _names(runs: pd.DataFrame) -> list[str]:

@@ -33,7 +33,10 @@ class SettingEffect(NamedTuple):
 
 
 class Contrast(NamedTuple):
-    """An estimate with its standard error and degrees of freedom; both are NaN if they cannot be estimated."""
+    """An estimate with its standard error and degrees of freedom; both are NaN if they cannot be estimated.
+
+    A standard error of 0 counts as unknown: a few runs that happen to agree are no certainty.
+    """
 
     value: float
     error: float
@@ -41,7 +44,7 @@ class Contrast(NamedTuple):
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
         """Return the t-interval, or NaN."""
-        if not self.freedom > 0:
+        if not (self.freedom > 0 and self.error > 1e-9):
             return math.nan, math.nan
         half = stats.t.ppf((1 + level) / 2, self.freedom) * self.error
         return self.value - half, self.value + half
@@ -116,7 +119,8 @@ def rank_labels(table: pd.DataFrame, label: str = "Norm", outcome: str = "Test A
             rank_high = count - sum(bounds[1] < 0 for bounds in others)
         failed = int(table.loc[table[label] == name, "has_failed"].sum())
         value = round(contrasts[index].value, 9)
-        rows.append((name, len(own), failed, own[outcome].mean(), value, low, high, rank_low, rank_high))
+        bounds = round(low, 9), round(high, 9)
+        rows.append((name, len(own), failed, own[outcome].mean(), value, *bounds, rank_low, rank_high))
     return pd.DataFrame(rows, columns=names).sort_values("advantage", ascending=False, ignore_index=True)
 
 
@@ -193,7 +197,7 @@ class Cells:
         if not np.isfinite(variance) or not used.any():
             return Contrast(values.mean(), math.nan, math.nan)
         if variance == 0:
-            return Contrast(values.mean(), 0.0, float(self.freedoms[used.any(0)].min()))
+            return Contrast(values.mean(), 0.0, math.nan)
         satterthwaite = variance**2 / (parts[parts > 0] ** 2 / self.freedoms[parts > 0]).sum()
         freedom = math.sqrt(satterthwaite * self.freedoms[parts.argmax()])
         return Contrast(values.mean(), math.sqrt(variance), freedom)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from normstudy.report.comparison import comparison_html
 from normstudy.report.data import ReportData, ReportOptions, ReportStatistics
+from normstudy.report.explorer import explorer_content
 from normstudy.report.figures import Picture, ReportPictures
-from normstudy.report.page import details_html, escaped, format_count, list_html, picture_html
+from normstudy.report.page import details_html, escaped, format_count, list_html, picture_html, render
 from normstudy.report.page_tables import (
     baseline_table_html,
     cells_table_html,
@@ -30,16 +31,18 @@ def page_sections(
 ) -> list[tuple[str, str]]:
     """Return (heading, HTML) of each section that has content."""
     effects = effect_sentences(data.table)
+    explorer = explorer_content(data.table, data.titles, data.folders, options.results_dir)
     links = {row["run"]: _links(run, options.results_dir) for row, run in data.folders}
     sections = [
-        ("Summary", _summary(data, statistics)),
+        ("Summary", _summary(data, statistics, pictures)),
         ("Which norm is best, and where", _norms(statistics, pictures)),
         ("Correlations with generalization (exploratory)", _measures(data, statistics, pictures)),
         ("Effects of hyperparameters (exploratory)", list_html(effects) if effects else ""),
         ("Published claims", _claims(statistics, pictures)),
         ("Comparison with another table", _comparison(data, statistics, options)),
         ("Inside the networks", _pictures_html(pictures.networks)),
-        ("Runs", runs_table_html(data.table, links)),
+        ("Explorer", render("explorer.html", **explorer) if explorer is not None else ""),
+        ("Runs", runs_table_html(data.table, links, os.path.relpath(options.tables[0], options.results_dir))),
         ("Methods", list_html(METHODS)),
     ]
     return [(heading, content) for heading, content in sections if content]
@@ -55,7 +58,7 @@ def _links(run: RunDirectory, results_dir: Path) -> tuple[str, list[str]]:
     return Path(path).as_posix(), [name for name in LINKED if (run.path / name).exists()]
 
 
-def _summary(data: ReportData, statistics: ReportStatistics) -> str:
+def _summary(data: ReportData, statistics: ReportStatistics, pictures: ReportPictures) -> str:
     table = data.table
     if len(table) == 0:
         return "<p>There are no runs yet.</p>"
@@ -65,12 +68,12 @@ def _summary(data: ReportData, statistics: ReportStatistics) -> str:
         "with equal hyperparameters, network and data set included: they differ only in the norm, its grouping and the "
         "seed.</p>"
     )
-    found = primary_sentences(included_runs(table), statistics.correlations, data.titles)
+    found = primary_sentences(included_runs(table), statistics.correlations, statistics.influences, data.titles)
     family = statistics.correlations[statistics.correlations["family"].isin(("primary", "within norms"))]
     table_of_all = details_html("The primary analysis", correlations_table_html(family, data.titles))
     limits = limitation_sentences(table, statistics.correlations)
     return (
-        f'{about}<div class="summary">{list_html(found)}</div>'
+        f'{about}<div class="summary">{list_html(found)}</div>{_pictures_html(pictures.findings)}'
         + (table_of_all if len(family) else "")
         + ("<h3>What these runs do not show</h3>" + list_html(limits) if limits else "")
     )
@@ -84,6 +87,8 @@ def _norms(statistics: ReportStatistics, pictures: ReportPictures) -> str:
             content += f"<h3>{escaped(network)}, at {escaped(at)}</h3>" + ranking_table_html(ranks, "norm")
         if len(statistics.baseline):
             content += "<h3>Differences to a baseline norm</h3>" + baseline_table_html(statistics.baseline)
+        else:
+            content += "<p>No norm shares a cell with BatchNorm; --baseline=NORM compares with another one.</p>"
         cells = cells_table_html(statistics.by_cell)
         content += details_html("Every norm in every cell: mean and s.d. over runs (n includes failed runs)", cells)
     if len(statistics.groupings) > 1:

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import pandas as pd
 
-from normstudy.report.correlation import OVER_SEEDS, OVER_SETTINGS, select
+from normstudy.report.association import WITHOUT_RUNNING
+from normstudy.report.correlation import FINDINGS, OVER_SEEDS, OVER_SETTINGS, select
 from normstudy.report.page import format_count, format_interval, format_number, format_p_value
 from normstudy.report.primary import Included
 from normstudy.report.rankings import setting_effects
@@ -30,10 +31,16 @@ NAMED_IF_SHARED = (*CELL, "SkipInit", "epochs", "train_samples", "image_size", "
 LEFT_OUT_SHOWN = 5  # runs that are named at most for each reason
 
 
-def primary_sentences(included: Included, correlations: pd.DataFrame, titles: Mapping[str, str]) -> list[str]:
+def primary_sentences(
+    included: Included,
+    correlations: pd.DataFrame,
+    influences: Mapping[str, Mapping[str, float]],
+    titles: Mapping[str, str],
+) -> list[str]:
     """Return the result of the primary analysis: its findings, or that there is none, and what it rests on.
 
-    correlations: the frame of correlate_measures. titles: {measure: title}.
+    correlations: the frame of correlate_measures. influences: {measure: {norm: ρ without it}} of the first findings.
+    titles: {measure: title}.
     """
     family = correlations[(correlations["family"] == "primary") & correlations["p"].notna()].sort_values("p")
     if family.empty:
@@ -42,17 +49,20 @@ def primary_sentences(included: Included, correlations: pd.DataFrame, titles: Ma
             "in a cell."
         ]
     else:
+        is_sure = (family["p_holm"] < SIGNIFICANT) & ((family["low"] > 0) | (family["high"] < 0))
         found = [
-            _association_sentence(row, correlations, titles)
-            for row in family[family["p_holm"] < SIGNIFICANT].head(3).to_dict("records")
+            _association_sentence(row, correlations, titles) + _influence_sentence(influences.get(row["measure"], {}))
+            for row in family[is_sure].head(FINDINGS).to_dict("records")
         ]
+        if is_sure.sum():
+            found.append(f"Measures tested: {len(family)}; of these, {is_sure.sum()} with such a result.")
         if not found:
             row = family.iloc[0]
             found = [
                 f"No measure goes with test accuracy from norm to norm (measures tested: {len(family)}). "
                 f"The closest is {titles[row['measure']]}: ρ = {row['value']:.2f} (95 % interval "
-                f"{format_interval(row['low'], row['high'], 2)}; {row['n_norms']} norms, {row['n_cells']} cells; p "
-                f"{_equals(row['p_holm'])} after Holm's adjustment)."
+                f"{format_interval(row['low'], row['high'], 2)}; {row['n_norms']} norms, "
+                f"{format_count(int(row['n_cells']), 'cell')}; p {_equals(row['p_holm'])} after Holm's adjustment)."
             ]
     return [*found, *_basis_sentences(included)]
 
@@ -68,7 +78,23 @@ def _association_sentence(row: Row, correlations: pd.DataFrame, titles: Mapping[
         [within] = select(correlations, row["measure"], row["outcome"], way).to_dict("records")
         if np.isfinite(within["value"]):
             sign = " The sign is the opposite." if within["value"] * row["value"] < 0 else ""
-            words += f" {way[0].upper()}{way[1:]}: ρ = {within['value']:.2f} (p {_equals(within['p'])}).{sign}"
+            p = f" (p {_equals(within['p'])})" if np.isfinite(within["p"]) else ""
+            words += f" {way[0].upper()}{way[1:]}: ρ = {within['value']:.2f}{p}.{sign}"
+    return words
+
+
+def _influence_sentence(influences: Mapping[str, float]) -> str:
+    """Say how the coefficient depends on single norms: what would overturn the finding."""
+    known = {norm: rho for norm, rho in influences.items() if np.isfinite(rho)}
+    without_statistics = known.pop(WITHOUT_RUNNING, None)
+    if not known:
+        return ""
+    weakest = min(known, key=lambda norm: abs(known[norm]))
+    low, high = min(known.values()), max(known.values())
+    words = f" Without any one norm, ρ is {low:.2f} to {high:.2f}; it depends most on {weakest}."
+    words += " One norm decides about its sign." if low < 0 < high else ""
+    if without_statistics is not None:
+        words += f" Without the norms that keep running statistics, ρ is {without_statistics:.2f}."
     return words
 
 
@@ -170,7 +196,9 @@ METHODS = [
     "Primary analysis: see docs/report.md, which defined it in advance. Spearman's ρ between norms in the cells with "
     "at least five norms, averaged over cells. p permutes whole norms, jointly over cells; p (Holm) is adjusted for "
     "the other measures of the primary analysis. The interval is a t-interval on the scale of Fisher's z, with the "
-    "standard error of resampled norms and cells. Everything else is exploratory: it was not chosen in advance.",
+    "standard error of resampled norms and cells. Sharpness, weight noise and curvature are those of eval mode, where "
+    "moved weights meet running statistics that no longer fit: a difference between norms with and without such "
+    "statistics may come from that. Everything else is exploratory: it was not chosen in advance.",
     "Advantage of a norm: the mean over cells of its mean test accuracy minus the mean of the norms' means in the "
     "cell; a norm's mean in a cell averages its groupings. Cells with one norm are left out. The interval is a "
     "t-interval: over cells if there are at least five, else over seeds for these cells, with each norm's own variance "

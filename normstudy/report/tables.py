@@ -2,7 +2,7 @@
 
 import csv
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from config import ARCHS, GROUPED_NORMS, NORM_TYPES, canonical_norm
-from normstudy.cli import RunError, canonical_name
+from normstudy.cli import RunError, UsageError, canonical_name
 from normstudy.storage import MEASURE_COLUMNS, SETTING_COLUMNS
 
 Row = dict[str, Any]  # one run: {column: value}
@@ -58,7 +58,7 @@ def read_tables(paths: Iterable[Path | str]) -> pd.DataFrame:
     Raises RunError if a file is not a table of runs.
     """
     frames = []
-    for path in map(Path, paths):
+    for path in {path.resolve(): path for path in map(Path, paths)}.values():
         try:
             frame = pd.read_csv(path, dtype=str, keep_default_na=False, quoting=csv.QUOTE_MINIMAL)
         except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
@@ -69,6 +69,26 @@ def read_tables(paths: Iterable[Path | str]) -> pd.DataFrame:
             raise RunError(f"{path} has no column {missing[0]!r}; give a table of runs such as results/results.csv")
         frames.append(frame.assign(table=str(path)))
     return _counted_once(_without_copies(tidy_table(pd.concat(frames, ignore_index=True))))
+
+
+def filtered(table: pd.DataFrame, filters: Mapping[str, str]) -> pd.DataFrame:
+    """Return the runs with these values, {column: value}; numbers are compared as numbers.
+
+    Raises UsageError for an unknown column, or if no run is left.
+    """
+    by_name = {name.lower(): name for name in table}
+    for name, value in filters.items():
+        column = by_name.get(name.lower())
+        if column is None:
+            raise UsageError(f"--filter: the table has no column {name!r}")
+        texts, numbers = table[column].astype(str), pd.to_numeric(table[column], errors="coerce")
+        wanted = pd.to_numeric(pd.Series([value]), errors="coerce")[0]
+        kept = table[(texts.str.lower() == value.lower()) | (numbers == wanted)]
+        if kept.empty:
+            known = ", ".join(sorted(map(str, texts.unique()))[:8])
+            raise UsageError(f"--filter: no run has {column}={value} (there is {known})")
+        table = kept
+    return table.reset_index(drop=True)
 
 
 def _counted_once(table: pd.DataFrame) -> pd.DataFrame:
@@ -175,6 +195,11 @@ def pairs_with_groupings(pairs: Sequence[tuple[Row, T]]) -> list[tuple[Row, T]]:
         return []
     frame = as_groupings(pd.DataFrame([row for row, _ in pairs]))
     return [(row, pairs[index][1]) for index, row in zip(frame.index, frame.to_dict("records"), strict=True)]
+
+
+def spelled_norm(name: str) -> str:
+    """Return the usual spelling of a norm, or the name itself if it is unknown."""
+    return _spelled(name, NORM_TYPES)
 
 
 def _spelled(name: object, choices: Sequence[str]) -> str:

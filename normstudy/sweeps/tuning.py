@@ -14,7 +14,7 @@ from normstudy.sweeps.grid import SweepRun
 from normstudy.sweeps.presets import PRESETS
 from normstudy.sweeps.run_status import failure_path, runs_by_status
 
-RESULT_COLUMNS = ("axis", "rate", "validation_accuracy", "status", "chosen", "edge", "run")
+RESULT_COLUMNS = ("axis", "rate", "validation_accuracy", "status", "reached_loss", "chosen", "edge", "run")
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Trial:
     rate: float
     status: str
     validation_accuracy: float | None
+    reached_loss: bool = True  # False if the run was to stop at a training loss and did not reach it
 
     @property
     def has_ended(self) -> bool:
@@ -69,12 +70,15 @@ class Tuning:
 
     @property
     def rate(self) -> float | None:
-        """The rate with the highest validation accuracy; the smaller one of equals; None if there is none (yet)."""
+        """The rate with the highest validation accuracy; the smaller one of equals; None if there is none (yet).
+
+        Rates at which the training loss was not reached count only if it was reached at none.
+        """
         if not self.is_complete:
             return None
-        accuracies = {
-            trial.rate: trial.validation_accuracy for trial in self.trials if trial.validation_accuracy is not None
-        }
+        known = [trial for trial in self.trials if trial.validation_accuracy is not None]
+        known = [trial for trial in known if trial.reached_loss] or known
+        accuracies = {trial.rate: trial.validation_accuracy for trial in known}
         return max(accuracies, key=lambda rate: (accuracies[rate], -rate), default=None)
 
     @property
@@ -160,7 +164,8 @@ def read_tuning(combination: Combination) -> Tuning:
 def _read_trial(rate: float, run: SweepRun) -> Trial:
     if run.directory.summary.exists():
         summary = read_summary(run.directory)
-        return Trial(rate, summary["status"], summary["validation_accuracy"] if summary["status"] == "done" else None)
+        accuracy = summary["validation_accuracy"] if summary["status"] == "done" else None
+        return Trial(rate, summary["status"], accuracy, summary.get("reached_loss", True))
     if failure_path(run).exists():
         return Trial(rate, "failed", None)
     return Trial(rate, "unfinished" if run.directory.path.exists() else "new", None)

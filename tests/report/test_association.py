@@ -48,25 +48,39 @@ def test_p_is_the_share_of_joint_permutations_of_whole_norms(missing):
     study = points(np.stack([x, y], -1))
     found = association.between_norms(study, resamples=10, permutations=6000)
 
-    def coefficient(x):
-        total = weights = 0
-        for a, b in zip(x, y, strict=True):
-            there = np.isfinite(a) & np.isfinite(b)
-            if there.sum() >= 5:
-                total += there.sum() * stats.spearmanr(a[there], b[there]).statistic
-                weights += there.sum()
-        return total / weights
+    def scores(values):
+        """Centred ranks, 0 where missing; the products of two such rows add up to √points · ρ · √points."""
+        there = np.isfinite(values)
+        ranks = stats.rankdata(values[there]) - (there.sum() + 1) / 2
+        row = np.zeros(len(values))
+        row[there] = ranks / np.linalg.norm(ranks) * there.sum() ** 0.25
+        return row
 
-    every = [abs(coefficient(x[:, list(order)])) for order in itertools.permutations(range(6))]
-    assert found.value == pytest.approx(coefficient(x))
-    assert found.p == pytest.approx(np.mean(np.array(every) >= abs(coefficient(x)) - 1e-9), abs=0.02)
+    ours, theirs = (np.array([scores(row) for row in each]) for each in (x, y))
+    every = []
+    for order in itertools.permutations(range(6)):
+        shares = (ours[:, list(order)] * theirs).sum(0)  # of each norm
+        every.append(abs(shares.sum()) / (np.sqrt((shares**2).sum()) if missing else 1))
+    assert found.p == pytest.approx(np.mean(np.array(every) >= every[0] - 1e-9), abs=0.02)
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.8])
+def test_p_holds_and_finds_an_effect_where_cells_have_different_norms(correlation):
+    """Six cells with a rotating five of ten norms."""
+    generator, rejected = np.random.default_rng(0), 0
+    for seed in range(60):
+        values = norm_values(generator, 10, 6, correlation)
+        for cell in range(6):
+            values[cell, [norm for norm in range(10) if (norm - cell) % 10 >= 5]] = np.nan
+        rejected += association.between_norms(points(values), 50, 299, seed).p < 0.05
+    assert rejected <= 9 if correlation == 0 else rejected >= 25
 
 
 def test_within_norms_is_the_mean_over_norms_and_sees_no_difference_between_them():
     """Simpson's paradox: y falls within every norm and rises from norm to norm."""
     rows = [(f"n{n}", "cell", f"s{i}", n * 10 + i, n * 10 - i) for n in range(6) for i in range(4)]
     study = pd.DataFrame(rows, columns=["norm", "cell", "entity", "x", "y"]).astype({"x": float, "y": float})
-    inside = association.within_norms(study, resamples=50, permutations=500)
+    inside = association.within_norms(study, False, 50, 500)
     outside = association.between_norms(study, resamples=50, permutations=500)
     assert inside.value == pytest.approx(-1)
     assert outside.value == pytest.approx(1)
@@ -77,10 +91,43 @@ def test_within_norms_is_the_mean_over_norms_and_sees_no_difference_between_them
 def test_settings_of_a_norm_are_permuted_together_in_all_cells():
     """Five cells that repeat the same four settings are no more evidence than one cell."""
     rows = [("n", f"c{c}", f"s{s}", float(s), float(s)) for c in range(5) for s in range(4)]
-    found = association.within_norms(pd.DataFrame(rows, columns=["norm", "cell", "entity", "x", "y"]), 50, 5000)
+    found = association.within_norms(pd.DataFrame(rows, columns=["norm", "cell", "entity", "x", "y"]), False, 50, 5000)
     assert found.value == pytest.approx(1)
     assert found.p == pytest.approx(2 / 24, abs=0.02)
     assert np.isnan(found.low)  # one norm is no sample of norms
+
+
+def test_seeds_of_several_cells_are_permuted_in_each_cell():
+    rows = [(f"n{n}", f"c{c}", str(s), float(s), float(s)) for n in range(6) for c in range(3) for s in range(5)]
+    study = pd.DataFrame(rows, columns=["norm", "cell", "entity", "x", "y"])
+    found = association.within_norms(study, True, 50, 500)
+    assert found.value == pytest.approx(1)
+    assert found.p < 0.01
+    assert found.low < found.value == found.high
+
+
+def test_perfect_agreement_is_no_certainty():
+    values = {f"cell {c}": [(float(n), float(n)) for n in range(5)] for c in range(6)}
+    found = association.between_norms(table(values), 100, 100)
+    assert found.low < 0.6
+    assert found.high == found.value == pytest.approx(1)
+
+
+def test_a_comparison_counts_only_the_norms_of_its_cells():
+    generator = np.random.default_rng(0)
+    five = table({"cell": generator.normal(size=(5, 2)).tolist()}).assign(rival=generator.normal(size=5))
+    others = table({"small": generator.normal(size=(4, 2)).tolist()}).assign(rival=generator.normal(size=4))
+    others["norm"] += " other"
+    first, second = (association.compare_between(each, 200) for each in (five, pd.concat([five, others])))
+    assert first == second
+
+
+def test_the_norms_that_keep_running_statistics_are_left_out_together():
+    names = ["BatchNorm", "EvoNormBO", "LayerNorm", "RMSNorm", "Plain", "EvoNormSO", "InstanceNorm"]
+    study = pd.DataFrame({"norm": names, "cell": "c", "x": [9.0, 8, 1, 2, 3, 4, 5], "y": [9.0, 8, 5, 4, 3, 2, 1]})
+    found = association.without_each_norm(study)
+    assert found[association.WITHOUT_RUNNING] == pytest.approx(-1)
+    assert set(found) == {*names, association.WITHOUT_RUNNING}
 
 
 def test_nothing_is_said_where_there_is_nothing_to_say():
@@ -89,7 +136,7 @@ def test_nothing_is_said_where_there_is_nothing_to_say():
     few = table({"cell": [(1.0, 2.0), (2.0, 1.0)]})
     for study in (empty, constant, few):
         assert np.isnan(association.between_norms(study, 20, 20).value)
-        assert np.isnan(association.within_norms(study, 20, 20).value)
+        assert np.isnan(association.within_norms(study, False, 20, 20).value)
         assert np.isnan(association.compare_between(study.assign(rival=study["x"]), 20).value)
 
 

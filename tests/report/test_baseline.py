@@ -42,6 +42,15 @@ def test_seeds_of_different_cells_are_not_paired_and_cells_have_their_own_means(
     assert row["high"] - row["difference"] == pytest.approx(half)
 
 
+def test_two_runs_that_happen_to_agree_are_no_certainty():
+    table = runs_of(runs({"LayerNorm": [70.5, 73.5], "BatchNorm": [70.0, 73.0]}))
+    [row] = baseline.differences_to(table).to_dict("records")
+    assert row["difference"] == 0.5
+    assert math.isnan(row["low"])
+    assert row["verdict"] == "unknown: no spread between seeds"
+    assert math.isnan(row["seeds_needed"])
+
+
 def test_another_baseline_and_none_at_all():
     table = runs_of(runs({"LayerNorm": [80.0, 82], "RMSNorm": [70.0, 71]}))
     assert baseline.differences_to(table, "RMSNorm")["norm"].tolist() == ["LayerNorm"]
@@ -56,7 +65,7 @@ def test_another_baseline_and_none_at_all():
         (0.2, 4, "better"),
         (-4, -0.1, "worse"),
         (0.1, 0.9, "better, by less than 1 point"),
-        (math.nan, math.nan, "unknown: no two runs to compare"),
+        (math.nan, math.nan, "unknown: no spread between seeds"),
     ],
 )
 def test_verdicts_tell_no_difference_from_no_evidence(low, high, verdict):

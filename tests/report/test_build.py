@@ -11,21 +11,28 @@ import pytest
 from report_helpers import made_up, of_norms, report, section_of
 
 import run_report
-from normstudy.cli import RunError
+from normstudy.cli import RunError, UsageError
 from normstudy.report import rankings, tables
 
 ROOT = Path(__file__).parents[2]
 SECTIONS = ["Summary", "Which norm is best, and where", "Correlations with generalization (exploratory)"]
-SECTIONS += ["Effects of hyperparameters (exploratory)", "Published claims", "Runs", "Methods"]
+SECTIONS += ["Effects of hyperparameters (exploratory)", "Published claims", "Explorer", "Runs", "Methods"]
 
 
 def test_the_page_has_every_section_and_needs_nothing_else(made):
     page = (made / "report.html").read_text(encoding="utf-8")
-    assert re.findall(r"<h2>(.*?)</h2>", page) == SECTIONS
-    assert not re.search(r"""(?:src|href)=["'](?!data:)""", page)
-    assert "http://" not in page
-    assert "https://" not in page
-    assert page.count("<img") == len(list((made / "figures").glob("*.png"))) >= 6
+    assert re.findall(r"<h2><a[^>]*>(.*?)</a></h2>", page) == SECTIONS
+    own = page.partition("<script>")[0]  # Vega names its schemas by address, but loads nothing
+    assert set(re.findall(r"""(?:src|href)=["'](?!data:|#)([^"']*)""", own)) == {
+        *(
+            f"tables/{name}.csv"
+            for name in ("ranking", "baseline", "by_cell", "groupings", "correlations", "granulated")
+        ),
+        *("tables/claims.csv", "../table.csv"),
+    }
+    assert "http://" not in own
+    assert "https://" not in own
+    assert own.count("<img") == len(list((made / "figures").glob("*.png"))) >= 6
 
 
 def test_the_tables_are_the_statistics(made):
@@ -109,7 +116,7 @@ def test_odd_tables_get_a_page_that_says_so_and_no_warning(tmp_path, capfd, name
         "all failed": "20 of 20 failed",
         "constant": "There is no primary analysis",
     }
-    assert words.get(name, "<h2>Summary</h2>") in page
+    assert words.get(name, ">Summary</a></h2>") in page
     if name in ("no runs", "one run", "all failed", "constant"):
         assert "goes with" not in page
 
@@ -126,6 +133,16 @@ def test_tables_are_stacked_and_damage_is_one_line(tmp_path):
     assert "b.csv" in done.stderr
 
 
+def test_a_filter_chooses_runs_by_their_columns(tmp_path):
+    page = report(tmp_path, made_up(), "--filter=model=vgg,Batch Size=256")
+    assert "a report on 40 runs" in page
+    for wrong, said in (("Modell=vgg", "has no column 'Modell'"), ("Model=lenet", "no run has Model=lenet")):
+        with pytest.raises(UsageError, match=said):
+            report(tmp_path, made_up(), f"--filter={wrong}")
+    with pytest.raises(SystemExit, match="2"):
+        report(tmp_path, made_up(), "--filter=vgg")
+
+
 def test_a_thousand_runs_fit_into_five_megabytes(tmp_path):
     page = report(tmp_path, made_up(1000))
     assert len(page.encode()) < 5e6
@@ -134,6 +151,6 @@ def test_a_thousand_runs_fit_into_five_megabytes(tmp_path):
 
 def test_runs_have_links_that_lead_to_files(real):
     page = (real / "report.html").read_text(encoding="utf-8")
-    links = re.findall(r'href="(?!data:)([^"]+)"', page)
-    assert len(links) == 6 * 6
+    links = re.findall(r'href="(?!data:|#)([^"]+)"', page.partition("<script>")[0])
+    assert len([link for link in links if not link.startswith(("tables/", "results.csv"))]) == 6 * 6
     assert all((real / link).is_file() for link in links)

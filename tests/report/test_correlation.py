@@ -85,7 +85,9 @@ def test_rates_of_a_norm_are_settings_within_it_and_cells_between_norms():
     ]
     frame = correlate(runs_of(rows))
     assert row_of(frame, "between norms")["n_cells"] == 3
-    assert row_of(frame, "within norms over settings")["value"] == pytest.approx(-1)
+    within = row_of(frame, "within norms over settings")
+    assert within["value"] == pytest.approx(-1)
+    assert np.isnan(within["p"])  # a rate is the same one for all norms
 
 
 def test_values_of_other_samples_or_precision_are_in_other_cells():
@@ -105,7 +107,11 @@ def test_runs_that_failed_or_did_not_reach_the_loss_are_left_out_and_named():
     rows[3] |= {"Success": "False"}
     table = runs_of(rows)
     included = primary.included_runs(table)
-    assert included.reasons == {"failed": ["vgg LayerNorm"], "did not reach the training loss": ["vgg BatchNorm"]}
+    assert included.reasons == {
+        "failed": ["vgg LayerNorm"],
+        "did not reach the training loss": ["vgg BatchNorm"],
+        "have one learning rate where others were tuned": [],
+    }
     assert included.loss == "0.1"
     assert len(included.runs) == 10
     assert row_of(correlate(table), "between norms")["value"] == pytest.approx(1)

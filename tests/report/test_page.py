@@ -2,6 +2,11 @@
 
 from pathlib import Path
 
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.select import Select
+from selenium.webdriver.support.wait import WebDriverWait
+
 from normstudy.report import page
 
 
@@ -18,7 +23,7 @@ def test_text_from_disk_is_escaped(made):
 
 
 def column(browser, place):
-    script = f"return [...document.querySelectorAll('#runs tbody tr')].map(r => r.cells[{place}].dataset.v)"
+    script = f"return [...document.querySelectorAll('#runs-table tbody tr')].map(r => r.cells[{place}].dataset.v)"
     return browser.execute_script(script)
 
 
@@ -29,7 +34,7 @@ def test_the_page_works_in_a_browser(browser, made):
     assert len(widths) >= 6
     assert min(widths) > 300
     assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
-    heads = browser.find_elements("css selector", "#runs th button")
+    heads = browser.find_elements("css selector", "#runs-table th button")
     names = [head.get_attribute("textContent") for head in heads]
     place = names.index("test acc. (%)")
     for up in (True, False):
@@ -40,7 +45,7 @@ def test_the_page_works_in_a_browser(browser, made):
     box = browser.find_element("id", "filter")
     box.send_keys("batchnorm vgg")
     shown = browser.execute_script(
-        "return [...document.querySelectorAll('#runs tbody tr')].filter(r => !r.hidden).map(r => r.textContent)"
+        "return [...document.querySelectorAll('#runs-table tbody tr')].filter(r => !r.hidden).map(r => r.textContent)"
     )
     assert len(shown) == 16 == int(browser.find_element("id", "shown").text)
     assert all("vgg" in text and "BatchNorm" in text for text in shown)
@@ -50,6 +55,89 @@ def test_the_page_works_in_a_browser(browser, made):
 
 def test_links_open_in_a_browser(browser, real):
     browser.get((real / "report.html").as_uri())
-    link = browser.find_element("css selector", '#runs a[href$="curves.png"]')
+    link = browser.find_element("css selector", '#runs-table a[href$="curves.png"]')
     assert Path(link.get_attribute("href").removeprefix("file://")).is_file()
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def explorer(browser, name):
+    return browser.find_element("id", f"explorer-{name}")
+
+
+def points(browser):
+    """The marks of the explorer's points, once it has drawn."""
+    WebDriverWait(browser, 10).until(lambda it: it.find_elements("css selector", "#explorer-plot svg"))
+    return browser.find_elements("css selector", "#explorer-plot .mark-symbol.role-mark path")
+
+
+def test_every_control_of_the_explorer_changes_the_plot(browser, made):
+    browser.get((made / "report.html").as_uri())
+    assert len(points(browser)) == 158  # of 160 runs, two failed
+    assert len(browser.find_elements("css selector", "#explorer-plot .mark-group.role-scope.cell > g")) == 2  # networks
+    Select(explorer(browser, "facet")).select_by_visible_text("none")
+    Select(explorer(browser, "x")).select_by_visible_text("Hessian trace, unscaled")
+    Select(explorer(browser, "y")).select_by_visible_text("gap (train − test accuracy, points)")
+    Select(explorer(browser, "colour")).select_by_visible_text("Model")
+    explorer(browser, "logx").click()
+    explorer(browser, "filter").send_keys("evonormbo vgg")
+    WebDriverWait(browser, 10).until(lambda it: len(points(it)) == 16)
+    assert explorer(browser, "count").text == "16 of 158 runs"
+    titles = [text.text for text in browser.find_elements("css selector", "#explorer-plot .role-axis-title text")]
+    assert titles == ["Hessian trace, unscaled", "gap (train − test accuracy, points)"]
+    errors = [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+    assert errors == []
+
+
+def test_the_page_is_used_with_the_keyboard_alone(browser, made):
+    """Tab leads from the links of the sections to the controls; the filter takes the words that are typed."""
+    browser.get((made / "report.html").as_uri())
+    points(browser)
+    reached = []
+    for _ in range(400):
+        ActionChains(browser).send_keys(Keys.TAB).perform()
+        reached.append(browser.execute_script("return document.activeElement.id || document.activeElement.tagName"))
+        if reached[-1] == "filter":
+            break
+    assert reached[0] == "A"
+    assert {"explorer-x", "explorer-y", "explorer-colour", "explorer-facet", "explorer-logx", "explorer-filter"} <= {
+        *reached
+    }
+    assert reached[-1] == "filter"
+    ActionChains(browser).send_keys("evonormbo").perform()
+    assert browser.find_element("id", "shown").text == "32"
+
+
+def test_a_click_in_the_explorer_opens_a_file_of_the_run(browser, real):
+    browser.get((real / "report.html").as_uri())
+    points(browser)
+    marks = points(browser)
+    assert len(marks) == 6
+    first = browser.current_window_handle
+    marks[0].click()
+    WebDriverWait(browser, 10).until(lambda it: len(it.window_handles) == 2)
+    [other] = set(browser.window_handles) - {first}
+    browser.switch_to.window(other)
+    assert browser.current_url.endswith("/curves.png")
+    assert Path(browser.current_url.removeprefix("file://")).is_file()
+    browser.close()
+    browser.switch_to.window(first)
+
+
+def test_the_page_can_be_read_without_javascript(made):
+    text = (made / "report.html").read_text(encoding="utf-8").partition("<script")[0]
+    for words in ("The primary analysis", "Every norm in every cell", "needs JavaScript"):
+        assert words in text
+
+
+def test_the_page_follows_a_dark_system_and_is_small(browser, made):
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    )
+    try:
+        browser.get((made / "report.html").as_uri())
+        assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(24, 24, 24)"
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    assert (made / "report.html").stat().st_size < 8e6
+    paint = browser.execute_script("return performance.getEntriesByType('paint')[0].startTime")
+    assert paint < 10_000  # in milliseconds; 0.3 s on an idle machine

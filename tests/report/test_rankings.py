@@ -6,7 +6,7 @@ from report_helpers import random_runs, runs_of
 from report_simulations import effect, ranking
 from scipy import stats
 
-from normstudy.report import rankings, tables, tuning
+from normstudy.report import primary, rankings, tables, tuning
 
 pytestmark = pytest.mark.filterwarnings("error")
 NORMS = ["BatchNorm", "LayerNorm", "RMSNorm"]
@@ -148,7 +148,7 @@ def test_each_norm_is_taken_at_the_rate_with_the_best_validation_accuracy():
     kept = found.runs.sort_values(["Norm", "seed"])
     assert kept["Test Accuracy"].tolist() == [60, 62, 50, 52]  # of the first seed; of equal rates the smaller
     assert set(kept["init_lr"]) == {"tuned"}
-    assert found.edges == ["vgg LayerNorm: 0.1"]
+    assert found.edges == ["vgg LayerNorm at 0.01"]
     ranks = rankings.rank_norms(tuned_runs())
     best = ranks[ranks["at"] == "best rate"]
     assert best["norm"].tolist() == ["BatchNorm", "LayerNorm"]
@@ -170,6 +170,36 @@ def test_a_failed_rate_is_never_chosen():
     found = tuning.at_best_rates(runs)
     assert found is not None
     assert found.runs["Test Accuracy"].tolist() == [65, 50, 52]
+
+
+def test_a_rate_that_did_not_reach_the_loss_is_chosen_only_if_none_did():
+    runs = tuned_runs()
+    late = runs.assign(reached_loss=["False" if rate == "1" else "True" for rate in runs["init_lr"]])
+    found = tuning.at_best_rates(late)
+    assert found is not None
+    assert found.runs["Test Accuracy"].tolist() == [65, 50, 52]
+    assert tuning.at_best_rates(runs.assign(reached_loss="False")).runs["Test Accuracy"].tolist() == [60, 62, 50, 52]  # type: ignore[union-attr]
+
+
+def test_rates_are_peak_rates_whichever_flag_set_them():
+    """BatchNorm is tuned by --lr, LayerNorm by --init_lr: at batch size 256, the rate is a tenth of init_lr."""
+    rows: list[tuple[object, ...]] = [
+        ("BatchNorm", 1, 0.01, 0.5, 70),
+        ("BatchNorm", 1, 0.1, 0.6, 60),
+        ("BatchNorm", 1, "", 0.4, 50),
+    ]
+    rows += [("LayerNorm", 0.1, "", 0.7, 55), ("LayerNorm", 1, "", 0.6, 65)]
+    names = ("Norm", "init_lr", "lr", "validation_accuracy", "Test Accuracy")
+    found = tuning.at_best_rates(runs_of([dict(zip(names, row, strict=True)) for row in rows]))
+    assert found is not None
+    assert sorted(found.runs["Test Accuracy"]) == [50, 55, 60]  # lr = 0.1 and init_lr = 1 are one rate
+
+
+def test_norms_that_were_not_tuned_are_named():
+    included = primary.included_runs(tuned_runs())
+    assert included.is_tuned
+    assert included.reasons["have one learning rate where others were tuned"] == ["vgg RMSNorm"]
+    assert included.edges == ["vgg LayerNorm at 0.01"]
 
 
 def test_runs_at_one_rate_are_not_tuned():

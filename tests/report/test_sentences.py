@@ -5,14 +5,18 @@ import re
 import numpy as np
 from report_helpers import made_up, report, runs_of
 
-from normstudy.report import correlation, primary, sentences, tables
+from normstudy.report import association, correlation, primary, sentences, tables
 
 
 def said(table):
     """The sentences of the primary analysis of a table."""
     titles = tables.MEASURES
     frame = correlation.correlate_measures(table, ["Class Similarity", "margin_10"], resamples=50)
-    return sentences.primary_sentences(primary.included_runs(table), frame, titles)
+    included = primary.included_runs(table)
+    measures = correlation.closest_measures(frame)
+    points = {name: correlation.points_of(included.runs, name, "Test Accuracy") for name in measures}
+    influences = {name: association.without_each_norm(each) for name, each in points.items()}
+    return sentences.primary_sentences(included, frame, influences, titles)
 
 
 NORMS = ["BatchNorm", "LayerNorm", "RMSNorm", "EvoNormBO", "Plain", "VarianceNorm", "EvoNormSO"]
@@ -31,14 +35,17 @@ def study(sign=-1, within=-1, **columns):
 
 
 def test_a_finding_of_the_primary_analysis_is_stated_with_its_numbers_and_its_basis():
-    first, *basis = said(study())
+    first, counted, *basis = said(study())
+    assert counted == "Measures tested: 1; of these, 1 with such a result."
     assert first.startswith("Between norms, higher class similarity goes with lower test accuracy: ρ = -1.00")
-    assert "7 norms, 1 cells; p < 0.001 after Holm's adjustment" in first
+    assert re.search(r"7 norms, 1 cell; p (< 0\.001|= 0\.001\d*) after Holm's adjustment", first)
     assert "Within norms over seeds: ρ = -1.00 (p < 0.001)." in first
+    assert "Without any one norm, ρ is -1.00 to -1.00; it depends most on BatchNorm." in first
+    assert "keep running statistics" not in first  # fewer than five norms are left without them
     assert basis[0].startswith(
         "The runs did not stop at a common training loss: their training accuracies are 80 to 80 %"
     )
-    assert "All norms have the same learning rate" in basis[1]
+    assert "In each cell, all norms have the same learning rate" in basis[1]
 
 
 def test_an_opposite_sign_within_norms_is_said():
@@ -54,7 +61,7 @@ def test_without_a_finding_that_is_the_finding():
 def test_runs_at_one_loss_are_said_to_be_and_late_ones_are_named():
     table = study(stop_at_loss="0.1", reached_loss="True")
     table.loc[0, "reached_loss"] = "False"
-    assert said(table)[1:3] == [
+    assert said(table)[2:4] == [
         "Left out: 1 run that did not reach the training loss (vgg BatchNorm).",
         "All runs stopped at a training loss of 0.1.",
     ]
@@ -62,7 +69,7 @@ def test_runs_at_one_loss_are_said_to_be_and_late_ones_are_named():
 
 def test_the_page_says_what_was_left_out_and_which_settings_have_an_effect(made):
     page = (made / "report.html").read_text(encoding="utf-8")
-    summary = page.partition("<h2>Which")[0]
+    summary = page.partition(">Which norm is best, and where</a></h2>")[0]
     assert "160 runs, 2 of which failed" in summary
     assert "2 of 160 failed (Plain 2)" in summary
     assert re.search(r"Batch Size: 256 instead of 16 changed test accuracy by [+-]", page)
