@@ -71,8 +71,8 @@ def _association_sentence(row: Row, correlations: pd.DataFrame, titles: Mapping[
     direction = "higher" if row["value"] > 0 else "lower"
     words = (
         f"Between norms, higher {titles[row['measure']]} goes with {direction} test accuracy: ρ = {row['value']:.2f} "
-        f"(95 % interval {format_interval(row['low'], row['high'], 2)}; {row['n_norms']} norms, {row['n_cells']} "
-        f"cells; p {_equals(row['p_holm'])} after Holm's adjustment)."
+        f"(95 % interval {format_interval(row['low'], row['high'], 2)}; {row['n_norms']} norms, "
+        f"{format_count(int(row['n_cells']), 'cell')}; p {_equals(row['p_holm'])} after Holm's adjustment)."
     )
     for way in (OVER_SETTINGS, OVER_SEEDS):
         [within] = select(correlations, row["measure"], row["outcome"], way).to_dict("records")
@@ -113,10 +113,12 @@ def _basis_sentences(included: Included) -> Iterator[str]:
             f"{accuracies.min():.0f} to {accuracies.max():.0f} %. So the measures are compared at different stages of "
             "training, and an association may show which norms train faster."
         )
-    rate = "Each norm is at its best learning rate, chosen by validation accuracy."
-    yield (
-        rate if included.is_tuned else "All norms have the same learning rate, which may suit some better than others."
-    )
+    if included.is_tuned:
+        yield "Each norm is at its best learning rate, chosen by validation accuracy."
+        if included.edges:
+            yield f"The best peak rate is the smallest or the largest that was tried for {'; '.join(included.edges)}."
+    else:
+        yield "In each cell, all norms have the same learning rate, which may suit some better than others."
 
 
 def _equals(p: float) -> str:

@@ -30,6 +30,10 @@
     const words = control('filter').value.toLowerCase().split(/\s+/).filter(Boolean);
     const values = data.filter(point => point[x] !== null && point[y] !== null && words.every(word => point.text.includes(word)));
     control('count').textContent = `${values.length} of ${data.length} runs`;
+    if (!values.length) {
+      document.getElementById('explorer-plot').replaceChildren('No run fits the filter.');
+      return;
+    }
     const isLog = control('logx').checked && values.every(point => point[x] > 0);
     const shown = [...new Set([...fields.filter(field => field.kind === 'nominal').map(field => field.name), x, y])];
     const unit = {
