@@ -116,7 +116,8 @@ def test_the_first_seed_is_trained_at_all_rates_and_the_others_at_the_best(sweep
 def test_the_table_says_what_was_chosen_and_why(sweep, results):
     sweep({"LayerNorm": {"0.1": 0.2, "1": 0.4, "10": "diverged"}})
     assert [{**row, "run": ""} for row in table(results)] == [
-        {"arch": "vgg", "norm_type": "LayerNorm", "axis": "init_lr", "run": "", "edge": "False"} | row
+        {"arch": "vgg", "norm_type": "LayerNorm", "axis": "init_lr", "run": "", "edge": "False", "reached_loss": "True"}
+        | row
         for row in (
             {"rate": "0.1", "validation_accuracy": "0.2", "status": "done", "chosen": "False"},
             {"rate": "1.0", "validation_accuracy": "0.4", "status": "done", "chosen": "True"},
@@ -124,6 +125,15 @@ def test_the_table_says_what_was_chosen_and_why(sweep, results):
         )
     ]
     assert all((results / row["run"] / "summary.json").exists() for row in table(results))
+
+
+def test_a_rate_at_which_the_loss_was_not_reached_is_chosen_only_if_none_did():
+    def rate(*reached):
+        trials = [tuning.Trial(place, "done", 0.1 * place, did) for place, did in enumerate(reached, 1)]
+        return tuning.Tuning(None, trials).rate  # type: ignore[arg-type]
+
+    assert rate(True, True, False) == 2
+    assert rate(False, False, False) == 3
 
 
 def test_the_table_names_the_axes_that_vary(sweep, results, capsys):
