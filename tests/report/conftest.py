@@ -12,6 +12,16 @@ import main
 import run_class_similarity
 import run_hessian
 import run_report
+from normstudy.report import correlation
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_permutations():
+    """Fewer permutations in reports; what they compute has its own tests, with all of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(correlation, "PERMUTATIONS", 999)
+        patch.setattr(correlation, "FEW_PERMUTATIONS", 99)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -238,9 +238,9 @@ def test_an_effect_is_the_mean_over_norms_of_differences_in_one_axis():
 # Simulations: about 3 standard errors are allowed
 
 
-@pytest.mark.parametrize(("seeds", "ratio"), [(2, 1), (3, 4), (5, 4)])
+@pytest.mark.parametrize(("seeds", "ratio"), [(2, 1), (3, 4)])
 def test_intervals_of_few_seeds_cover_the_truth_also_with_unequal_spread(seeds, ratio):
-    found = ranking(seeds, 1, ratio, 25)
+    found = ranking(seeds, 1, ratio, 20)
     assert found["first"].coverage >= 0.8
     assert found["others"].coverage >= 0.9
     assert found["difference"].coverage >= 0.8
@@ -248,7 +248,7 @@ def test_intervals_of_few_seeds_cover_the_truth_also_with_unequal_spread(seeds, 
 
 
 def test_intervals_over_cells_cover_the_truth():
-    found = ranking(1, 8, 1, 25, of_cells=1.0)
+    found = ranking(1, 8, 1, 20, of_cells=1.0)
     assert found["others"].coverage >= 0.9
     assert found["ranks"].coverage >= 0.95
     assert effect(8, 60).coverage >= 0.86
