@@ -54,7 +54,13 @@ def build_parser() -> Parser:
     add_flag(
         parser, "points", 6, "Number of points on each side of the network; the line of --to has twice as many", count
     )
-    add_flag(parser, "batch_size", 64, "Images per batch. The result does not depend on it", count)
+    add_flag(
+        parser,
+        "batch_size",
+        64,
+        "Images per batch. The result does not depend on it. Re-estimated statistics take all images at once",
+        count,
+    )
     add_flag(parser, "dtype", "float32", "Floating-point type of all computations", choices=("float32", "float64"))
     return parser
 

@@ -77,6 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; return its exit code."""
     args = build_parser().parse_args(argv)
     results_dir = Path(args.results_dir)
+    unused = [name for name in ("compare", "same_data", "filter", "baseline") if getattr(args, name)]
+    if args.collect and unused:
+        raise UsageError(f"--collect writes no report; leave out --{unused[0]}")
     if args.table is not None:
         if args.collect:
             raise UsageError("--collect rebuilds the table of results_dir; leave out --table")

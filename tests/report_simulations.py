@@ -72,7 +72,7 @@ def between(
 
 
 def rotating(correlation: float, repetitions: int) -> Rates:
-    """Simulate between_norms over six cells, each of which has another five of ten norms."""
+    """Simulate between_norms over six cells. Each has five of ten norms, and no two cells have the same five."""
     generator = np.random.default_rng(0)
     truth = 6 / np.pi * np.arcsin(correlation / 2)
     covered, rejected = [], []

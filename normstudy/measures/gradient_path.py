@@ -9,7 +9,7 @@ import torch
 from normstudy.measures.network_loss import NetworkLoss, norm
 
 FACTORS = tuple(0.5 * 2 ** (index / 2) for index in range(7))  # of the learning rate: from ½ to 4
-BLOCKS = 6  # of images, each of which is left out once for the standard errors
+BLOCKS = 6  # the jackknife for the standard errors leaves out one block of images at a time
 NAMES = ("loss_range", "gradient_predictiveness", "effective_smoothness")
 
 

@@ -70,9 +70,10 @@ class Landscape:
         return found
 
     def random_direction(self, generator: torch.Generator) -> list[torch.Tensor]:
-        """Return a Gaussian direction, each filter of which has the norm of the weights' filter (Li 2018).
+        """Return a filter-normalized Gaussian direction (Li 2018): each filter has the same norm as in the network.
 
-        Moving by x changes each filter by x of its norm. Biases and the parameters of norms stay as they are.
+        A step of length x then changes each filter by x times its norm. Biases and the parameters of norms stay as they
+        are.
         """
         weights = {id(each) for each in self.stored.weights}
         steps = [torch.randn(each.shape, generator=generator, dtype=each.dtype).to(each) for each in self.parameters]

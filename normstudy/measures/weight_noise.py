@@ -15,7 +15,7 @@ PRECISION = 1.01  # ratio of the ends of the last interval
 STARTS = {"pac_bayes_sigma": 0.01, "pac_bayes_magnitude_sigma": 0.2}  # the first σ that is tried
 MOST_DOUBLINGS = 40
 SLOPE_RATIO = 1.15  # the slope for the error is taken between points at least this ratio away from σ
-KEPT_BYTES = 1 << 30  # the draws are kept if all of them take at most this, since drawing them again takes time
+KEPT_BYTES = 1 << 30  # up to this size, the draws are stored, because drawing them anew at every σ is slow
 
 
 class Draws:

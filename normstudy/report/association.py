@@ -149,7 +149,8 @@ def compare_between(points: pd.DataFrame, resamples: int = RESAMPLES, seed: int 
         return np.abs(own) - np.abs(other)
 
     value, resampled = float(strength(whole)[0]), strength(counts)
-    half = stats.t.ppf(0.975, norms - 1) * np.nanstd(resampled, ddof=1)
+    error = np.nanstd(resampled, ddof=1)
+    half = stats.t.ppf(0.975, norms - 1) * error if error > 1e-9 else np.nan  # resamples that all agree say nothing
     return Association(value, value - half, value + half, len(points), norms, cells, np.nan)
 
 
@@ -217,7 +218,7 @@ def _permutation_p(
     groups = [group_of_block == group for group in np.unique(group_of_block)]
 
     def statistic(moved: np.ndarray) -> np.ndarray:
-        """moved: (B, blocks, entities)."""
+        """Return (B,) for B moved scores (B, blocks, entities)."""
         products = moved * y_scores
         total = products.sum((1, 2))
         if is_whole:
@@ -239,9 +240,9 @@ def _permutation_p(
 
 
 def _scores(values: np.ndarray) -> np.ndarray:
-    """Return centred ranks of blocks (blocks, entities), 0 where missing, scaled to the square root of their number.
+    """Return centred ranks of blocks (blocks, entities), 0 where missing.
 
-    The sums of their products are then ρ of the blocks, weighted by their points.
+    They are scaled so that the products of a block's x and y scores add up to √n · ρ, with n its points.
     """
     there = np.isfinite(values)
     ranks = np.where(there, _ranks(np.where(there, values, 0), there.astype(float)), 0)

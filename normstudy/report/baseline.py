@@ -91,9 +91,7 @@ def seeds_needed(spread: float) -> float:
 
     It is NaN without a spread, and inf above MOST_SEEDS.
     """
-    if not np.isfinite(spread):
-        return math.nan
-    if spread == 0:
+    if not (np.isfinite(spread) and spread > 0):
         return math.nan
     for n in range(2, MOST_SEEDS):
         limit = stats.t.ppf(0.975, n - 1)

@@ -13,7 +13,7 @@ from scipy import stats
 
 from config import WEIGHT_NORMS
 from normstudy.report.association import compare_between
-from normstudy.report.correlation import points_of
+from normstudy.report.correlation import conditions_of, points_of
 from normstudy.report.probe_statistics import ProbeStatistics
 from normstudy.report.rankings import EQUAL_SETTINGS
 from normstudy.report.tables import (
@@ -27,6 +27,7 @@ from normstudy.report.tables import (
 )
 
 ORIGINAL, LUBANA, GHORBANI = "the original study", "Lubana et al. 2021", "Ghorbani et al. 2019"
+RIVALS = {"Trace": "trace", "Eigen Mean": "mean", "Eigen Variance": "variance", "Max Eigen": "largest eigenvalue"}
 SYNTHETIC = "Synthetic"  # made-up images say nothing about claims
 
 
@@ -95,20 +96,14 @@ def _verdict(found: Comparison) -> str:
     return verdict(found.value, found.p, found.n)
 
 
-RIVALS = {"Trace": "trace", "Eigen Mean": "mean", "Eigen Variance": "variance", "Max Eigen": "largest eigenvalue"}
-
-
 def _class_similarity(runs: Runs) -> Iterator[Comparison]:
     usable = runs.table[~runs.table["has_failed"]]
     for outcome in ("Train Accuracy", "Test Accuracy", "Gen. Ratio"):
         for rival, words in RIVALS.items():
-            both = usable[usable[rival].notna()]
-            points = points_of(both, "Class Similarity", outcome)
-            others = points_of(both[both["Class Similarity"].notna()], rival, outcome)
-            keys = ["norm", "entity"]
-            if len(points) != len(others) or not (points[keys].to_numpy() == others[keys].to_numpy()).all():
-                continue
-            found = compare_between(points.assign(rival=others["x"]), runs.resamples, runs.seed)
+            both = usable.dropna(subset=["Class Similarity", rival, outcome])
+            equal = conditions_of(both, rival)
+            points, others = (points_of(both, "Class Similarity", column, equal=equal) for column in (outcome, rival))
+            found = compare_between(points.assign(rival=others["y"]), runs.resamples, runs.seed)
             if np.isfinite(found.value):
                 compared = f"|ρ| of class similarity minus |ρ| of {words} (Hessian), with {OUTCOMES[outcome]}"
                 where = f"between norms, {found.n_cells} cells"
@@ -164,8 +159,11 @@ def _outliers(runs: Runs) -> Iterator[Comparison]:
 
 
 def _growth(runs: Runs) -> Iterator[Comparison]:
-    """Runs with SkipInit are left out, because it silences the branches; so are pre-activation networks, whose norms
-    are not behind the sums of branches and shortcuts."""
+    """Compare how much the activation variance of ResNets grows with weight-based and with activation-based norms.
+
+    Runs with SkipInit are left out, because it silences the branches. So are pre-activation networks, whose norms are
+    not behind the sums of branches and shortcuts.
+    """
     growths: dict[str, list[float]] = {}
     for row, part in runs.probed:
         is_other = any(str(row.get(name)).lower() == "true" for name in ("preact", "SkipInit"))

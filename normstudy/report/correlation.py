@@ -11,7 +11,7 @@ from normstudy.report.association import PERMUTATIONS, Association, between_norm
 from normstudy.report.resampling import RESAMPLES
 from normstudy.report.tables import OUTCOMES, hyperparameters, setting_keys
 from normstudy.report.tuning import RATES
-from normstudy.storage import MEASURE_COLUMNS
+from normstudy.storage import MEASURE_COLUMNS, OF_CLASS_SIMILARITY
 
 BETWEEN, OVER_SETTINGS, OVER_SEEDS, POOLED = (
     "between norms",
@@ -78,17 +78,24 @@ def _ways(
 
 
 def points_of(
-    runs: pd.DataFrame, measure: str, outcome: str, ignored: Iterable[str] = (), by_seed: bool = False
+    runs: pd.DataFrame,
+    measure: str,
+    outcome: str,
+    ignored: Iterable[str] = (),
+    by_seed: bool = False,
+    equal: Iterable[str] = (),
 ) -> pd.DataFrame:
     """Return the points of an association, with the columns norm, cell, entity, x, y.
 
     A point is the mean over the seeds of a setting, or a run if `by_seed`. A cell is equal in all hyperparameters but
-    those in `ignored`, and in the samples and precision of the measurement. An entity is what differs within a norm and
-    a cell: grouping and ignored hyperparameters, or the seed, which then belongs to a cell of its setting.
+    those in `ignored`, in the samples and precision of the measurement, and in the columns `equal`. An entity is what
+    differs within a norm and a cell: grouping and ignored hyperparameters, or the seed, which then belongs to a cell of
+    its setting.
     """
     runs = runs[runs[measure].notna() & runs[outcome].notna()]
     ignored = [name for name in ignored if name in runs]
-    names = [name for name in hyperparameters(runs) if name not in ignored] + conditions_of(runs, measure)
+    names = [name for name in hyperparameters(runs) if name not in ignored]
+    names += [*conditions_of(runs, measure), *equal]
     varying = ["Label", *ignored]
     points = pd.DataFrame(
         {
@@ -111,7 +118,7 @@ def conditions_of(runs: pd.DataFrame, measure: str) -> list[str]:
         names = [f"{kind}:num_samples", f"{kind}:dtype"]
     elif measure in ("Trace", "Eigen Mean", "Eigen Variance", "Max Eigen", "effective_dimension"):
         names = ["hessian_samples", "hessian_dtype"]
-    elif measure.startswith(("Class Similarity", "class_similarity", "within_over", "nc", "effective_rank")):
+    elif measure == "Class Similarity" or measure in OF_CLASS_SIMILARITY:
         names = ["class_similarity_samples", "class_similarity_dtype"]
     elif measure in MEASURE_COLUMNS:
         names = ["measures_samples", "measures_dtype"]

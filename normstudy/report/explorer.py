@@ -19,7 +19,7 @@ from normstudy.report.tables import OUTCOMES, Row, hyperparameters
 from normstudy.storage import RunDirectory
 
 ALWAYS = ("Model", "Norm", "Label", "Dataset")
-OPENED = ("curves.png", "summary.json")  # the first of them that a run has is opened by a click
+OPENED = ("curves.png", "summary.json")  # a click on a run opens the first of these files that exists
 DIGITS = 6
 
 

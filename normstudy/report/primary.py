@@ -18,33 +18,39 @@ MEASURES = (  # those that are defined alike for every norm
 class Included(NamedTuple):
     """The runs of the primary analysis and the others.
 
-    reasons: {why runs are left out: their names}. is_tuned: whether every norm is at its best learning rate. edges: the
+    reasons: {why runs are left out: their names}. tuned: the networks whose norms are at their best rates. edges: the
     settings whose best rate is at the edge of those tried. loss: the training loss at which all runs stopped, or None
     if they ended after a number of epochs.
     """
 
     runs: pd.DataFrame
     reasons: dict[str, list[str]]
-    is_tuned: bool
+    tuned: list[str]
     edges: list[str]
     loss: str | None
 
 
 def included_runs(table: pd.DataFrame) -> Included:
-    """Return the runs that did not fail and reached their training loss, at their best rates if rates were tuned."""
-    tuned = at_best_rates(table)
-    runs = table if tuned is None else tuned.runs
+    """Return the runs that did not fail and reached their training loss.
+
+    In a network of which rates were tuned, they are those at the best rates; the others keep all rates.
+    """
+    found = at_best_rates(table)
+    runs, untuned, edges, networks = table, table.iloc[:0], [], set[str]()
+    if found is not None:
+        networks, edges = set(found.runs["Model"]), found.edges
+        in_tuned = found.untuned["Model"].isin(networks)
+        runs, untuned = pd.concat([found.runs, found.untuned[~in_tuned]]), found.untuned[in_tuned]
     late = is_late(runs)
     reasons = {
         "failed": _names(runs[runs["has_failed"]]),
         "did not reach the training loss": _names(runs[late & ~runs["has_failed"]]),
-        "have one learning rate where others were tuned": [] if tuned is None else _names(tuned.untuned),
+        "have one learning rate where others were tuned": _names(untuned),
     }
     runs = runs[~runs["has_failed"] & ~late]
     losses = set(runs["stop_at_loss"].astype(str)) if "stop_at_loss" in runs else {""}
     loss = losses.pop() if len(losses) == 1 else ""
-    edges = [] if tuned is None else tuned.edges
-    return Included(runs, reasons, tuned is not None, edges, loss if loss not in ("", "nan", "None") else None)
+    return Included(runs, reasons, sorted(networks), edges, loss if loss not in ("", "nan", "None") else None)
 
 
 def _names(runs: pd.DataFrame) -> list[str]:

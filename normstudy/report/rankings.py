@@ -78,7 +78,7 @@ def rank_norms(table: pd.DataFrame) -> pd.DataFrame:
     `advantage` is the mean over cells of a norm's mean minus the mean of the norms' means in the cell. A norm's mean in
     a cell is the mean over its settings. Cells with one norm are left out. low and high are the t-interval of the
     advantage, rank_low and rank_high those ranks that pairwise comparisons with all other norms at the level
-    1 − 0.05/(norms − 1) leave open, which holds for each norm (Bonferroni). See advantage_contrast for the errors. `n`
+    1 − 0.05/(norms − 1) leave open, which holds for each norm (Bonferroni). See Cells for the errors. `n`
     and `failed` count runs.
     """
     parts = []
@@ -127,8 +127,8 @@ def rank_labels(table: pd.DataFrame, label: str = "Norm", outcome: str = "Test A
 class Cells:
     """The means of labels in cells, and the variances of their runs.
 
-    means: (cells, labels), NaN where a label has no run. variances: the variance of each of these means over seeds,
-    with each label's own variance of runs, pooled over its settings. A label whose settings have one run each gets the
+    means: (cells, labels), NaN where a label has no run. variances: how much each of these means varies with the seed,
+    from the label's own variance of runs, pooled over its settings. A label whose settings have one run each gets the
     variance pooled over all labels, for comparisons with others; has_own_variance is False for it. freedoms: (labels,)
     of these variances.
     """
@@ -208,7 +208,7 @@ def setting_effects(table: pd.DataFrame, outcome: str) -> list[SettingEffect]:
 
     A difference is that of the means within a group of runs that are equal in norm, grouping and all other
     hyperparameters; the differences of a norm's groups are averaged first, because they are not independent. The
-    interval is a t-interval over norms. Axes with fewer than LEAST_CELLS norms are left out.
+    interval is a t-interval over norms. Axes with fewer than LEAST_CELLS norms, or without an interval, are left out.
     """
     usable = table[~table["has_failed"] & table[outcome].notna()]
     found = []
@@ -224,7 +224,9 @@ def setting_effects(table: pd.DataFrame, outcome: str) -> list[SettingEffect]:
         n = len(by_norm)
         if n >= LEAST_CELLS:
             contrast = Contrast(by_norm.mean(), by_norm.std(ddof=1) / math.sqrt(n), n - 1)
-            found.append(SettingEffect(axis, contrast.value, *contrast.interval(), len(differences), settings))
+            low, high = contrast.interval()
+            if not math.isnan(low):
+                found.append(SettingEffect(axis, contrast.value, low, high, len(differences), settings))
     return found
 
 

@@ -88,7 +88,7 @@ def _norms(statistics: ReportStatistics, pictures: ReportPictures) -> str:
         if len(statistics.baseline):
             content += "<h3>Differences to a baseline norm</h3>" + baseline_table_html(statistics.baseline)
         else:
-            content += "<p>No norm shares a cell with BatchNorm; --baseline=NORM compares with another one.</p>"
+            content += "<p>No norm shares a cell with the baseline norm; --baseline=NORM chooses another one.</p>"
         cells = cells_table_html(statistics.by_cell)
         content += details_html("Every norm in every cell: mean and s.d. over runs (n includes failed runs)", cells)
     if len(statistics.groupings) > 1:

@@ -55,7 +55,7 @@ def primary_sentences(
             for row in family[is_sure].head(FINDINGS).to_dict("records")
         ]
         if is_sure.sum():
-            found.append(f"Measures tested: {len(family)}; of these, {is_sure.sum()} with such a result.")
+            found.append(f"Of the measures that were tested ({len(family)}), {is_sure.sum()} gave such a result.")
         if not found:
             row = family.iloc[0]
             found = [
@@ -113,12 +113,15 @@ def _basis_sentences(included: Included) -> Iterator[str]:
             f"{accuracies.min():.0f} to {accuracies.max():.0f} %. So the measures are compared at different stages of "
             "training, and an association may show which norms train faster."
         )
-    if included.is_tuned:
-        yield "Each norm is at its best learning rate, chosen by validation accuracy."
-        if included.edges:
-            yield f"The best peak rate is the smallest or the largest that was tried for {'; '.join(included.edges)}."
-    else:
-        yield "In each cell, all norms have the same learning rate, which may suit some better than others."
+    everywhere = set(included.runs["Model"]) <= set(included.tuned)
+    if included.tuned:
+        where = "" if everywhere else f"In {', '.join(included.tuned)}, each"
+        yield f"{where or 'Each'} norm is at its best learning rate, chosen by validation accuracy."
+    if included.edges:
+        yield f"The best peak rate is the smallest or the largest that was tried for {'; '.join(included.edges)}."
+    if not everywhere:
+        cells = "In the other cells" if included.tuned else "In each cell"
+        yield f"{cells}, all norms have the same learning rate, which may suit some better than others."
 
 
 def _equals(p: float) -> str:

@@ -92,7 +92,10 @@ def filtered(table: pd.DataFrame, filters: Mapping[str, str]) -> pd.DataFrame:
 
 
 def _counted_once(table: pd.DataFrame) -> pd.DataFrame:
-    """Return each network once, where runs of two names built the same one from the same seed; name those left out."""
+    """Return each network once, and name on stderr the runs that are left out.
+
+    Runs with equal settings, seed and images are the same network, also if they have two names (see canonical_norm).
+    """
     if "run" not in table or "data" not in table:
         return table
     by_measures = table[list(MEASURES)].notna().sum(axis=1).sort_values(ascending=False, kind="stable").index
@@ -213,7 +216,7 @@ def _spelled(name: object, choices: Sequence[str]) -> str:
 def hyperparameters(table: pd.DataFrame) -> list[str]:
     """Return the columns in which the runs differ, without the norm, its grouping and the seed.
 
-    A column that is computed from others is left out where these are there.
+    Mom & WD says nothing new beside the columns momentum and weight_decay, so it is left out if a table has both.
     """
     derived = {
         name for name, parts in PARTS.items() if all(part in table and table[part].notna().all() for part in parts)
@@ -225,8 +228,9 @@ def hyperparameters(table: pd.DataFrame) -> list[str]:
 def axes_of(table: pd.DataFrame) -> dict[str, list[str]]:
     """Return {axis: its columns}: the hyperparameters that can be changed one at a time.
 
-    Columns that always change together are one axis, named after all of them. A column whose value follows from another
-    one belongs to its axis: epochs to the batch size, for example, or the image size to the network.
+    If two columns never change without each other, they are one axis with both names. A column whose value follows
+    from another column belongs to the axis of that one: the epochs may follow from the batch size, or the image size
+    from the network.
     """
     names = hyperparameters(table)
     texts = table[names].astype(str)

@@ -11,7 +11,7 @@ from normstudy.storage.files import (
     write_json,
     write_torch,
 )
-from normstudy.storage.measure_columns import MEASURE_COLUMNS
+from normstudy.storage.measure_columns import MEASURE_COLUMNS, OF_CLASS_SIMILARITY
 from normstudy.storage.probe_files import (
     ACTIVATION_KEYS,
     CONV_KEYS,
@@ -47,6 +47,7 @@ __all__ = [
     "MEASUREMENTS",
     "MEASURE_COLUMNS",
     "METRICS_COLUMNS",
+    "OF_CLASS_SIMILARITY",
     "PROBE_KEYS",
     "SETTING_COLUMNS",
     "USUAL_MATRIX",

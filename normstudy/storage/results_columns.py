@@ -77,13 +77,13 @@ MEASUREMENT_COLUMNS = {
     "min_eigen": "Smallest Ritz value of the Hessian, whose smallest eigenvalue is at most this value",
     "min_eigen_residual": "Residual of `min_eigen`: an eigenvalue lies within this distance of it",
     "hessian_samples": "Number of images on which the Hessian was measured",
-    "hessian_dtype": "`--dtype` of that measurement",
+    "hessian_dtype": "Floating-point type in which the Hessian was computed",
     **columns_of(OF_CLASS_SIMILARITY),
     "class_similarity_samples": "Number of images on which class similarity was measured",
-    "class_similarity_dtype": "`--dtype` of that measurement",
+    "class_similarity_dtype": "Floating-point type in which class similarity was computed",
     **columns_of(OF_MEASURES),
     "measures_samples": "Number of images on which the measures of `measures.json` were computed",
-    "measures_dtype": "`--dtype` of that measurement",
+    "measures_dtype": "Floating-point type in which `measures.json` was computed",
 }
 PROVENANCE_COLUMNS = {
     "seconds": "Time in seconds for training and evaluation, summed over all epochs and continuations",

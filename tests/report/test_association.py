@@ -122,6 +122,13 @@ def test_a_comparison_counts_only_the_norms_of_its_cells():
     assert first == second
 
 
+def test_a_comparison_whose_resamples_all_agree_has_no_interval():
+    study = table({"cell": [(float(n), float(n)) for n in range(5)]})
+    found = association.compare_between(study.assign(rival=study["x"]), 200)
+    assert found.value == 0
+    assert np.isnan(found.low)
+
+
 def test_the_norms_that_keep_running_statistics_are_left_out_together():
     names = ["BatchNorm", "EvoNormBO", "LayerNorm", "RMSNorm", "Plain", "EvoNormSO", "InstanceNorm"]
     study = pd.DataFrame({"norm": names, "cell": "c", "x": [9.0, 8, 1, 2, 3, 4, 5], "y": [9.0, 8, 5, 4, 3, 2, 1]})

@@ -143,6 +143,12 @@ def test_a_filter_chooses_runs_by_their_columns(tmp_path):
         report(tmp_path, made_up(), "--filter=vgg")
 
 
+@pytest.mark.parametrize("flag", ["filter=Model=vgg", "baseline=Plain", "compare=a.csv", "same_data=a,b"])
+def test_collecting_takes_no_flags_of_the_report(tmp_path, flag):
+    with pytest.raises(UsageError, match=f"leave out --{flag.partition('=')[0]}"):
+        run_report.main([f"--results_dir={tmp_path}", "--collect", f"--{flag}"])
+
+
 def test_a_thousand_runs_fit_into_five_megabytes(tmp_path):
     page = report(tmp_path, made_up(1000))
     assert len(page.encode()) < 5e6

@@ -1,12 +1,13 @@
 """Rankings of norms: differences between cells, failed runs, best rates, and the coverage of the intervals."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from report_helpers import random_runs, runs_of
 from report_simulations import effect, ranking
 from scipy import stats
 
-from normstudy.report import primary, rankings, tables, tuning
+from normstudy.report import correlation, primary, rankings, sentences, tables, tuning
 
 pytestmark = pytest.mark.filterwarnings("error")
 NORMS = ["BatchNorm", "LayerNorm", "RMSNorm"]
@@ -197,9 +198,21 @@ def test_rates_are_peak_rates_whichever_flag_set_them():
 
 def test_norms_that_were_not_tuned_are_named():
     included = primary.included_runs(tuned_runs())
-    assert included.is_tuned
+    assert included.tuned == ["vgg"]
     assert included.reasons["have one learning rate where others were tuned"] == ["vgg RMSNorm"]
     assert included.edges == ["vgg LayerNorm at 0.01"]
+
+
+def test_a_network_without_tuning_keeps_its_runs_beside_a_tuned_one():
+    other = tuned_runs().iloc[:2].assign(Model="vit", init_lr="1", validation_accuracy="")
+    table = pd.concat([tuned_runs(), other], ignore_index=True)
+    included = primary.included_runs(table)
+    assert included.tuned == ["vgg"]
+    assert included.runs["Model"].value_counts().to_dict() == {"vgg": 4, "vit": 2}
+    frame = correlation.correlate_measures(table, [], 100)
+    said = sentences.primary_sentences(included, frame, {}, {})
+    assert "In vgg, each norm is at its best learning rate, chosen by validation accuracy." in said
+    assert said[-1].startswith("In the other cells, all norms have the same learning rate")
 
 
 def test_runs_at_one_rate_are_not_tuned():

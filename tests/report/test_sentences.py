@@ -1,4 +1,4 @@
-"""What the summary states for made-up runs."""
+"""The sentences of the summary, checked on made-up runs."""
 
 import re
 
@@ -36,7 +36,7 @@ def study(sign=-1, within=-1, **columns):
 
 def test_a_finding_of_the_primary_analysis_is_stated_with_its_numbers_and_its_basis():
     first, counted, *basis = said(study())
-    assert counted == "Measures tested: 1; of these, 1 with such a result."
+    assert counted == "Of the measures that were tested (1), 1 gave such a result."
     assert first.startswith("Between norms, higher class similarity goes with lower test accuracy: ρ = -1.00")
     assert re.search(r"7 norms, 1 cell; p (<|=) 0\.00\d+ after Holm's adjustment", first)
     assert re.search(r"Within norms over seeds: ρ = -1\.00 \(p (<|=) 0\.00\d+\)\.", first)
