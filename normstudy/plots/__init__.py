@@ -4,6 +4,7 @@ from normstudy.plots.class_similarity import draw_class_similarity, draw_class_s
 from normstudy.plots.curves import draw_curves
 from normstudy.plots.hessian import draw_hessian, draw_hessian_over_training, format_with_residual, spectral_density
 from normstudy.plots.landscape import draw_landscape
+from normstudy.plots.layout import NAME_WIDTH, label_line_ends, label_points, panel_grid
 from normstudy.plots.measures import draw_measures, draw_measures_over_training
 from normstudy.plots.probes import LOGARITHMIC_PROBES, PROBE_TITLES, WEIGHT_TITLES, draw_probes
 from normstudy.plots.style import (
@@ -16,12 +17,14 @@ from normstudy.plots.style import (
     norm_colour,
     printable,
     save_figure,
+    save_vectors,
     scale_logarithmically,
     tick_logarithmically,
 )
 
 __all__ = [
     "LOGARITHMIC_PROBES",
+    "NAME_WIDTH",
     "NORM_COLOURS",
     "OTHER_COLOUR",
     "PALETTE",
@@ -38,11 +41,15 @@ __all__ = [
     "draw_probes",
     "format_with_residual",
     "is_whole_picture",
+    "label_line_ends",
+    "label_points",
     "network_marker",
     "new_figure",
     "norm_colour",
+    "panel_grid",
     "printable",
     "save_figure",
+    "save_vectors",
     "scale_logarithmically",
     "spectral_density",
     "tick_logarithmically",

@@ -66,6 +66,17 @@ def save_figure(figure: Figure, path: Path, dpi: int = 100) -> None:
     write_bytes(path, picture.getvalue())
 
 
+def save_vectors(figure: Figure, path: Path) -> None:
+    """Write a figure as an SVG file; equal figures give equal files."""
+    import matplotlib
+
+    content = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "normstudy"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")
+        figure.savefig(content, format="svg", metadata={"Date": None})
+    write_bytes(path, content.getvalue().encode())
+
+
 def is_whole_picture(path: Path) -> bool:
     """Return whether a picture exists and matches its checksums."""
     from PIL import Image

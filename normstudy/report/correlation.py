@@ -85,30 +85,37 @@ def points_of(
     by_seed: bool = False,
     equal: Iterable[str] = (),
 ) -> pd.DataFrame:
-    """Return the points of an association, with the columns norm, cell, entity, x, y.
+    """Return the points of an association, with the columns network, norm, cell, entity, x, y.
 
     A point is the mean over the seeds of a setting, or a run if `by_seed`. A cell is equal in all hyperparameters but
     those in `ignored`, in the samples and precision of the measurement, and in the columns `equal`. An entity is what
     differs within a norm and a cell: grouping and ignored hyperparameters, or the seed, which then belongs to a cell of
     its setting.
     """
+    points = run_points(runs, measure, outcome, ignored, equal)
+    if by_seed:
+        points = points.assign(cell=points["cell"] + "|" + points["entity"])
+        return points.assign(entity=points.groupby(["norm", "cell"]).cumcount().astype(str))
+    return points.groupby(["network", "norm", "cell", "entity"], sort=False)[["x", "y"]].mean().reset_index()
+
+
+def run_points(
+    runs: pd.DataFrame, measure: str, outcome: str, ignored: Iterable[str] = (), equal: Iterable[str] = ()
+) -> pd.DataFrame:
+    """Return the runs that have a measure and an outcome, with the columns of points_of."""
     runs = runs[runs[measure].notna() & runs[outcome].notna()]
     ignored = [name for name in ignored if name in runs]
     names = [name for name in hyperparameters(runs) if name not in ignored]
-    names += [*conditions_of(runs, measure), *equal]
-    varying = ["Label", *ignored]
-    points = pd.DataFrame(
+    return pd.DataFrame(
         {
+            "network": runs["Model"].astype(str),
             "norm": runs["Norm"].astype(str),
-            "cell": setting_keys(runs, [*names, *(varying if by_seed else [])]),
-            "entity": setting_keys(runs, varying),
+            "cell": setting_keys(runs, [*names, *conditions_of(runs, measure), *equal]),
+            "entity": setting_keys(runs, ["Label", *ignored]),
             "x": runs[measure].astype(float),
             "y": runs[outcome].astype(float),
         }
     )
-    if by_seed:
-        return points.assign(entity=points.groupby(["norm", "cell"]).cumcount().astype(str))
-    return points.groupby(["norm", "cell", "entity"], sort=False)[["x", "y"]].mean().reset_index()
 
 
 def conditions_of(runs: pd.DataFrame, measure: str) -> list[str]:

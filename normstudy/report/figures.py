@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from normstudy.plots import WEIGHT_TITLES, save_figure
+from normstudy.plots import WEIGHT_TITLES, save_figure, save_vectors
 from normstudy.report import primary
-from normstudy.report.correlation import points_of
+from normstudy.report.baseline import BASELINE
 from normstudy.report.data import ReportData, ReportStatistics
-from normstudy.report.measure_figures import draw_association, draw_correlations, draw_outcome
+from normstudy.report.measure_figures import draw_association, draw_correlations
 from normstudy.report.network_figures import (
     NODE_WIDTH,
     SPECTRA,
@@ -23,7 +23,6 @@ from normstudy.report.network_figures import (
 from normstudy.report.norm_figures import draw_groupings, draw_ranking
 from normstudy.report.tables import (
     MEASURES,
-    OUTCOMES,
     SIGNIFICANT,
     as_groupings,
     in_largest_cells,
@@ -35,6 +34,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOMENT_WORDS = {"first": "the first iteration", "last": "the last iteration with a full batch"}
+DRAWN_OUTCOMES = ("Test Accuracy", "Gap")
+NORM_MEANS = (
+    "A point is a norm: the mean over its cells, without the differences between cells. Bars are ± 1 s.d. over its "
+    "runs. ρ is Spearman's, between norms within cells."
+)
+LAST_OF_BLOCKS = "Of several layers in a block, the last is drawn; probes.png of a run shows all."
 WHERE = ", in the cell of each network that has the most "
 
 
@@ -65,7 +70,7 @@ class ReportPictures:
 
 
 def draw_pictures(data: ReportData, statistics: ReportStatistics, folder: Path) -> ReportPictures:
-    """Draw the pictures for which there is data; save them as PNG files in `folder`."""
+    """Draw the pictures for which there is data; save them as PNG and SVG files in `folder`."""
     remove_leftovers(folder, ".*.tmp")
     return ReportPictures(
         findings=_saved(_of_findings(data, statistics), folder),
@@ -82,6 +87,7 @@ def _saved(drawings: Iterable[Drawing], folder: Path) -> list[Picture]:
         if figure is not None:
             path = folder / f"{name}.png"
             save_figure(figure, path)
+            save_vectors(figure, path.with_suffix(".svg"))
             pictures.append(Picture(path, caption))
     return pictures
 
@@ -90,12 +96,8 @@ def _of_findings(data: ReportData, statistics: ReportStatistics) -> Iterator[Dra
     runs = primary.included_runs(data.table).runs
     for place, measure in enumerate(statistics.influences, 1):
         title = data.titles[measure]
-        caption = (
-            f"{title[0].upper()}{title[1:]} and test accuracy: a point is a norm, the mean over its seeds and "
-            "groupings in one cell. The cells with the most norms are shown."
-        )
-        points = points_of(runs, measure, primary.OUTCOME)
-        yield Drawing(f"finding_{place}", caption, draw_association(points, title))
+        caption = f"{title[0].upper()}{title[1:]} and test accuracy. {NORM_MEANS}"
+        yield Drawing(f"finding_{place}", caption, draw_association(runs, {measure: title}, primary.OUTCOME))
 
 
 def _of_norms(data: ReportData, statistics: ReportStatistics) -> Iterator[Drawing]:
@@ -107,7 +109,7 @@ def _of_norms(data: ReportData, statistics: ReportStatistics) -> Iterator[Drawin
         yield Drawing("ranking", caption, draw_ranking(statistics.ranking))
         caption = (
             "Test accuracy by grouping: mean and standard deviation over all runs of a norm with the same network, "
-            "data set and batch size, which may differ in other hyperparameters. n is the number of runs of a curve."
+            "data set and batch size, which may differ in other hyperparameters. n is the number of runs of a line."
         )
         yield Drawing("groupings", caption, draw_groupings(as_groupings(data.table)))
 
@@ -122,10 +124,10 @@ def _of_measures(data: ReportData, statistics: ReportStatistics) -> Iterator[Dra
     heatmaps = draw_correlations(statistics.correlations, statistics.granulated, statistics.titles)
     yield Drawing("correlations", caption, heatmaps)
     titles = {name: title for name, title in statistics.titles.items() if name in MEASURES}
-    for outcome in OUTCOMES if titles else ():
-        name = f"measures_{outcome.lower().replace('. ', '_').replace(' ', '_')}"
-        caption = f"{outcome} against each measure. A point is one run; a grey line is a least-squares fit in one cell."
-        yield Drawing(name, caption, draw_outcome(data.table, outcome, titles))
+    runs = data.table[~data.table["has_failed"]]
+    for outcome in DRAWN_OUTCOMES:
+        name = f"measures_{outcome.lower().replace(' ', '_')}"
+        yield Drawing(name, f"{outcome} and each measure. {NORM_MEANS}", draw_association(runs, titles, outcome))
 
 
 def _of_claims(data: ReportData) -> Iterator[Drawing]:
@@ -136,16 +138,16 @@ def _of_claims(data: ReportData) -> Iterator[Drawing]:
 
 def _of_networks(data: ReportData) -> Iterator[Drawing]:
     measurement, measured = comparable_spectra(data.folders)
-    caption = f"Spectral density of the {SPECTRA[measurement]} (eval mode): the first run of each norm{WHERE}norms. "
-    caption += (
-        f"A Ritz value is drawn as a Gaussian as wide as the distance to the next, at least {NODE_WIDTH} in asinh λ. "
-        "A density has no error bar."
+    caption = (
+        f"Spectral density of the {SPECTRA[measurement]} (eval mode): the first run of each norm{WHERE}norms. Grey: "
+        f"{BASELINE}. A Ritz value is drawn as a Gaussian as wide as the distance to the next, at least "
+        f"{NODE_WIDTH} in asinh λ. A density has no error bar."
     )
     yield Drawing("densities", caption, draw_densities(in_largest_cells(measured), measurement))
     by_norm = in_largest_cells(data.probed)
     by_grouping = in_largest_cells(pairs_with_groupings(data.probed), "Grouping")
     for moment, words in MOMENT_WORDS.items():
-        caption = f"Layer statistics over depth at {words}: mean over a norm's runs{WHERE}norms."
+        caption = f"Layer statistics over depth at {words}: mean over a norm's runs{WHERE}norms. {LAST_OF_BLOCKS}"
         if moment == "first":
             caption += " The head of a ViT is initialized with zeros, so no gradient reaches the layers before it."
         yield Drawing(f"depth_{moment}", caption, draw_statistics(by_norm, moment))

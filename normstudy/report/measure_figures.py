@@ -3,106 +3,123 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from config import ARCHS, NORM_TYPES
-from normstudy.plots import network_marker, new_figure, norm_colour, tick_logarithmically
-from normstudy.report.correlation import BETWEEN, OVER_SETTINGS, select
-from normstudy.report.figure_legends import add_norm_legend, in_order
-from normstudy.report.tables import MIN_POINTS, OUTCOMES, SIGNIFICANT, hyperparameters
+from config import ARCHS
+from normstudy.plots import label_points, new_figure, norm_colour, panel_grid, tick_logarithmically
+from normstudy.report.association import LEAST_BETWEEN, between_norms
+from normstudy.report.correlation import BETWEEN, OVER_SETTINGS, run_points, select
+from normstudy.report.orders import in_order
+from normstudy.report.tables import OUTCOMES, SIGNIFICANT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MAGNITUDES = ("Trace", "Eigen Mean", "Eigen Variance", "Max Eigen", "within_over_between")
-FEW_RUNS = 100  # with fewer runs, points are drawn larger
+LOG_RANGE = 30  # ratio of largest to smallest value from which the axis of a measure is logarithmic
 
 
-def draw_outcome(table: pd.DataFrame, outcome: str, titles: Mapping[str, str]) -> Figure:
-    """Draw every measure of {column: title} against one outcome, with a line through each cell."""
-    usable = table[~table["has_failed"]]
-    columns = min(3, len(titles))
-    rows = -(-len(titles) // columns)
-    height = 4.2 * rows + 0.9
-    figure, panels = new_figure(rows, columns, figsize=(5.2 * columns, height))
-    figure.subplots_adjust(left=0.3 / columns, right=0.985, bottom=1.4 / height, top=0.96)
-    cell_columns = hyperparameters(usable)
-    for panel, (measure, title) in zip(panels.flat, titles.items(), strict=False):
-        runs = usable.dropna(subset=[measure, outcome])
-        scale, options = _scale_of(measure, runs[measure])
-        panel.set_xscale(scale, **options)
-        for (norm, network), group in runs.groupby(["Norm", "Model"]):
-            style = {"color": norm_colour(norm), "marker": network_marker(network), "alpha": 0.7, "lw": 0}
-            panel.scatter(group[measure], group[outcome], s=36 if len(runs) < FEW_RUNS else 14, **style)
-        _draw_trends(panel, runs, measure, outcome, cell_columns)
-        panel.set(xlabel=f"{title} ({len(runs)} runs)", ylabel=OUTCOMES[outcome])
-        if scale == "linear":
-            panel.locator_params(axis="x", nbins=5)
-        elif scale == "log":
-            tick_logarithmically(panel.xaxis, runs[measure].to_numpy())
-        panel.grid(alpha=0.3)
-    for panel in panels.flat[len(titles) :]:
-        panel.remove()
-    add_norm_legend(figure, in_order(usable["Norm"], NORM_TYPES), in_order(usable["Model"], ARCHS))
+class NormMeans(NamedTuple):
+    """Norms' means of a measure (x) and an outcome (y) in one network, without the differences between cells.
+
+    means, spreads: mean and s.d. over a norm's runs, a row for each norm, with the columns x and y. rho: Spearman's ρ
+    between norms within cells.
+    """
+
+    means: pd.DataFrame
+    spreads: pd.DataFrame
+    rho: float
+    n_cells: int
+
+
+def norm_means(points: pd.DataFrame) -> NormMeans | None:
+    """Average the runs of one network by norm, without the differences between cells; None without two norms in a cell.
+
+    points: of run_points. x and y are fitted by a norm's effect plus a cell's effect (least squares), and the cell's is
+    subtracted. The cells are those that a coefficient rests on; if there is none, all with two norms. If no chain of
+    shared norms connects them, only that with the most norms is used.
+    """
+    norms_in_cell = points.groupby("cell")["norm"].transform("nunique")
+    points = points[norms_in_cell >= (LEAST_BETWEEN if norms_in_cell.max() >= LEAST_BETWEEN else 2)]
+    if points.empty:
+        return None
+    by_setting = points.groupby(["norm", "cell"])[["x", "y"]].mean().reset_index()
+    norms, cells = pd.get_dummies(by_setting["norm"], dtype=float), pd.get_dummies(by_setting["cell"], dtype=float)
+    design = np.hstack([norms, cells])
+    fitted, _, rank, _ = np.linalg.lstsq(design, by_setting[["x", "y"]].to_numpy(), rcond=None)
+    if rank < design.shape[1] - 1:
+        return norm_means(points[points["cell"] == by_setting["cell"].value_counts().idxmax()])
+    effects = pd.DataFrame(fitted[norms.shape[1] :], cells.columns, ["x", "y"])
+    effects -= effects.mean()
+    moved = points[["x", "y"]] - effects.loc[points["cell"]].to_numpy()
+    means = (
+        moved.assign(norm=points["norm"], cell=points["cell"]).groupby(["norm", "cell"]).mean().groupby("norm").mean()
+    )
+    rho = between_norms(points, resamples=2, permutations=0).value
+    return NormMeans(means, moved.groupby(points["norm"]).std(), rho, len(effects))
+
+
+def draw_association(runs: pd.DataFrame, measures: Mapping[str, str], outcome: str) -> Figure | None:
+    """Draw norms' means of measures {column: title} and an outcome, with their spread.
+
+    Each measure has a row of panels, and each network a column. Norms are named at their points. Return None if no cell
+    has two norms.
+    """
+    networks = in_order(runs["Model"], ARCHS)
+    found, logarithmic = {}, set[str]()
+    for measure in measures:
+        points = run_points(runs, measure, outcome)
+        x = points["x"]
+        if (x > 0).all() and x.max() > LOG_RANGE * x.min():
+            points, logarithmic = points.assign(x=np.log10(x)), {*logarithmic, measure}
+        own = {}
+        for network in networks:
+            means = norm_means(points[points["network"] == network])
+            if means is not None:
+                own[network] = means
+        if own:
+            found[measure] = own
+    networks = [network for network in networks if any(network in own for own in found.values())]
+    if not networks:
+        return None
+    size = (3.05, 2.35) if len(networks) > 2 else (4.2, 2.9)
+    figure, panels = panel_grid(len(found), len(networks), size, left=0.68, above=0.42, below=0.55)
+    for (measure, own), row in zip(found.items(), panels, strict=True):
+        for network, panel in zip(networks, row, strict=True):
+            if network not in own:
+                panel.remove()
+                continue
+            _draw_norms(panel, own[network], measure in logarithmic)
+            norms, cells = len(own[network].means), own[network].n_cells
+            rho = f"ρ = {own[network].rho:.2f}, ".replace("-", "−") if np.isfinite(own[network].rho) else ""
+            panel.set_title(f"{network}: {rho}{norms} norms, {cells} cell{'s' * (cells != 1)}", fontsize="small")
+            panel.set_xlabel(measures[measure], fontsize="small")
+            panel.set_ylabel(OUTCOMES[outcome], fontsize="small")
     return figure
 
 
-def _scale_of(measure: str, values: pd.Series) -> tuple[str, dict[str, Any]]:
-    """Return an axis's scale and its options.
-
-    The scale is logarithmic for MAGNITUDES, or symmetric around zero (symlog) if some values are not positive and their
-    sizes differ much; otherwise linear.
-    """
-    size = values.abs().median()
-    if measure not in MAGNITUDES or not size > 0:
-        return "linear", {}
-    if (values > 0).all():
-        return "log", {}
-    if values.abs().max() < 8 * size:
-        return "linear", {}
-    return "symlog", {"linthresh": 10.0 ** np.floor(np.log10(size)), "linscale": 0.6}
-
-
-def _draw_trends(panel: Axes, runs: pd.DataFrame, measure: str, outcome: str, cell_columns: list[str]) -> None:
-    """Draw a least-squares line through the runs of each cell; it is fitted on the scale of the x axis."""
-    scale = panel.xaxis.get_transform()
-    cells = runs.groupby([runs[name].astype(str) for name in cell_columns]) if cell_columns else [("", runs)]
-    for _, cell in cells:
-        x = scale.transform(cell[measure].to_numpy(float))
-        if len(cell) >= MIN_POINTS and np.ptp(x) > 0:
-            slope = np.cov(x, cell[outcome])[0, 1] / np.var(x, ddof=1)
-            ends = np.array([x.min(), x.max()])
-            line = cell[outcome].mean() + slope * (ends - x.mean())
-            panel.plot(scale.inverted().transform(ends), line, color="#555555", lw=0.7, alpha=0.6)
-
-
-def draw_association(points: pd.DataFrame, title: str) -> Figure:
-    """Draw norms' means of a measure and test accuracy, a panel for each of the three cells with the most norms.
-
-    points: of points_of. Norms are named at their points.
-    """
-    means = points.groupby(["cell", "norm"])[["x", "y"]].mean().reset_index()
-    sizes = means.groupby("cell").size().sort_values(ascending=False, kind="stable")
-    cells = list(sizes.index[:3])
-    figure, [panels] = new_figure(1, len(cells), figsize=(5.2 * len(cells), 4.2))
-    figure.subplots_adjust(left=0.4 / len(cells) ** 1.2, right=0.97, bottom=0.15, top=0.86)
-    for panel, cell in zip(panels, cells, strict=True):
-        own = means[means["cell"] == cell]
-        for norm, x, y in own[["norm", "x", "y"]].itertuples(index=False):
-            panel.scatter(x, y, color=norm_colour(norm), s=30)
-            panel.annotate(norm, (x, y), (4, 3), textcoords="offset points", fontsize="x-small")
-        rho = own["x"].rank().corr(own["y"].rank())
-        words = str(cell).replace("|", ", ")[:48]
-        panel.set_title(f"{words}\nρ = {rho:.2f} ({len(own)} norms)".strip(), fontsize="small")
-        panel.set(xlabel=title, ylabel="test accuracy (%)")
-        panel.margins(x=0.2)
+def _draw_norms(panel: Axes, found: NormMeans, is_log: bool) -> None:
+    """Draw a cross of mean ± s.d. for each norm, with its name. is_log: whether x is a decimal logarithm."""
+    x, y = found.means["x"].to_numpy(), found.means["y"].to_numpy()
+    x_spread, y_spread = (found.spreads.loc[found.means.index, name].fillna(0).to_numpy() for name in ("x", "y"))
+    low, high = x - x_spread, x + x_spread
+    if is_log:
+        x, low, high = 10**x, 10**low, 10**high
+        panel.set_xscale("log")
+    for place, norm in enumerate(found.means.index):
+        bars = {"xerr": [[x[place] - low[place]], [high[place] - x[place]]], "yerr": y_spread[place]}
+        panel.errorbar(x[place], y[place], **bars, color=norm_colour(norm), marker="o", ms=5, elinewidth=0.7)
+    panel.margins(0.12)
+    if is_log:
+        tick_logarithmically(panel.xaxis, np.concatenate([low, high]))
+    else:
         panel.locator_params(axis="x", nbins=5)
-        panel.grid(alpha=0.3)
-    return figure
+    panel.tick_params(labelsize="x-small")
+    panel.grid(alpha=0.3)
+    label_points(panel, list(found.means.index), x, y)
 
 
 def draw_correlations(correlations: pd.DataFrame, granulated: pd.DataFrame, titles: Mapping[str, str]) -> Figure:

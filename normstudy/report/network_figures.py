@@ -10,16 +10,20 @@ import numpy as np
 from config import ARCHS, GROUPED_NORMS, NORM_TYPES
 from normstudy.plots import (
     LOGARITHMIC_PROBES,
+    NAME_WIDTH,
     NORM_COLOURS,
     OTHER_COLOUR,
     PROBE_TITLES,
     WEIGHT_TITLES,
-    new_figure,
+    label_line_ends,
     norm_colour,
+    panel_grid,
+    printable,
     scale_logarithmically,
     spectral_density,
 )
-from normstudy.report.figure_legends import add_norm_legend, in_order, legend_size, ordered_groupings
+from normstudy.report.baseline import BASELINE
+from normstudy.report.orders import in_order, ordered_groupings
 from normstudy.report.probe_statistics import ProbeStatistics, evenly_chosen
 from normstudy.report.tables import Row
 from normstudy.storage import CONV_KEYS, PROBE_KEYS, RunDirectory, read_json
@@ -29,6 +33,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GROUPING_SCALE = "viridis"
+PANEL, WIDE_PANEL = (2.2, 1.9), (5.5, 2.2)  # inches, with several networks and with one
+FEW_SITES = 20  # sites up to which each has a marker
+DENSITY_COLUMNS = 4
 NODE_WIDTH = 0.1  # smallest standard deviation in asinh λ of the Gaussian drawn for a Ritz value
 SPECTRA = {  # {measurement: its name}, those first that can be compared between norms
     "hessian-element": "element-scaled Hessian",
@@ -49,7 +56,7 @@ def comparable_spectra(runs: Sequence[tuple[Row, RunDirectory]]) -> tuple[str, l
 
 
 def draw_densities(runs: Sequence[tuple[Row, RunDirectory]], measurement: str = "hessian") -> Figure | None:
-    """Draw spectral densities: a panel for each network, a line for each norm (its first run).
+    """Draw spectral densities: a panel for each norm (its first run) over a grey BatchNorm, a block for each network.
 
     Return None if no Hessian was measured in eval mode. measurement: one of SPECTRA.
     """
@@ -57,20 +64,37 @@ def draw_densities(runs: Sequence[tuple[Row, RunDirectory]], measurement: str = 
     networks = in_order([network for network, _ in found], ARCHS)
     if not networks:
         return None
-    norms = in_order([norm for _, norm in found], NORM_TYPES)
-    columns, bottom = legend_size(len(norms), len(networks))
-    height = 3.6 + bottom
-    figure, [panels] = new_figure(1, len(networks), figsize=(6.4 * len(networks), height))
-    figure.subplots_adjust(left=0.1 / len(networks) + 0.02, right=0.985, bottom=bottom / height, top=1 - 0.35 / height)
-    for panel, network in zip(panels, networks, strict=True):
-        for (own_network, norm), content in found.items():
-            if own_network == network:
-                _draw_density(panel, content, norm_colour(norm))
-        _label_eigenvalues(panel)
-        panel.set(title=network, ylabel="eigenvalues per unit of asinh λ")
-        panel.grid(alpha=0.3)
-    add_norm_legend(figure, norms, columns=columns)
+    norms = {network: in_order([norm for own, norm in found if own == network], NORM_TYPES) for network in networks}
+    rows = {network: -(-len(norms[network]) // DENSITY_COLUMNS) for network in networks}
+    figure, panels = panel_grid(
+        sum(rows.values()), DENSITY_COLUMNS, (2.1, 1.3), left=0.75, right=0.08, above=0.3, below=0.4
+    )
+    first = 0
+    for network in networks:
+        block = panels[first : first + rows[network]]
+        first += rows[network]
+        used = [(norm, panel, found[network, norm]) for norm, panel in zip(norms[network], block.flat, strict=False)]
+        for norm, panel, content in used:
+            if norm != BASELINE and (network, BASELINE) in found:
+                _draw_density(panel, found[network, BASELINE], "#bbbbbb", lw=2.5)
+            _draw_density(panel, content, norm_colour(norm))
+            panel.set_title(f"{network}: {printable(norm)}", fontsize="small")
+        lowest, highest = _common_limits([panel for _, panel, _ in used])
+        for place, panel in enumerate(block.flat):
+            if place >= len(used):
+                panel.remove()
+                continue
+            panel.set(xlim=lowest, ylim=highest)
+            is_leftmost, is_lowest = place % DENSITY_COLUMNS == 0, place + DENSITY_COLUMNS >= len(used)
+            _label_eigenvalues(panel, is_leftmost, is_lowest)
     return figure
+
+
+def _common_limits(panels: Sequence[Axes]) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Return the limits of x and y that hold all lines of these panels."""
+    lines = np.concatenate([np.asarray(line.get_data(), dtype=float) for panel in panels for line in panel.lines], 1)
+    (x_low, y_low), (x_high, y_high) = np.nanmin(lines, 1), np.nanmax(lines, 1)
+    return (float(x_low), float(x_high)), (float(y_low), 3 * float(y_high))
 
 
 def _first_hessians(
@@ -90,30 +114,38 @@ def _first_hessians(
     return found
 
 
-def _draw_density(panel: Axes, content: Mapping[str, Any], colour: str) -> None:
+def _draw_density(panel: Axes, content: Mapping[str, Any], colour: str, lw: float = 1.2) -> None:
     """Draw the number of eigenvalues per unit of asinh λ, with gaps below MIN_DENSITY."""
     probes = [probe | {"nodes": np.arcsinh(probe["nodes"])} for probe in content["probes"]]
     low, high = np.arcsinh(content["min_eigen"]), np.arcsinh(content["max_eigen"])
     points = np.linspace(low - 7 * NODE_WIDTH, high + 7 * NODE_WIDTH, 1000)
     density = content["dimension"] * spectral_density(probes, points, NODE_WIDTH).mean(0)
-    panel.plot(np.sinh(points), np.where(density < MIN_DENSITY, np.nan, density), color=colour, lw=1.2)
+    panel.plot(np.sinh(points), np.where(density < MIN_DENSITY, np.nan, density), color=colour, lw=lw)
 
 
-def _label_eigenvalues(panel: Axes) -> None:
-    """Scale and label the axes of a spectrum, with ticks at the powers of ten on both sides of zero."""
-    from matplotlib.ticker import FixedLocator, NullLocator
+def _label_eigenvalues(panel: Axes, is_leftmost: bool, is_lowest: bool) -> None:
+    """Scale the axes of a spectrum, with ticks at powers of ten on both sides of zero; label those at the edge."""
+    from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
-    panel.set(xscale="asinh", yscale="log", xlabel="eigenvalue λ")
-    powers = [10**power for power in range(12)]
+    limits = panel.get_xlim(), panel.get_ylim()
+    panel.set(xscale="asinh", yscale="log")
+    panel.set(xlim=limits[0], ylim=limits[1])
+    powers = [10**power for power in range(0, 12, 1 if max(map(abs, limits[0])) < 1000 else 2)]
     panel.xaxis.set_major_locator(FixedLocator([*(-power for power in reversed(powers)), 0, *powers]))
     panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}".replace("-", "−"))
     panel.xaxis.set_minor_locator(NullLocator())
+    panel.yaxis.set_major_locator(LogLocator(numticks=5))
+    panel.yaxis.set_minor_locator(NullLocator())
+    panel.tick_params(labelsize="x-small", labelleft=is_leftmost, labelbottom=is_lowest)
+    panel.set_xlabel("eigenvalue λ" if is_lowest else "", fontsize="small")
+    panel.set_ylabel("eigenvalues\nper unit of asinh λ" if is_leftmost else "", fontsize="x-small")
+    panel.grid(alpha=0.3)
 
 
 def draw_groupings_of_norm(probed: Sequence[tuple[Row, ProbeStatistics]], moment: str) -> Figure | None:
     """Draw the similarity of samples over depth for each grouping of the norm with the most groupings.
 
-    Return None if no norm has two groupings.
+    Networks with one grouping are left out. Return None if no norm has two groupings.
     """
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
@@ -121,12 +153,24 @@ def draw_groupings_of_norm(probed: Sequence[tuple[Row, ProbeStatistics]], moment
     found = {norm: {row["Grouping"] for row, _ in probed if row["Norm"] == norm} for norm in GROUPED_NORMS}
     norm = max(found, key=lambda norm: len(found[norm]))
     groupings = ordered_groupings(found[norm])
-    if len(groupings) < 2:
-        return None
     scale = colormaps[GROUPING_SCALE](np.linspace(0, 0.95, len(groupings)))
-    colours = {f"{norm} p = {p:g}": to_hex(shade) for p, shade in zip(groupings, scale, strict=True)}
-    own = [(row | {"Norm": f"{norm} p = {row['Grouping']:g}"}, part) for row, part in probed if row["Norm"] == norm]
+    colours = {_grouping_name(norm, p): to_hex(shade) for p, shade in zip(groupings, scale, strict=True)}
+    of_norm = [(row, part) for row, part in probed if row["Norm"] == norm]
+    several = {
+        network
+        for network in {row["Model"] for row, _ in of_norm}
+        if len({row["Grouping"] for row, _ in of_norm if row["Model"] == network}) > 1
+    }
+    own = [
+        (row | {"Norm": _grouping_name(norm, row["Grouping"])}, part)
+        for row, part in of_norm
+        if row["Model"] in several
+    ]
     return draw_statistics(own, moment, ("activation_variance", "cosine_similarity", "stable_rank"), colours)
+
+
+def _grouping_name(norm: str, p: float) -> str:
+    return f"{norm} p={p:g}"
 
 
 def draw_statistics(
@@ -137,52 +181,61 @@ def draw_statistics(
 ) -> Figure | None:
     """Draw layer statistics, averaged over a norm's runs: a row of panels for each, a column for each network.
 
-    The x axis is depth at the "first" or the "last" iteration. If `moment` is "mean", it is the iteration, and the
-    values are means over sites. Runs that lack a statistic are left out. Return None without runs.
+    The x axis is depth at the "first" or the "last" iteration, with the last site of each block. If `moment` is "mean",
+    it is the iteration, and the values are means over sites. Runs that lack a statistic are left out. Return None
+    without runs.
     """
     probed = [(row, part) for row, part in probed if all(key in part.values for key in keys)]
     networks = in_order([row["Model"] for row, _ in probed], ARCHS)
     if not networks:
         return None
     norms = in_order([row["Norm"] for row, _ in probed], list(colours))
-    columns, bottom = legend_size(len(norms), len(networks))
-    height = 3 * len(keys) + bottom
-    figure, panels = new_figure(len(keys), len(networks), figsize=(5.6 * len(networks) + 0.6, height))
-    figure.subplots_adjust(
-        left=0.16 / len(networks), right=0.985, bottom=bottom / height, top=1 - 0.35 / height, hspace=0.3
-    )
+    size = PANEL if len(networks) > 1 else WIDE_PANEL
+    figure, panels = panel_grid(len(keys), len(networks), size, right=NAME_WIDTH + 0.1)
     for key, row_of_panels in zip(keys, panels, strict=True):
         for network, panel in zip(networks, row_of_panels, strict=True):
             for norm in norms:
                 own = [part for row, part in probed if (row["Model"], row["Norm"]) == (network, norm)]
                 if own:
-                    colour = colours.get(norm, OTHER_COLOUR)
-                    _draw_mean(panel, own, key, moment, colour)
+                    _draw_mean(panel, own, key, moment, colours.get(norm, OTHER_COLOUR), norm)
             _scale_and_frame(panel, key in LOGARITHMIC_PROBES)
+            panel.tick_params(labelsize="x-small")
             panel.grid(alpha=0.3)
+            label_line_ends(panel)
         title, kind = (PROBE_TITLES | WEIGHT_TITLES)[key], "convolutions" if key in CONV_KEYS else "activations"
         is_clear = key in WEIGHT_TITLES or title.startswith("activation")
-        row_of_panels[0].set_ylabel(title if is_clear else f"{title} ({kind})")
+        row_of_panels[0].set_ylabel(title if is_clear else f"{title}\n({kind})", fontsize="small")
     for network, top, bottom_panel in zip(networks, panels[0], panels[-1], strict=True):
-        top.set_title(network)
-        bottom_panel.set_xlabel("iteration" if moment == "mean" else "layer (1 = nearest the input)")
-    add_norm_legend(figure, norms, colours=colours, columns=columns)
+        top.set_title(network, pad=14)
+        bottom_panel.set_xlabel("iteration" if moment == "mean" else "layer (1 = nearest the input)", fontsize="small")
     return figure
 
 
-def _draw_mean(panel: Axes, parts: Sequence[ProbeStatistics], key: str, moment: str, colour: str) -> None:
+def _draw_mean(panel: Axes, parts: Sequence[ProbeStatistics], key: str, moment: str, colour: str, name: str) -> None:
     """Draw the mean of a statistic over the runs whose value is finite at that point."""
     if moment == "mean":  # a run that diverged ends early
         x = max((part.iterations for part in parts), key=lambda iterations: iterations[-1])
         curves = [np.interp(x, part.iterations, part.values[key][moment], right=np.nan) for part in parts]
     else:
-        curves = [part.values[key][moment] for part in parts]
-        x = np.arange(1, len(curves[0]) + 1)
+        kind = "conv" if key in CONV_KEYS else "activation" if key in PROBE_KEYS else "weight"
+        chosen = last_of_blocks(parts[0].sites[kind]) if kind in parts[0].sites else slice(None)
+        curves = [part.values[key][moment][chosen] for part in parts]
+        x = np.arange(1, len(parts[0].values[key][moment]) + 1)[chosen]
     stacked = np.array(curves)
     is_finite = np.isfinite(stacked)
     mean = np.where(is_finite, stacked, 0).sum(0) / np.maximum(is_finite.sum(0), 1)
     mean = np.where(is_finite.any(0), mean, np.nan)
-    panel.plot(x, mean, color=colour, lw=1.2, marker=None if moment == "mean" else ".")
+    marker = "." if moment != "mean" and len(x) <= FEW_SITES else None
+    panel.plot(x, mean, color=colour, lw=1.2, marker=marker, ms=4, label=name)
+
+
+def last_of_blocks(sites: Sequence[str]) -> list[int]:
+    """Return the places of the last site of each block, shortcuts aside; a site outside the blocks is its own."""
+    places: dict[str, int] = {}
+    for place, name in enumerate(sites):
+        if "shortcut" not in name:
+            places[".".join(name.split(".")[:2]) if name.startswith("blocks.") else name] = place
+    return sorted(places.values())
 
 
 def _scale_and_frame(panel: Axes, is_logarithmic: bool) -> None:

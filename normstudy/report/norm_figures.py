@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from normstudy.plots import PALETTE, network_marker, new_figure, norm_colour, printable
-from normstudy.report.figure_legends import ordered_groupings
+from config import ARCHS
+from normstudy.plots import NAME_WIDTH, PALETTE, label_line_ends, new_figure, norm_colour, panel_grid, printable
+from normstudy.report.orders import in_order, ordered_groupings
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+BATCH_COLOURS = (PALETTE[12], PALETTE[9], PALETTE[5], PALETTE[6])
 
 
 def draw_ranking(ranking: pd.DataFrame) -> Figure:
@@ -45,28 +49,43 @@ def draw_ranking(ranking: pd.DataFrame) -> Figure:
 
 
 def draw_groupings(table: pd.DataFrame) -> Figure | None:
-    """Draw the test accuracy of grouped norms over their groupings; return None with fewer than two groupings."""
+    """Draw the test accuracy of grouped norms over their groupings: a panel for each network and data set.
+
+    Return None with fewer than two groupings.
+    """
     usable = table[~table["has_failed"] & table["Grouping"].notna()]
-    groupings = ordered_groupings(usable["Grouping"].unique())
-    if len(groupings) < 2:
+    groups = {place: runs for place, runs in usable.groupby(["Model", "Dataset"]) if runs["Grouping"].nunique() > 1}
+    if not groups:
         return None
-    figure, [[panel]] = new_figure(1, 1, figsize=(11, 5.6))
-    figure.subplots_adjust(left=0.08, right=0.98, bottom=0.3, top=0.97)
-    shades = itertools.cycle(PALETTE[1:])
+    order = in_order([network for network, _ in groups], ARCHS)
+    shown = sorted(groups, key=lambda place: (order.index(place[0]), place[1]))
+    columns = min(2, len(shown))
+    rows = -(-len(shown) // columns)
+    figure, panels = panel_grid(rows, columns, (3.7, 2.1), left=0.7, right=NAME_WIDTH + 0.1, below=0.75)
+    for place, panel in zip(shown, panels.flat, strict=False):
+        _draw_accuracies(panel, groups[place])
+        panel.set_title(printable(", ".join(place)), fontsize="medium", pad=14)
+    for panel in panels.flat[len(shown) :]:
+        panel.remove()
+    return figure
+
+
+def _draw_accuracies(panel: Axes, runs: pd.DataFrame) -> None:
+    """Draw test accuracy over groupings, a line for each norm and batch size."""
+    groupings = ordered_groupings(runs["Grouping"].unique())
     sizes = sum(p <= 1 for p in groupings)  # the others are numbers of groups; no line connects the two kinds
     places = np.insert(np.arange(len(groupings)) + 0.5 * (np.arange(len(groupings)) >= sizes), sizes, sizes)
-    for (norm, network, dataset, batch), group in usable.groupby(["Norm", "Model", "Dataset", "Batch Size"]):
+    shades = itertools.cycle(BATCH_COLOURS)
+    for (norm, batch), group in runs.groupby(["Norm", "Batch Size"]):
         by = group.groupby("Grouping")["Test Accuracy"].agg(["mean", "std", "count"]).reindex(groupings)
-        where = ", ".join(map(printable, (norm, network, dataset)))
-        label = f"{where}, batch {batch:g} (n = {int(by['count'].sum())})"
         mean, spread = (np.insert(by[name].to_numpy(), sizes, np.nan) for name in ("mean", "std"))
-        style = {"color": next(shades), "marker": network_marker(network), "capsize": 2, "lw": 1, "ms": 5}
-        panel.errorbar(places, mean, spread, label=label, **style)
-    panel.set_xticks(np.delete(places, sizes), [f"{p:g}" for p in groupings])
-    panel.set(
-        xlabel="p (p ≤ 1: groups of 1/p channels; p > 1: p groups)",
-        ylabel="test accuracy (%), mean ± s.d.",
-    )
+        colour = next(shades)
+        label = f"{norm if runs['Norm'].nunique() > 1 else ''} batch {batch:g} (n = {int(by['count'].sum())})".strip()
+        panel.plot(places, mean, color=colour, marker="o", ms=4, lw=1.2, label=label)
+        panel.errorbar(places, mean, spread, color=colour, ls="none", capsize=2, lw=0.8)
+    panel.set_xticks(np.delete(places, sizes), [f"{p:g}" for p in groupings], rotation=45, fontsize="x-small")
+    panel.tick_params(axis="y", labelsize="x-small")
+    panel.set_xlabel("p (≤ 1: groups of 1/p channels; > 1: p groups)", fontsize="small")
+    panel.set_ylabel("test accuracy (%), mean ± s.d.", fontsize="small")
     panel.grid(alpha=0.3)
-    figure.legend(loc="lower center", ncols=3, frameon=False, fontsize="small")
-    return figure
+    label_line_ends(panel)

@@ -1,0 +1,48 @@
+"""Norms' means without the differences between cells."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from normstudy.report.measure_figures import NormMeans, norm_means
+
+NORMS = {"A": (1.0, 60.0), "B": (2.0, 50.0), "C": (3.0, 70.0), "D": (4.0, 40.0), "E": (5.0, 30.0), "F": (6.0, 65.0)}
+
+
+def points_in(cells: dict[str, tuple[str, float, float]]) -> pd.DataFrame:
+    """Return points of cells {name: (norms, shift of x, shift of y)} in which norm and cell add up."""
+    rows = [
+        ("vgg", norm, cell, NORMS[norm][0] + x, NORMS[norm][1] + y)
+        for cell, (norms, x, y) in cells.items()
+        for norm in norms
+    ]
+    return pd.DataFrame(rows, columns=["network", "norm", "cell", "x", "y"])
+
+
+def means_of(cells: dict[str, tuple[str, float, float]]) -> NormMeans:
+    found = norm_means(points_in(cells))
+    assert found is not None
+    return found
+
+
+def test_cells_with_other_norms_do_not_move_a_norm():
+    found = means_of({"a": ("ABCDE", 1.0, -8.0), "b": ("BCDEF", -1.0, 8.0)})
+    assert found.n_cells == 2
+    assert found.means.loc[list(NORMS)].to_numpy() == pytest.approx(np.array(list(NORMS.values())))
+    assert found.spreads.loc[["B", "C"]].to_numpy() == pytest.approx(0, abs=1e-9)
+    rhos = [points_in({"a": (norms, 0, 0)})[["x", "y"]].rank().corr().iloc[0, 1] for norms in ("ABCDE", "BCDEF")]
+    assert found.rho == pytest.approx(np.mean(rhos))
+
+
+def test_small_cells_are_left_out_where_a_coefficient_leaves_them_out():
+    found = means_of({"a": ("ABCDE", 0.0, 0.0), "b": ("AB", 50.0, 50.0)})
+    assert found.n_cells == 1
+    assert found.means.loc["A"].tolist() == [1.0, 60.0]
+    assert means_of({"a": ("AB", 0.0, 0.0)}).n_cells == 1
+    assert norm_means(points_in({"a": ("A", 0.0, 0.0)})) is None
+    assert norm_means(points_in({})) is None
+
+
+def test_cells_that_share_no_norm_are_not_mixed():
+    found = means_of({"a": ("ABC", 0.0, 0.0), "b": ("DE", 30.0, 0.0)})
+    assert sorted(found.means.index) == ["A", "B", "C"]
