@@ -9,7 +9,6 @@ from scipy import stats
 from normstudy.report.association import between_norms
 from normstudy.report.claims import verdict
 from normstudy.report.correlation import points_of
-from normstudy.report.page import format_interval, format_number, format_p_value, table_html
 from normstudy.report.resampling import RESAMPLES
 from normstudy.report.tables import MEASURES, MIN_POINTS, OUTCOMES, Row, average_over_seeds, largest_cells, setting_keys
 
@@ -106,46 +105,3 @@ def _verdict_on_signs(own: int, other: int) -> str:
     if own * other == 0:
         return "inconclusive: an interval includes zero"
     return "agrees" if own == other else "does not agree"
-
-
-def comparison_html(orders: pd.DataFrame, signs: pd.DataFrame) -> str:
-    """Return the HTML of both frames of compare_tables."""
-    if orders.empty:
-        return "<p>No cell has at least two norms in both tables.</p>"
-    columns = [
-        "cell (network, data set, batch size, momentum & weight decay, SkipInit)",
-        "order in these runs",
-        "order in the other table",
-        "norms",
-    ]
-    columns += ["Kendall's τ", "p", "verdict"]
-    rows = [
-        [
-            *(row[name] for name in ("cell", "order here", "order there", "norms")),
-            format_number(row["tau"]),
-            format_p_value(row["p"]),
-            row["verdict"],
-        ]
-        for row in orders.to_dict("records")
-    ]
-    page = (
-        "<p>Order of the norms by mean test accuracy, best first, with Kendall's τ between the two orders. In this "
-        "section, only the settings in the first column define a cell. If these runs differ in other hyperparameters "
-        "within it, only the combination with the most norms is used; the other table is not restricted in this way."
-        f"</p>{table_html(columns, rows, csv='tables/orders.csv')}"
-    )
-    if signs.empty:
-        return f"{page}<p>No measure has enough settings in both tables.</p>"
-    rows = []
-    for row in signs.to_dict("records"):
-        cells = []
-        for where in ("here", "there"):
-            rho, low, high, n = (row[f"{name} {where}"] for name in ("rho", "low", "high", "n"))
-            cells.append(f"{rho:.2f} ({format_interval(low, high, 2)}; n = {n})")
-        rows.append([MEASURES[row["measure"]], OUTCOMES[row["outcome"]], *cells, row["verdict"]])
-    columns = ["measure", "outcome", "ρ in these runs (95 % interval; n norms)", "ρ in the other table", "sign"]
-    said = (
-        "Spearman's ρ between norms, in the cells above. Signs are compared only if both "
-        "intervals exclude zero; the intervals are not adjusted for the number of rows."
-    )
-    return f"{page}<p>{said}</p>{table_html(columns, rows, csv='tables/signs.csv')}"

@@ -4,12 +4,11 @@ import base64
 import html
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-WIDE = 24  # table cells with more characters than this may wrap
 TEMPLATES = Path(__file__).parent / "templates"
 SCRIPTS = ("tables.js", "explorer.js")
 
@@ -49,62 +48,17 @@ def format_count(count: int, noun: str) -> str:
     return f"{count} {noun}" + "s" * (count != 1)
 
 
-def numeric_cell(value: float, digits: int = 4) -> tuple[str, object]:
-    """Return a numeric table cell: the rounded text that is shown, and the full value that it is sorted by."""
-    shown = format_number(value, digits)
-    return shown, "" if shown == "" else float(value)
-
-
-def numeric_cell_with_error(value: float, words: str, error: float | str | None) -> tuple[str, object]:
-    """Return a numeric table cell; an error is appended to the value, formatted by `words` such as " ± {}"."""
-    shown, key = numeric_cell(value)
-    error = float(error or "nan")
-    return (shown if shown == "" or error != error else shown + words.format(format_number(error, 2))), key
-
-
-def table_html(
-    columns: Sequence[str],
-    rows: Iterable[Sequence[object]],
-    numeric: Iterable[str] = (),
-    identity: str = "",
-    csv: str = "",
-) -> str:
-    """Return a sortable table; the columns in `numeric` sort by number. A cell is text, RawHTML or (text, sort key).
-
-    csv: the path, relative to the page, of the file with the same numbers.
-    """
-    is_numeric = [title in set(numeric) for title in columns]
-    heads = "".join(
-        f'<th scope="col"{" class=n" * is_number}><button>{escaped(title)}</button></th>'
-        for title, is_number in zip(columns, is_numeric, strict=True)
-    )
-    lines = []
-    for row in rows:
-        cells = "".join(_cell_html(*pair) for pair in zip(row, is_numeric, strict=True))
-        lines.append(f"<tr>{cells}</tr>")
-    mark = f' id="{identity}"' if identity else ""
-    link = f'<p class="csv"><a href="{escaped(csv)}">{escaped(csv)}</a></p>' if csv else ""
-    return (
-        f'<div class="scroll"><table class="sortable"{mark}><thead><tr>{heads}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>{link}"
-    )
-
-
-def _cell_html(cell: object, is_number: bool) -> str:
-    shown, key = cell if isinstance(cell, tuple) else (cell, None)
-    is_wide = not isinstance(shown, RawHTML) and len(str(shown)) > WIDE
-    content = shown if isinstance(shown, RawHTML) else escaped(shown)
-    by = f' data-v="{escaped(key)}"' if key is not None else ""
-    kind = " class=n" if is_number else " class=w" if is_wide else ""
-    return f"<td{kind}{by}>{content}</td>"
+def note_html(words: str) -> str:
+    """Return a paragraph."""
+    return f"<p>{escaped(words)}</p>"
 
 
 def picture_html(path: Path, caption: str) -> str:
-    """Return a figure with the picture embedded in the page."""
+    """Return a figure with the picture embedded in the page, and a link to its SVG file."""
     content = base64.b64encode(path.read_bytes()).decode()
     return (
         f'<figure><img alt="{escaped(caption)}" src="data:image/png;base64,{content}">'
-        f"<figcaption>{escaped(caption)}</figcaption></figure>"
+        f'<figcaption>{escaped(caption)} <a href="figures/{path.stem}.svg">SVG</a></figcaption></figure>'
     )
 
 

@@ -1,137 +1,146 @@
-"""The tables of the page."""
+"""The tables of the page: which columns each one shows."""
 
 from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
 import pandas as pd
 
-from normstudy.report.page import (
-    RawHTML,
-    escaped,
-    format_interval,
-    format_number,
-    format_p_value,
-    numeric_cell,
-    numeric_cell_with_error,
+from normstudy.report.explanations import NOTES
+from normstudy.report.html_table import (
+    Column,
+    interval,
+    number,
+    number_with_error,
+    on_or_off,
+    p_value,
     table_html,
+    text,
 )
+from normstudy.report.page import RawHTML, escaped, format_interval, note_html
+from normstudy.report.tables import OUTCOMES, Row
 
-ON_OR_OFF = {True: "on", False: "off"}
+BASELINE_COLUMNS = (
+    text("network"),
+    text("norm"),
+    text("minus", "baseline"),
+    text("at"),
+    number("pairs", "n"),
+    number("difference (points)", "difference", 3),
+    interval("95 % interval"),
+    text("verdict"),
+    number("seeds for ±1 point", "seeds_needed"),
+)
+CLAIM_COLUMNS = (
+    text("claim"),
+    text("by", "source"),
+    text("under", "conditions"),
+    text("here", "where"),
+    text("compared"),
+    number("value (positive: as claimed)", "value", 3),
+    interval("95 % interval", digits=2),
+    number("n"),
+    p_value("p"),
+    text("verdict"),
+)
+ORDER_COLUMNS = (
+    text("cell (network, data set, batch size, momentum & weight decay, SkipInit)", "cell"),
+    text("order in these runs", "order here"),
+    text("order in the other table", "order there"),
+    number("norms"),
+    number("Kendall's τ", "tau", 3),
+    p_value("p"),
+    text("verdict"),
+)
 
 
 def ranking_table_html(ranks: pd.DataFrame, label: str) -> str:
     """Return the table of a frame of rank_norms or rank_labels; the column `label` holds the names that are ranked."""
-    columns = [label, "n", "failed", "mean test accuracy (%)", "advantage (points)", "95 % interval"]
-    columns.append("95 % interval of the rank")
-    rows = [
-        [
-            row[label],
-            numeric_cell(row["n"]),
-            numeric_cell(row["failed"]),
-            numeric_cell(row["mean"]),
-            numeric_cell(row["advantage"], 3),
-            format_interval(row["low"], row["high"]),
-            format_interval(row["rank_low"], row["rank_high"]),
-        ]
-        for row in ranks.to_dict("records")
-    ]
-    csv = "tables/ranking.csv" if label == "norm" else "tables/groupings.csv"
-    return table_html(columns, rows, numeric=columns[1:5], csv=csv)
+    columns = (
+        text(label),
+        number("n"),
+        number("failed"),
+        number("mean test accuracy (%)", "mean"),
+        number("advantage (points)", "advantage", 3),
+        interval("95 % interval"),
+        interval("95 % interval of the rank", "rank_low", "rank_high"),
+    )
+    return table_html(ranks, columns, csv="tables/ranking.csv" if label == "norm" else "tables/groupings.csv")
 
 
 def cells_table_html(cells: pd.DataFrame) -> str:
     """Return the table of the frame of summarize_cells."""
-    numeric = {name for name in cells.columns if name in ("n", "failed") or name.endswith(("mean", "s.d."))}
-    rows = [
-        [numeric_cell(value) if name in numeric else value for name, value in row.items()]
-        for row in cells.to_dict("records")
-    ]
-    return table_html(list(cells.columns), rows, numeric, csv="tables/by_cell.csv")
+    is_number = {name: name in ("n", "failed") or name.endswith(("mean", "s.d.", "error")) for name in cells.columns}
+    columns = [number(name) if is_number[name] else text(name) for name in cells.columns]
+    return table_html(cells, columns, csv="tables/by_cell.csv")
 
 
 def correlations_table_html(correlations: pd.DataFrame, titles: Mapping[str, str]) -> str:
     """Return the table of the frame of correlate_measures; titles: {measure: title}."""
-    columns = ["measure", "outcome", "way", "family", "Spearman's ρ", "95 % interval", "settings", "norms", "cells"]
-    columns += ["p", "p (Holm)"]
-    rows = [
-        [
-            titles[row["measure"]],
-            row["outcome"],
-            row["way"],
-            row["family"],
-            numeric_cell(row["value"], 3),
-            format_interval(row["low"], row["high"], 2),
-            *(numeric_cell(row[name]) for name in ("n_settings", "n_norms", "n_cells")),
-            (format_p_value(row["p"]), format_number(row["p"], 6)),
-            (format_p_value(row["p_holm"]), format_number(row["p_holm"], 6)),
-        ]
-        for row in correlations.to_dict("records")
-    ]
-    return table_html(columns, rows, numeric=("Spearman's ρ", *columns[6:]), csv="tables/correlations.csv")
+    columns = (
+        Column("measure", lambda row: titles[row["measure"]]),
+        text("outcome"),
+        text("way"),
+        text("family"),
+        number("Spearman's ρ", "value", 3),
+        interval("95 % interval", digits=2),
+        number("settings", "n_settings"),
+        number("norms", "n_norms"),
+        number("cells", "n_cells"),
+        p_value("p"),
+        p_value("p (Holm)", "p_holm"),
+    )
+    return table_html(correlations, columns, csv="tables/correlations.csv")
 
 
 def baseline_table_html(differences: pd.DataFrame) -> str:
     """Return the table of the frame of differences_to."""
-    columns = ["network", "norm", "minus", "at", "pairs", "difference (points)", "95 % interval", "verdict"]
-    columns.append("seeds for ±1 point")
-    rows = [
-        [
-            *(row[name] for name in ("network", "norm", "baseline", "at")),
-            numeric_cell(row["n"]),
-            numeric_cell(row["difference"], 3),
-            format_interval(row["low"], row["high"]),
-            row["verdict"],
-            numeric_cell(row["seeds_needed"]),
-        ]
-        for row in differences.to_dict("records")
-    ]
-    said = (
-        "<p>Paired by cell and seed. “Within chance”: neither a difference nor its absence is shown. “Equivalent”: the "
-        "interval lies within ±1 point. The last column is the number of seeds with which a difference of 1 point "
-        "would be found in four of five cases.</p>"
-    )
-    return said + table_html(
-        columns, rows, numeric=("pairs", "difference (points)", "seeds for ±1 point"), csv="tables/baseline.csv"
-    )
+    return note_html(NOTES["baseline"]) + table_html(differences, BASELINE_COLUMNS, csv="tables/baseline.csv")
 
 
 def claims_table_html(claims: pd.DataFrame) -> str:
     """Return the table of the frame of compare_claims."""
-    columns = ["claim", "by", "under", "here", "compared", "value (positive: as claimed)", "95 % interval", "n", "p"]
-    columns.append("verdict")
-    rows = [
-        [
-            *(row[name] for name in ("claim", "source", "conditions", "where", "compared")),
-            format_number(row["value"]),
-            format_interval(row["low"], row["high"], 2),
-            row["n"],
-            format_p_value(row["p"]),
-            row["verdict"],
-        ]
-        for row in claims.to_dict("records")
-    ]
-    said = "<p>n counts norms, or groupings. p values are not adjusted for the number of claims.</p>"
-    return said + table_html(columns, rows, csv="tables/claims.csv")
+    return note_html(NOTES["claims"]) + table_html(claims, CLAIM_COLUMNS, csv="tables/claims.csv")
 
 
 def granulated_table_html(granulated: pd.DataFrame, titles: Mapping[str, str]) -> str:
     """Return the table of the frame of granulated_table; titles: {measure: title}."""
     axes = [name for name in granulated.columns if name.startswith("ψ ")]
-    numeric = ["Ψ", *(name.replace("Label", "norm") for name in axes)]
-    columns = ["measure", "outcome", "Ψ", "95 % interval", *numeric[1:], "hyperparameter of lowest ψ", "of highest ψ"]
-    rows = [
-        [
-            titles[row["measure"]],
-            row["outcome"],
-            numeric_cell(row["value"], 3),
-            format_interval(row["low"], row["high"]),
-            *(numeric_cell_with_error(row[name], " (n = {})", row[name.replace("ψ", "groups")]) for name in axes),
-            str(row["lowest"]).replace("Label", "norm"),
-            str(row["highest"]).replace("Label", "norm"),
-        ]
-        for row in granulated.to_dict("records")
-    ]
-    return table_html(columns, rows, numeric, csv="tables/granulated.csv")
+    columns = (
+        Column("measure", lambda row: titles[row["measure"]]),
+        text("outcome"),
+        number("Ψ", "value", 3),
+        interval("95 % interval"),
+        *(number_with_error(_axis_title(name), name, name.replace("ψ", "groups"), " (n = {})") for name in axes),
+        Column("hyperparameter of lowest ψ", lambda row: _axis_title(row["lowest"])),
+        Column("of highest ψ", lambda row: _axis_title(row["highest"])),
+    )
+    return table_html(granulated, columns, csv="tables/granulated.csv")
+
+
+def _axis_title(name: object) -> str:
+    return str(name).replace("Label", "norm")
+
+
+def comparison_html(orders: pd.DataFrame, signs: pd.DataFrame, titles: Mapping[str, str]) -> str:
+    """Return the tables of both frames of compare_tables; titles: {measure: title}."""
+    if orders.empty:
+        return note_html(NOTES["no shared cell"])
+    page = note_html(NOTES["orders"]) + table_html(orders, ORDER_COLUMNS, csv="tables/orders.csv")
+    if signs.empty:
+        return page + note_html(NOTES["no shared measure"])
+    columns = (
+        Column("measure", lambda row: titles[row["measure"]]),
+        Column("outcome", lambda row: OUTCOMES[row["outcome"]]),
+        Column("ρ in these runs (95 % interval; n norms)", lambda row: _rho(row, "here")),
+        Column("ρ in the other table", lambda row: _rho(row, "there")),
+        text("sign", "verdict"),
+    )
+    return page + note_html(NOTES["signs"]) + table_html(signs, columns, csv="tables/signs.csv")
+
+
+def _rho(row: Row, where: str) -> str:
+    rho, low, high, n = (row[f"{name} {where}"] for name in ("rho", "low", "high", "n"))
+    return f"{rho:.2f} ({format_interval(low, high, 2)}; n = {n})"
 
 
 def runs_table_html(runs: pd.DataFrame, files_of_runs: Mapping[str, tuple[str, Sequence[str]]], csv: str) -> str:
@@ -139,34 +148,35 @@ def runs_table_html(runs: pd.DataFrame, files_of_runs: Mapping[str, tuple[str, S
 
     csv: the path of the table of runs, relative to the page.
     """
-    columns = ["network", "norm", "data", "batch", "momentum & decay", "SkipInit", "seed", "status", "test acc. (%)"]
-    columns += ["train acc. (%)", "ratio", "trace ± s.e.", "λ_max (residual)", "class similarity", "files"]
-    rows = []
-    for row in runs.to_dict("records"):
-        path, files = files_of_runs.get(row.get("run"), ("", []))
-        links = " ".join(
-            f'<a href="{quote(path)}/{quote(name)}">{escaped(name.partition(".")[0])}</a>' for name in files
-        )
-        ended = row.get("status") or {True: "done", False: "failed"}.get(row["Success"], "")
-        rows.append(
-            [
-                row["Model"],
-                row["Label"],
-                row["Dataset"],
-                numeric_cell(row["Batch Size"]),
-                ON_OR_OFF.get(row["Mom & WD"], ""),
-                ON_OR_OFF.get(row["SkipInit"], ""),
-                numeric_cell(row["seed"]),
-                "failed" if row["has_failed"] and ended == "done" else ended,
-                *(numeric_cell(row[name]) for name in ("Test Accuracy", "Train Accuracy", "Gen. Ratio")),
-                numeric_cell_with_error(row["Trace"], " ± {}", row.get("trace_standard_error")),
-                numeric_cell_with_error(row["Max Eigen"], " ({})", row.get("max_eigen_residual")),
-                numeric_cell(row["Class Similarity"]),
-                RawHTML(links),
-            ]
-        )
+    columns = (
+        text("network", "Model"),
+        text("norm", "Label"),
+        text("data", "Dataset"),
+        number("batch", "Batch Size"),
+        on_or_off("momentum & decay", "Mom & WD"),
+        on_or_off("SkipInit", "SkipInit"),
+        number("seed"),
+        Column("status", _status),
+        number("test acc. (%)", "Test Accuracy"),
+        number("train acc. (%)", "Train Accuracy"),
+        number("ratio", "Gen. Ratio"),
+        number_with_error("trace ± s.e.", "Trace", "trace_standard_error", " ± {}"),
+        number_with_error("λ_max (residual)", "Max Eigen", "max_eigen_residual", " ({})"),
+        number("class similarity", "Class Similarity"),
+        Column("files", lambda row: _links(*files_of_runs.get(str(row.get("run")), ("", ())))),
+    )
     search = (
         f'<p><label>Filter: <input id="filter" placeholder="words in a row, such as vgg batchnorm 256"></label> '
-        f'<span id="shown">{len(rows)}</span> of {len(rows)} runs</p>'
+        f'<span id="shown">{len(runs)}</span> of {len(runs)} runs</p>'
     )
-    return search + table_html(columns, rows, numeric=("batch", "seed", *columns[8:14]), identity="runs-table", csv=csv)
+    return search + table_html(runs, columns, identity="runs-table", csv=csv)
+
+
+def _status(row: Row) -> str:
+    ended = row.get("status") or {True: "done", False: "failed"}.get(row["Success"], "")
+    return "failed" if row["has_failed"] and ended == "done" else str(ended)
+
+
+def _links(folder: str, names: Sequence[str]) -> RawHTML:
+    links = (f'<a href="{quote(folder)}/{quote(name)}">{escaped(name.partition(".")[0])}</a>' for name in names)
+    return RawHTML(" ".join(links))

@@ -1,26 +1,31 @@
 """The sections of the page, built from the data, the statistics and the pictures of a report."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
-from normstudy.report.comparison import comparison_html
 from normstudy.report.data import ReportData, ReportOptions, ReportStatistics
+from normstudy.report.explanations import CELL_NOTE, METHODS, NOTES
 from normstudy.report.explorer import explorer_content
 from normstudy.report.figures import Picture, ReportPictures
-from normstudy.report.page import details_html, escaped, format_count, list_html, picture_html, render
+from normstudy.report.page import details_html, escaped, format_count, list_html, note_html, picture_html, render
 from normstudy.report.page_tables import (
     baseline_table_html,
     cells_table_html,
     claims_table_html,
+    comparison_html,
     correlations_table_html,
     granulated_table_html,
     ranking_table_html,
     runs_table_html,
 )
 from normstudy.report.primary import included_runs
-from normstudy.report.sentences import METHODS, effect_sentences, limitation_sentences, primary_sentences
-from normstudy.report.tables import MIN_POINTS
+from normstudy.report.sentences import (
+    basis_sentences,
+    effect_sentences,
+    limitation_sentences,
+    other_table_sentence,
+    primary_findings,
+)
 from normstudy.storage import RunDirectory
 
 LINKED = ("summary.json", "metrics.csv", "curves.png", "probes.png", "hessian.png", "class_similarity.png")
@@ -40,7 +45,7 @@ def page_sections(
         ("Effects of hyperparameters (exploratory)", list_html(effects) if effects else ""),
         ("Published claims", _claims(statistics, pictures)),
         ("Comparison with another table", _comparison(data, statistics, options)),
-        ("Inside the networks", _pictures_html(pictures.networks)),
+        ("Inside the networks", _pictures_html(*pictures.networks)),
         ("Explorer", render("explorer.html", **explorer) if explorer is not None else ""),
         ("Runs", runs_table_html(data.table, links, os.path.relpath(options.tables[0], options.results_dir))),
         ("Methods", list_html(METHODS)),
@@ -48,8 +53,8 @@ def page_sections(
     return [(heading, content) for heading, content in sections if content]
 
 
-def _pictures_html(pictures: Sequence[Picture]) -> str:
-    return "".join(picture_html(path, caption) for path, caption in pictures)
+def _pictures_html(*pictures: Picture | None) -> str:
+    return "".join(picture_html(*picture) for picture in pictures if picture is not None)
 
 
 def _links(run: RunDirectory, results_dir: Path) -> tuple[str, list[str]]:
@@ -61,34 +66,33 @@ def _links(run: RunDirectory, results_dir: Path) -> tuple[str, list[str]]:
 def _summary(data: ReportData, statistics: ReportStatistics, pictures: ReportPictures) -> str:
     table = data.table
     if len(table) == 0:
-        return "<p>There are no runs yet.</p>"
-    runs, norms = format_count(len(table), "run"), format_count(table["Norm"].nunique(), "norm")
-    about = (
-        f"<p>{runs}, {int(table['has_failed'].sum())} of which failed; {norms}. A <em>cell</em> is a set of runs "
-        "with equal hyperparameters, network and data set included: they differ only in the norm, its grouping and the "
-        "seed.</p>"
-    )
-    found = primary_sentences(included_runs(table), statistics.correlations, statistics.influences, data.titles)
+        return note_html(NOTES["no runs"])
     family = statistics.correlations[statistics.correlations["family"].isin(("primary", "within norms"))]
-    table_of_all = details_html("The primary analysis", correlations_table_html(family, data.titles))
-    limits = limitation_sentences(table, statistics.correlations)
-    return (
-        f'{about}<div class="summary">{list_html(found)}</div>{_pictures_html(pictures.findings)}'
-        + (table_of_all if len(family) else "")
-        + ("<h3>What these runs do not show</h3>" + list_html(limits) if limits else "")
+    by_measure = dict(zip(statistics.influences, pictures.findings, strict=False))
+    found = primary_findings(statistics.correlations, statistics.influences, data.titles)
+    return render(
+        "summary.html",
+        runs=format_count(len(table), "run"),
+        failed=int(table["has_failed"].sum()),
+        norms=format_count(table["Norm"].nunique(), "norm"),
+        cell_note=CELL_NOTE,
+        findings=[(finding, _pictures_html(by_measure.get(finding.measure))) for finding in found],
+        basis=list(basis_sentences(included_runs(table))),
+        family=correlations_table_html(family, data.titles) if len(family) else "",
+        limits=limitation_sentences(table, statistics.correlations),
     )
 
 
 def _norms(statistics: ReportStatistics, pictures: ReportPictures) -> str:
-    content = "<p>No run has a test accuracy.</p>"
+    content = note_html(NOTES["no accuracy"])
     if len(statistics.ranking):
-        content = _pictures_html(pictures.norms)
+        content = _pictures_html(*pictures.norms)
         for (network, at), ranks in statistics.ranking.groupby(["network", "at"], sort=False):
             content += f"<h3>{escaped(network)}, at {escaped(at)}</h3>" + ranking_table_html(ranks, "norm")
         if len(statistics.baseline):
             content += "<h3>Differences to a baseline norm</h3>" + baseline_table_html(statistics.baseline)
         else:
-            content += "<p>No norm shares a cell with the baseline norm; --baseline=NORM chooses another one.</p>"
+            content += note_html(NOTES["no baseline"])
         cells = cells_table_html(statistics.by_cell)
         content += details_html("Every norm in every cell: mean and s.d. over runs (n includes failed runs)", cells)
     if len(statistics.groupings) > 1:
@@ -100,16 +104,16 @@ def _claims(statistics: ReportStatistics, pictures: ReportPictures) -> str:
     """Return the claims that these runs can speak to, or nothing."""
     if statistics.claims.empty:
         return ""
-    return _pictures_html(pictures.claims) + claims_table_html(statistics.claims)
+    return _pictures_html(*pictures.claims) + claims_table_html(statistics.claims)
 
 
 def _measures(data: ReportData, statistics: ReportStatistics, pictures: ReportPictures) -> str:
     if not len(statistics.granulated):
-        return f"<p>No measure has values for at least {MIN_POINTS} settings.</p>"
+        return note_html(NOTES["no measure"])
     coefficients = correlations_table_html(statistics.correlations, data.titles)
     granulated = granulated_table_html(statistics.granulated, data.titles)
     return (
-        _pictures_html(pictures.measures)
+        _pictures_html(*pictures.measures)
         + details_html("All coefficients", coefficients)
         + details_html("Granulated coefficients, with worst cases (n groups of settings)", granulated)
     )
@@ -119,6 +123,5 @@ def _comparison(data: ReportData, statistics: ReportStatistics, options: ReportO
     """Return the comparison with the other table, or nothing without one."""
     if data.other_table is None or statistics.comparison is None:
         return ""
-    same = f"; {' and '.join(options.same_data)} count as one data set" if options.same_data else ""
-    words = f"The other table: {len(data.other_table)} runs of {','.join(options.compared)}{same}."
-    return f"<p>{escaped(words)}</p>{comparison_html(*statistics.comparison)}"
+    other = other_table_sentence(len(data.other_table), options.compared, options.same_data)
+    return note_html(other) + comparison_html(*statistics.comparison, data.titles)

@@ -5,14 +5,15 @@ import pytest
 from report_helpers import runs_of, table_rows
 from scipy import stats
 
-from normstudy.report import comparison
+from normstudy.report import comparison, page_tables, tables
 
 pytestmark = pytest.mark.filterwarnings("error")
 NORMS = ["BatchNorm", "LayerNorm", "InstanceNorm", "EvoNormBO", "Plain", "RMSNorm"]
 
 
 def beside(ours, theirs, *arguments, **options):
-    return comparison.comparison_html(*comparison.compare_tables(ours, theirs, *arguments, **options))
+    frames = comparison.compare_tables(ours, theirs, *arguments, **options)
+    return page_tables.comparison_html(*frames, tables.MEASURES)
 
 
 def study(accuracies, **more):

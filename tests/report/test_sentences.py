@@ -8,15 +8,19 @@ from report_helpers import made_up, report, runs_of
 from normstudy.report import association, correlation, primary, sentences, tables
 
 
-def said(table):
-    """The sentences of the primary analysis of a table."""
+def found_in(table):
+    """The findings of the primary analysis of a table."""
     titles = tables.MEASURES
     frame = correlation.correlate_measures(table, ["Class Similarity", "margin_10"], resamples=50)
     included = primary.included_runs(table)
     measures = correlation.closest_measures(frame)
     points = {name: correlation.points_of(included.runs, name, "Test Accuracy") for name in measures}
     influences = {name: association.without_each_norm(each) for name, each in points.items()}
-    return sentences.primary_sentences(included, frame, influences, titles)
+    return sentences.primary_findings(frame, influences, titles)
+
+
+def basis_of(table):
+    return list(sentences.basis_sentences(primary.included_runs(table)))
 
 
 NORMS = ["BatchNorm", "LayerNorm", "RMSNorm", "EvoNormBO", "Plain", "VarianceNorm", "EvoNormSO"]
@@ -35,33 +39,39 @@ def study(sign=-1, within=-1, **columns):
 
 
 def test_a_finding_of_the_primary_analysis_is_stated_with_its_numbers_and_its_basis():
-    first, counted, *basis = said(study())
-    assert counted == "Of the measures that were tested (1), 1 gave such a result."
-    assert first.startswith("Between norms, higher class similarity goes with lower test accuracy: ρ = -1.00")
-    assert re.search(r"7 norms, 1 cell; p (<|=) 0\.00\d+ after Holm's adjustment", first)
-    assert re.search(r"Within norms over seeds: ρ = -1\.00 \(p (<|=) 0\.00\d+\)\.", first)
-    assert "Without any one norm, ρ is -1.00 to -1.00; it depends most on BatchNorm." in first
-    assert "keep running statistics" not in first  # fewer than five norms are left without them
-    assert basis[0].startswith(
+    [finding] = found_in(study())
+    assert finding.measure == "Class Similarity"
+    assert finding.claim == "Between norms, higher class similarity goes with lower test accuracy."
+    assert finding.evidence.startswith("ρ = -1.00 (95 % interval -1 to ")
+    assert re.search(r"7 norms, 1 cell; p (<|=) 0\.00\d+ after Holm's adjustment", finding.evidence)
+    assert re.search(r"Within norms over seeds: ρ = -1\.00 \(p (<|=) 0\.00\d+\)\.", finding.evidence)
+    assert "Measures tested: 1; 1 gave such a result." in finding.evidence
+    # fewer than five norms are left without those that keep running statistics
+    assert finding.overturn == "Without BatchNorm, ρ is -1.00. Without any one norm, it is -1.00 to -1.00."
+    stages, rates = basis_of(study())
+    assert stages.startswith(
         "The runs did not stop at a common training loss: their training accuracies are 80 to 80 %"
     )
-    assert "In each cell, all norms have the same learning rate" in basis[1]
+    assert "In each cell, all norms have the same learning rate" in rates
 
 
 def test_an_opposite_sign_within_norms_is_said():
-    assert "The sign is the opposite." in said(study(within=1))[0]
+    assert "The sign is the opposite." in found_in(study(within=1))[0].evidence
 
 
 def test_without_a_finding_that_is_the_finding():
     table = study()
     table["Class Similarity"] = np.random.default_rng(2).normal(size=len(table))
-    assert said(table)[0].startswith("No measure goes with test accuracy from norm to norm (measures tested: 1).")
+    [finding] = found_in(table)
+    assert finding.claim == "No measure goes with test accuracy from norm to norm."
+    assert finding.evidence.startswith("The closest is class similarity: ρ = ")
+    assert finding.evidence.endswith("Measures tested: 1.")
 
 
 def test_runs_at_one_loss_are_said_to_be_and_late_ones_are_named():
     table = study(stop_at_loss="0.1", reached_loss="True")
     table.loc[0, "reached_loss"] = "False"
-    assert said(table)[2:4] == [
+    assert basis_of(table)[:2] == [
         "Left out: 1 run that did not reach the training loss (vgg BatchNorm).",
         "All runs stopped at a training loss of 0.1.",
     ]
