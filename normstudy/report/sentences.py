@@ -1,5 +1,6 @@
 """The sentences of the report that depend on its runs: findings, effects and limits."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ SHORT_OUTCOMES = {
     "Gap": "the gap between train and test accuracy",
 }
 NAMED_IF_SHARED = (*CELL, "SkipInit", "epochs", "train_samples", "image_size", "init_lr", "precision")
-LEFT_OUT_SHOWN = 5  # runs that are named at most for each reason
+LEFT_OUT_SHOWN = 5  # names of runs that are shown at most for each reason
 
 
 class Finding(NamedTuple):
@@ -110,7 +111,9 @@ def basis_sentences(included: Included) -> Iterator[str]:
     """Yield which runs the primary analysis rests on, and at which training loss they are compared."""
     for reason, names in included.reasons.items():
         if names:
-            shown = ", ".join(names[:LEFT_OUT_SHOWN]) + (", …" if len(names) > LEFT_OUT_SHOWN else "")
+            counts = Counter(names)
+            distinct = [name if count == 1 else f"{name} ×{count}" for name, count in counts.items()]
+            shown = ", ".join(distinct[:LEFT_OUT_SHOWN]) + (", …" if len(distinct) > LEFT_OUT_SHOWN else "")
             yield f"Left out: {format_count(len(names), 'run')} that {reason} ({shown})."
     accuracies = included.runs["Train Accuracy"].dropna()
     if included.loss is not None:

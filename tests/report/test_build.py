@@ -29,6 +29,7 @@ def test_the_page_has_every_section_and_needs_nothing_else(made):
             for name in ("ranking", "baseline", "by_cell", "groupings", "correlations", "granulated")
         ),
         *("tables/claims.csv", "../table.csv"),
+        *(f"figures/{path.name}" for path in (made / "figures").glob("*.svg")),
     }
     assert "http://" not in own
     assert "https://" not in own
@@ -158,5 +159,5 @@ def test_a_thousand_runs_fit_into_five_megabytes(tmp_path):
 def test_runs_have_links_that_lead_to_files(real):
     page = (real / "report.html").read_text(encoding="utf-8")
     links = re.findall(r'href="(?!data:|#)([^"]+)"', page.partition("<script>")[0])
-    assert len([link for link in links if not link.startswith(("tables/", "results.csv"))]) == 6 * 6
+    assert len([link for link in links if not link.startswith(("tables/", "figures/", "results.csv"))]) == 6 * 6
     assert all((real / link).is_file() for link in links)
