@@ -1,4 +1,4 @@
-"""Report what the runs of a folder, or any tables of runs, show: report.html, figures/*.png and tables/*.csv.
+"""Report what the runs of a folder, or any tables of runs, show: report.html, figures/ (PNG and SVG) and tables/*.csv.
 
     python run_report.py
     python run_report.py --table=study.csv,results/results.csv
@@ -30,8 +30,8 @@ def build_parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="python run_report.py [--flag=value ...]",
         description="""Report what the runs show: which norm performs best in which setting, which measures are related
-to generalization, and how certain that is. Writes report.html (one page that needs no network), figures/*.png and
-tables/*.csv into results_dir.""",
+to generalization, and how certain that is. Writes report.html (one page that needs no network), figures/ (PNG and
+SVG) and tables/*.csv into results_dir.""",
         epilog="""examples:
   python run_report.py                                    the runs in results/
   python run_report.py --table=a.csv,b.csv                all runs of several tables with the columns of results.csv

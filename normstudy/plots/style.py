@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from config import ARCHS, NORM_TYPES
+from config import NORM_TYPES
 from normstudy.storage import write_bytes
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ PALETTE = (
 )
 OTHER_COLOUR = "#bbbbbb"
 NORM_COLOURS = {name: PALETTE[index % len(PALETTE)] for index, name in enumerate(NORM_TYPES)}
-MARKERS = dict(zip(ARCHS, "osDvP*X", strict=False))  # with spare markers for networks that are added later
 MIN_LOG_RANGE = 5  # ratio of largest to smallest value from which a scale is logarithmic
 FEW_TICKS = 300  # ratio below which powers of ten are too few ticks for a logarithmic scale
 
@@ -35,11 +34,6 @@ FEW_TICKS = 300  # ratio below which powers of ten are too few ticks for a logar
 def norm_colour(norm: str) -> str:
     """Return a norm's colour, the same in every picture; grey for unknown names."""
     return NORM_COLOURS.get(norm, OTHER_COLOUR)
-
-
-def network_marker(network: str) -> str:
-    """Return a network's marker, the same in every picture; a triangle for unknown names."""
-    return MARKERS.get(network, "^")
 
 
 def new_figure(rows: int, columns: int, figsize: tuple[float, float]) -> tuple[Figure, np.ndarray]:

@@ -21,7 +21,7 @@ from normstudy.storage import git_commit, write_bytes
 
 
 def write_report(options: ReportOptions) -> Path:
-    """Write report.html, figures/*.png and tables/*.csv into results_dir; return the path of the page.
+    """Write report.html, figures/ (PNG and SVG) and tables/*.csv into results_dir; return the path of the page.
 
     Raises RunError if a file is not a table of runs.
     """

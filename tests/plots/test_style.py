@@ -11,9 +11,8 @@ def test_every_norm_and_some_to_come_have_a_colour_of_their_own():
     assert len(set(style.PALETTE)) == len(style.PALETTE) >= len(config.NORM_TYPES) + 5
 
 
-def test_names_that_the_program_does_not_know_have_a_colour_and_a_marker():
+def test_a_norm_that_the_program_does_not_know_has_a_colour():
     assert style.norm_colour("MyNorm") not in style.PALETTE
-    assert style.network_marker("my-network") not in style.MARKERS.values()
 
 
 def test_a_picture_is_whole_until_it_is_damaged(tmp_path):
@@ -25,6 +24,15 @@ def test_a_picture_is_whole_until_it_is_damaged(tmp_path):
     path.write_bytes(path.read_bytes()[:-20])
     assert not style.is_whole_picture(path)
     assert not style.is_whole_picture(tmp_path / "missing.png")
+
+
+def test_equal_figures_give_equal_vector_files(tmp_path):
+    for name in ("one.svg", "other.svg"):
+        figure, [[panel]] = style.new_figure(1, 1, figsize=(2, 2))
+        panel.plot([1, 2], label="a")
+        panel.set_title("字")
+        style.save_vectors(figure, tmp_path / name)
+    assert b"<svg" in (tmp_path / "one.svg").read_bytes() == (tmp_path / "other.svg").read_bytes()
 
 
 def test_a_name_from_disk_is_no_formula_and_no_control_character():

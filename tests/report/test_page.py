@@ -136,6 +136,10 @@ def test_the_page_follows_a_dark_system_and_is_small(browser, made):
     try:
         browser.get((made / "report.html").as_uri())
         assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(24, 24, 24)"
+        points(browser)
+        for inverted in ("figure img", "#explorer-plot svg"):
+            style = f"return getComputedStyle(document.querySelector('{inverted}')).filter"
+            assert "invert" in browser.execute_script(style), inverted
     finally:
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     assert (made / "report.html").stat().st_size < 8e6

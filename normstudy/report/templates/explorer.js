@@ -52,7 +52,7 @@
                 : { ...size, ...unit }),
     };
     const options = {
-      renderer: 'svg', theme: isDark() ? 'dark' : undefined,
+      renderer: 'svg', tooltip: { theme: isDark() ? 'dark' : 'light' },
       config: { background: 'transparent' }, loader: { target: '_blank' },
       actions: { export: true, source: false, compiled: false, editor: false },
     };
