@@ -58,6 +58,7 @@ VGG_LAYERS: dict[str, tuple[int | tuple[int, int], ...]] = {
     "cfg_10": (64, (64, 2), 128, (128, 2), 256, (256, 2), 512, (512, 2), 512, 512),
     "cfg_20": (*[64] * 3, (64, 2), *[128] * 3, (128, 2), *[256] * 3, (256, 2), *[256] * 3, (256, 2), *[512] * 4),
     "cfg_40": (*[64] * 7, (64, 2), *[128] * 7, (128, 2), *[256] * 7, (256, 2), *[512] * 7, (512, 2), *[512] * 8),
+    "cfg_10_narrow": (16, (16, 2), 32, (32, 2), 64, (64, 2), 128, (128, 2), 128, 128),  # a quarter of cfg_10's widths
 }
 RESNET_WIDTHS = (32, 64, 128)
 RESNET_BLOCKS_PER_STAGE = 9
@@ -122,7 +123,10 @@ class Config:
         type=number(float, low=1e-12, high=1e6),
     )
     cfg: str = _flag(
-        "cfg_10", "VGG: layer list with 10, 20 or 40 convolutions", group="network", choices=tuple(VGG_LAYERS)
+        "cfg_10",
+        "VGG: layer list with 10, 20 or 40 convolutions, or with 10 narrow ones",
+        group="network",
+        choices=tuple(VGG_LAYERS),
     )
     skipinit: bool = _flag(
         False,

@@ -47,8 +47,8 @@ def panel_grid(
 def label_line_ends(panel: Axes) -> None:
     """Write the label of each line to the right of the panel, at the height of the line's end.
 
-    Names that would touch are moved apart as little as possible. A line that ends early or outside the frame is named
-    above the panel. Call this when the scales and limits are final.
+    Names that would touch are moved apart as little as possible. A line that ends earlier than others, or outside the
+    frame, is named above the panel. Call this when the scales and limits are final.
     """
     lines = [line for line in panel.lines if not str(line.get_label()).startswith("_")]
     panel.get_xlim(), panel.get_ylim()  # matplotlib computes them on demand
@@ -80,7 +80,7 @@ def label_line_ends(panel: Axes) -> None:
         name = printable(line.get_label())
         panel.text(1.07, place, name, va="center", fontsize=NAME_SIZE, transform=panel.transAxes)
     if early:
-        words = f"ended early or outside: {', '.join(early)}"
+        words = f"ends earlier, or outside: {', '.join(early)}"
         panel.text(0, 1.02, words, va="bottom", fontsize=NAME_SIZE, transform=panel.transAxes)
 
 
@@ -101,9 +101,12 @@ def spread_out(heights: Sequence[float], gap: float) -> list[float]:
 
 def label_points(panel: Axes, names: Sequence[str], x: Sequence[float], y: Sequence[float]) -> None:
     """Write a name near each point, where it covers as little as possible; the scales and limits must be final."""
+    from matplotlib.patheffects import withStroke
+
     panel.get_xlim(), panel.get_ylim()  # matplotlib computes them on demand
     points = panel.transData.transform(np.column_stack([x, y]))  # pixels
-    texts = [panel.text(0, 0, printable(name), fontsize=NAME_SIZE) for name in names]
+    halo = [withStroke(linewidth=2, foreground="white")]
+    texts = [panel.text(0, 0, printable(name), fontsize=NAME_SIZE, path_effects=halo, zorder=4) for name in names]
     sizes = [np.array(text.get_window_extent().size) for text in texts]
     taken = [np.concatenate([point - MARKER, point + MARKER]) for point in points]  # (left, bottom, right, top)
     to_data = panel.transData.inverted()

@@ -4,7 +4,10 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
+import pandas as pd
+
 from normstudy.cli import progress_bar
+from normstudy.report import primary
 from normstudy.report.data import (
     ReportOptions,
     ReportStatistics,
@@ -34,7 +37,7 @@ def write_report(options: ReportOptions) -> Path:
         bar.update()
         statistics = compute_statistics(data, options)
         bar.update()
-        _write_tables(statistics, options.results_dir / "tables")
+        _write_tables(data.table, statistics, options.results_dir / "tables")
         bar.update()
         pictures = draw_pictures(data, statistics, options.results_dir / "figures")
         bar.update()
@@ -47,7 +50,7 @@ def write_report(options: ReportOptions) -> Path:
     return path
 
 
-def _write_tables(statistics: ReportStatistics, folder: Path) -> None:
+def _write_tables(table: pd.DataFrame, statistics: ReportStatistics, folder: Path) -> None:
     """Write each frame of the statistics as a CSV file."""
     frames = {
         "ranking": statistics.ranking,
@@ -58,6 +61,9 @@ def _write_tables(statistics: ReportStatistics, folder: Path) -> None:
         "granulated": statistics.granulated,
         "claims": statistics.claims,
     }
+    for place, (measure, runs) in enumerate(statistics.behind.items(), 1):
+        named = runs.assign(run=table["run"]) if "run" in table else runs
+        frames[f"runs_of_finding_{place}"] = named.rename(columns={"x": measure, "y": primary.OUTCOME})
     if statistics.comparison is not None:
         frames["orders"], frames["signs"] = statistics.comparison
     for name, frame in frames.items():

@@ -7,7 +7,7 @@ import pandas as pd
 from scipy import stats
 
 from normstudy.report import primary
-from normstudy.report.association import PERMUTATIONS, Association, between_norms, within_norms
+from normstudy.report.association import LEAST_BETWEEN, PERMUTATIONS, Association, between_norms, within_norms
 from normstudy.report.resampling import RESAMPLES
 from normstudy.report.tables import OUTCOMES, hyperparameters, setting_keys
 from normstudy.report.tuning import RATES
@@ -116,6 +116,12 @@ def run_points(
             "y": runs[outcome].astype(float),
         }
     )
+
+
+def runs_behind(runs: pd.DataFrame, measure: str, outcome: str) -> pd.DataFrame:
+    """Return the runs that the coefficient between norms rests on, as run_points: those in cells of enough norms."""
+    points = run_points(runs, measure, outcome)
+    return points[points.groupby("cell")["norm"].transform("nunique") >= LEAST_BETWEEN]
 
 
 def conditions_of(runs: pd.DataFrame, measure: str) -> list[str]:

@@ -12,7 +12,7 @@ from normstudy.report.association import without_each_norm
 from normstudy.report.baseline import BASELINE, differences_to
 from normstudy.report.claims import Runs, compare_claims
 from normstudy.report.comparison import compare_tables
-from normstudy.report.correlation import closest_measures, correlate_measures, points_of
+from normstudy.report.correlation import closest_measures, correlate_measures, points_of, runs_behind
 from normstudy.report.granulation import granulated_table
 from normstudy.report.primary import included_runs
 from normstudy.report.probe_statistics import ProbeStatistics, add_probe_measures, read_probe_statistics
@@ -61,7 +61,8 @@ class ReportStatistics:
 
     titles: {column: title} of the measures that enough settings have. ranking: of rank_norms. groupings: a ranking of
     norms with their groupings. baseline: of differences_to. influences: {measure: {norm: ρ without it}} for the
-    FINDINGS measures of the primary analysis with the smallest p. comparison: the frames (orders, signs) of
+    FINDINGS measures of the primary analysis with the smallest p; behind: {measure: the runs that it rests on}, of
+    runs_behind. comparison: the frames (orders, signs) of
     compare_tables, or None without another table.
     """
 
@@ -74,6 +75,7 @@ class ReportStatistics:
     granulated: pd.DataFrame
     claims: pd.DataFrame
     influences: dict[str, dict[str, float]]
+    behind: dict[str, pd.DataFrame]
     comparison: tuple[pd.DataFrame, pd.DataFrame] | None
 
 
@@ -130,6 +132,7 @@ def compute_statistics(data: ReportData, options: ReportOptions) -> ReportStatis
         by_cell=summarize_cells(table),
         correlations=correlations,
         influences=influences,
+        behind={name: runs_behind(included, name, primary.OUTCOME) for name in influences},
         granulated=granulated_table(settings, titles, resamples=resamples, seed=seed),
         claims=compare_claims(Runs(table, ranking, data.probed, resamples, seed)),
         comparison=comparison,

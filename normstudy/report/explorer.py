@@ -15,21 +15,27 @@ import pandas as pd
 
 from normstudy.plots import NORM_COLOURS
 from normstudy.report import primary
-from normstudy.report.tables import OUTCOMES, Row, hyperparameters
+from normstudy.report.data import ReportData
+from normstudy.report.tables import OUTCOMES, hyperparameters
 from normstudy.storage import RunDirectory
 
 ALWAYS = ("Model", "Norm", "Label", "Dataset")
 OPENED = ("curves.png", "summary.json")  # a click on a run opens the first of these files that exists
 DIGITS = 6
+MOST_PANELS = 16
 
 
 class Field(NamedTuple):
-    """A column of the table of runs: its name in the page's script, its kind, its title, and the column."""
+    """A column of the table of runs: its name in the page's script, its kind, its title, and the column.
+
+    is_facet: whether it has few enough values to give each a panel.
+    """
 
     name: str
     kind: str
     title: str
     column: str
+    is_facet: bool
 
 
 @functools.cache
@@ -48,15 +54,20 @@ def fields_of(table: pd.DataFrame, titles: Mapping[str, str]) -> list[Field]:
     words = {**OUTCOMES, **titles}
     found = [("quantitative", words[name], name) for name in numbers]
     found += [("nominal", name, name) for name in dict.fromkeys(settings) if table[name].notna().any()]
-    return [Field(f"f{place}", kind, title, column) for place, (kind, title, column) in enumerate(found)]
+    return [
+        Field(f"f{place}", kind, title, column, kind == "nominal" and 1 < table[column].nunique() <= MOST_PANELS)
+        for place, (kind, title, column) in enumerate(found)
+    ]
 
 
-def explorer_content(
-    table: pd.DataFrame, titles: Mapping[str, str], folders: Sequence[tuple[Row, RunDirectory]], results_dir: Path
-) -> dict[str, Any] | None:
-    """Return what the template needs: fields, chosen axes, and the content of the script; None without any measure."""
-    runs = table[~table["has_failed"]]
-    fields = fields_of(runs, titles)
+def explorer_content(data: ReportData, marks: Sequence[str], results_dir: Path) -> dict[str, Any] | None:
+    """Return what the template needs: fields, chosen axes, and the content of the script; None without any measure.
+
+    marks: more words of each run that the filter finds.
+    """
+    is_shown = ~data.table["has_failed"]
+    runs = data.table[is_shown]
+    fields = fields_of(runs, data.titles)
     measures = [field for field in fields if field.kind == "quantitative" and field.column not in OUTCOMES]
     if not measures:
         return None
@@ -69,15 +80,16 @@ def explorer_content(
         ("colour", "colour", by_column["Norm"]),
         ("facet", "panels", facet),
     ]
-    places = {row["run"]: _opened(run, results_dir) for row, run in folders}
+    places = {row["run"]: _opened(run, results_dir) for row, run in data.folders}
     names = runs["run"] if "run" in runs else pd.Series("", index=runs.index)
     content = {
         "fields": [{"name": field.name, "kind": field.kind, "title": field.title} for field in fields],
         "rows": [[_value(row[field.column], field.kind) for field in fields] for row in runs.to_dict("records")],
         "links": [places.get(name) for name in names],
+        "marks": [mark for mark, shown in zip(marks, is_shown, strict=True) if shown],
         "colours": NORM_COLOURS,
     }
-    return {"fields": fields, "axes": axes, "content": content}
+    return {"fields": fields, "axes": axes, "content": content, "has_links": bool(places)}
 
 
 def _value(value: object, kind: str) -> float | str | None:

@@ -104,7 +104,8 @@ def _of_norms(data: ReportData, statistics: ReportStatistics) -> Iterator[Drawin
     if len(statistics.ranking):
         caption = (
             "Test accuracy minus the mean over the norms in the same cell, averaged over cells, with 95 % t-intervals "
-            "(over cells, or over seeds with fewer than five cells). Without two runs, a norm has no interval."
+            "(over cells, or over seeds with fewer than five cells). A norm without an interval, "
+            "which needs several runs or cells, is hollow."
         )
         yield Drawing("ranking", caption, draw_ranking(statistics.ranking))
         caption = (
@@ -118,7 +119,8 @@ def _of_measures(data: ReportData, statistics: ReportStatistics) -> Iterator[Dra
     if not statistics.titles:
         return
     caption = (
-        "Spearman's ρ of every measure with every outcome: between norms, within norms over their settings, and Ψ. "
+        "Spearman's ρ of every measure with every outcome: between norms, within norms over their settings (where at "
+        "least two norms have several), and Ψ. "
         f"* marks p < {SIGNIFICANT} after Holm's adjustment within the primary or the exploratory family; Ψ has no p."
     )
     heatmaps = draw_correlations(statistics.correlations, statistics.granulated, statistics.titles)

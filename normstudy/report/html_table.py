@@ -68,10 +68,17 @@ def _numeric_cell(value: float, digits: int) -> tuple[str, object]:
     return shown, "" if shown == "" else float(value)
 
 
-def table_html(frame: pd.DataFrame, columns: Sequence[Column], identity: str = "", csv: str = "") -> str:
+def table_html(
+    frame: pd.DataFrame,
+    columns: Sequence[Column],
+    identity: str = "",
+    csv: str = "",
+    words: Sequence[str] = (),
+) -> str:
     """Return a sortable table of the frame's rows.
 
-    csv: the path, relative to the page, of the file with the same numbers.
+    csv: the path, relative to the page, of the file with the same numbers. words: for each row, more words that a
+    filter finds.
     """
     heads = "".join(
         f'<th scope="col"{" class=n" * column.is_number}><button>{escaped(column.title)}</button></th>'
@@ -79,7 +86,8 @@ def table_html(frame: pd.DataFrame, columns: Sequence[Column], identity: str = "
     )
     rows = frame.to_dict("records")
     lines = ["".join(_cell_html(column.cell(row), column.is_number) for column in columns) for row in rows]
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    marks = [f' data-words="{escaped(each)}"' for each in words] or [""] * len(lines)
+    body = "".join(f"<tr{mark}>{line}</tr>" for mark, line in zip(marks, lines, strict=True))
     mark = f' id="{identity}"' if identity else ""
     link = f'<p class="csv"><a href="{escaped(csv)}">{escaped(csv)}</a></p>' if csv else ""
     return (

@@ -137,6 +137,8 @@ def draw_correlations(correlations: pd.DataFrame, granulated: pd.DataFrame, titl
         "granulated (Ψ)": granulated,
     }
     for panel, (title, frame) in zip(panels, frames.items(), strict=True):
+        if "n_norms" in frame and frame["way"].eq(OVER_SETTINGS).all():  # one norm shows nothing about norms
+            frame = frame.assign(value=frame["value"].where(frame["n_norms"] > 1))
         grid = frame.pivot(index="measure", columns="outcome", values="value").reindex(measures)[list(OUTCOMES)]
         mesh = panel.imshow(grid.to_numpy(float), cmap="PuOr", vmin=-1, vmax=1, aspect="auto")
         for row, measure in enumerate(measures):

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GROUPING_SCALE = "viridis"
-PANEL, WIDE_PANEL = (2.2, 1.9), (5.5, 2.2)  # inches, with several networks and with one
+PANEL, WIDE_PANEL = (1.85, 1.9), (5.5, 2.2)  # inches, with several networks and with one
 FEW_SITES = 20  # sites up to which each has a marker
 DENSITY_COLUMNS = 4
 NODE_WIDTH = 0.1  # smallest standard deviation in asinh λ of the Gaussian drawn for a Ritz value
@@ -136,7 +136,7 @@ def _label_eigenvalues(panel: Axes, is_leftmost: bool, is_lowest: bool) -> None:
     panel.xaxis.set_minor_locator(NullLocator())
     panel.yaxis.set_major_locator(LogLocator(numticks=5))
     panel.yaxis.set_minor_locator(NullLocator())
-    panel.tick_params(labelsize="x-small", labelleft=is_leftmost, labelbottom=is_lowest)
+    panel.tick_params(labelsize="x-small", labelleft=is_leftmost)
     panel.set_xlabel("eigenvalue λ" if is_lowest else "", fontsize="small")
     panel.set_ylabel("eigenvalues\nper unit of asinh λ" if is_leftmost else "", fontsize="x-small")
     panel.grid(alpha=0.3)
@@ -191,7 +191,7 @@ def draw_statistics(
         return None
     norms = in_order([row["Norm"] for row, _ in probed], list(colours))
     size = PANEL if len(networks) > 1 else WIDE_PANEL
-    figure, panels = panel_grid(len(keys), len(networks), size, right=NAME_WIDTH + 0.1)
+    figure, panels = panel_grid(len(keys), len(networks), size, left=0.75, right=NAME_WIDTH)
     for key, row_of_panels in zip(keys, panels, strict=True):
         for network, panel in zip(networks, row_of_panels, strict=True):
             for norm in norms:

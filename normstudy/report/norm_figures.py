@@ -11,6 +11,7 @@ import pandas as pd
 from config import ARCHS
 from normstudy.plots import NAME_WIDTH, PALETTE, label_line_ends, new_figure, norm_colour, panel_grid, printable
 from normstudy.report.orders import in_order, ordered_groupings
+from normstudy.report.tables import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,14 +39,22 @@ def draw_ranking(ranking: pd.DataFrame) -> Figure:
         from_worst = ranks.iloc[::-1].to_dict("records")
         for place, row in enumerate(from_worst):
             spread = np.maximum([[row["advantage"] - row["low"]], [row["high"] - row["advantage"]]], 0)
-            panel.errorbar(row["advantage"], place, xerr=spread, color=norm_colour(row["norm"]), marker="o", capsize=3)
-        panel.set_yticks(range(size), [f"{printable(row['norm'])} (n = {row['n']})" for row in from_worst])
+            fill = None if np.isfinite(row["low"]) else "white"
+            style = {"color": norm_colour(row["norm"]), "marker": "o", "mfc": fill, "capsize": 3}
+            panel.errorbar(row["advantage"], place, xerr=spread, **style)
+        panel.set_yticks(range(size), [_counted(row) for row in from_worst])
         panel.set_ylim(-0.6, size - 0.4)
         panel.axvline(0, color="#888888", lw=0.8)
         panel.set_title(printable(network), fontsize="medium")
         panel.set_xlabel("test accuracy minus the mean over norms in the same cell (points, 95 % interval)")
         panel.grid(alpha=0.3, axis="x")
     return figure
+
+
+def _counted(row: Row) -> str:
+    """Return a norm's name with the number of its runs, and of those that failed."""
+    failed = f", {row['failed']} failed" if row["failed"] else ""
+    return f"{printable(row['norm'])} (n = {row['n']}{failed})"
 
 
 def draw_groupings(table: pd.DataFrame) -> Figure | None:

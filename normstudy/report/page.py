@@ -54,11 +54,12 @@ def note_html(words: str) -> str:
 
 
 def picture_html(path: Path, caption: str) -> str:
-    """Return a figure with the picture embedded in the page, and a link to its SVG file."""
+    """Return a figure with the picture embedded in the page, which links to its SVG file."""
     content = base64.b64encode(path.read_bytes()).decode()
     return (
-        f'<figure><img alt="{escaped(caption)}" src="data:image/png;base64,{content}">'
-        f'<figcaption>{escaped(caption)} <a href="figures/{path.stem}.svg">SVG</a></figcaption></figure>'
+        f'<figure><a href="figures/{path.stem}.svg">'
+        f'<img alt="{escaped(caption)}" src="data:image/png;base64,{content}">'
+        f"</a><figcaption>{escaped(caption)}</figcaption></figure>"
     )
 
 

@@ -32,15 +32,15 @@ BASELINE_COLUMNS = (
 )
 CLAIM_COLUMNS = (
     text("claim"),
-    text("by", "source"),
-    text("under", "conditions"),
-    text("here", "where"),
+    text("verdict"),
     text("compared"),
     number("value (positive: as claimed)", "value", 3),
     interval("95 % interval", digits=2),
     number("n"),
     p_value("p"),
-    text("verdict"),
+    text("here", "where"),
+    text("by", "source"),
+    text("under", "conditions"),
 )
 ORDER_COLUMNS = (
     text("cell (network, data set, batch size, momentum & weight decay, SkipInit)", "cell"),
@@ -59,7 +59,6 @@ def ranking_table_html(ranks: pd.DataFrame, label: str) -> str:
         text(label),
         number("n"),
         number("failed"),
-        number("mean test accuracy (%)", "mean"),
         number("advantage (points)", "advantage", 3),
         interval("95 % interval"),
         interval("95 % interval of the rank", "rank_low", "rank_high"),
@@ -143,14 +142,18 @@ def _rho(row: Row, where: str) -> str:
     return f"{rho:.2f} ({format_interval(low, high, 2)}; n = {n})"
 
 
-def runs_table_html(runs: pd.DataFrame, files_of_runs: Mapping[str, tuple[str, Sequence[str]]], csv: str) -> str:
+def runs_table_html(
+    runs: pd.DataFrame, files_of_runs: Mapping[str, tuple[str, Sequence[str]]], words: Sequence[str], csv: str
+) -> str:
     """Return the table of all runs with links to their files: {run: (path of its folder, names of existing files)}.
 
-    csv: the path of the table of runs, relative to the page.
+    words: for each run, more words that the filter finds. csv: the path of the table of runs, relative to the page.
+    Columns without any value are left out.
     """
     columns = (
         text("network", "Model"),
         text("norm", "Label"),
+        Column("files", lambda row: _links(*files_of_runs.get(str(row.get("run")), ("", ())))),
         text("data", "Dataset"),
         number("batch", "Batch Size"),
         on_or_off("momentum & decay", "Mom & WD"),
@@ -163,18 +166,21 @@ def runs_table_html(runs: pd.DataFrame, files_of_runs: Mapping[str, tuple[str, S
         number_with_error("trace ± s.e.", "Trace", "trace_standard_error", " ± {}"),
         number_with_error("λ_max (residual)", "Max Eigen", "max_eigen_residual", " ({})"),
         number("class similarity", "Class Similarity"),
-        Column("files", lambda row: _links(*files_of_runs.get(str(row.get("run")), ("", ())))),
     )
+    rows = runs.to_dict("records")
+    used = [column for column in columns if any(column.cell(row) not in ("", ("", "")) for row in rows)]
     search = (
-        f'<p><label>Filter: <input id="filter" placeholder="words in a row, such as vgg batchnorm 256"></label> '
+        f'<p><label>Filter: <input id="filter" placeholder="words in a row, such as vgg batchnorm"></label> '
         f'<span id="shown">{len(runs)}</span> of {len(runs)} runs</p>'
     )
-    return search + table_html(runs, columns, identity="runs-table", csv=csv)
+    return search + table_html(runs, used, identity="runs-table", csv=csv, words=words)
 
 
 def _status(row: Row) -> str:
     ended = row.get("status") or {True: "done", False: "failed"}.get(row["Success"], "")
-    return "failed" if row["has_failed"] and ended == "done" else str(ended)
+    if not row["has_failed"] or ended == "failed":
+        return str(ended)
+    return "failed" if ended == "done" else f"failed: {ended}"
 
 
 def _links(folder: str, names: Sequence[str]) -> RawHTML:

@@ -1,7 +1,11 @@
 """The sections of the page, built from the data, the statistics and the pictures of a report."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
+import pandas as pd
 
 from normstudy.report.data import ReportData, ReportOptions, ReportStatistics
 from normstudy.report.explanations import CELL_NOTE, METHODS, NOTES
@@ -21,10 +25,13 @@ from normstudy.report.page_tables import (
 from normstudy.report.primary import included_runs
 from normstudy.report.sentences import (
     basis_sentences,
+    behind_sentence,
     effect_sentences,
     limitation_sentences,
     other_table_sentence,
     primary_findings,
+    ranking_sentences,
+    sharpness_sentences,
 )
 from normstudy.storage import RunDirectory
 
@@ -36,21 +43,30 @@ def page_sections(
 ) -> list[tuple[str, str]]:
     """Return (heading, HTML) of each section that has content."""
     effects = effect_sentences(data.table)
-    explorer = explorer_content(data.table, data.titles, data.folders, options.results_dir)
+    marks = finding_marks(data.table, statistics.behind)
+    explorer = explorer_content(data, marks, options.results_dir)
     links = {row["run"]: _links(run, options.results_dir) for row, run in data.folders}
     sections = [
         ("Summary", _summary(data, statistics, pictures)),
-        ("Which norm is best, and where", _norms(statistics, pictures)),
+        ("Which norm is best, and where", _norms(data, statistics, pictures)),
         ("Correlations with generalization (exploratory)", _measures(data, statistics, pictures)),
         ("Effects of hyperparameters (exploratory)", list_html(effects) if effects else ""),
         ("Published claims", _claims(statistics, pictures)),
         ("Comparison with another table", _comparison(data, statistics, options)),
         ("Inside the networks", _pictures_html(*pictures.networks)),
         ("Explorer", render("explorer.html", **explorer) if explorer is not None else ""),
-        ("Runs", runs_table_html(data.table, links, os.path.relpath(options.tables[0], options.results_dir))),
+        ("Runs", runs_table_html(data.table, links, marks, os.path.relpath(options.tables[0], options.results_dir))),
         ("Methods", list_html(METHODS)),
     ]
     return [(heading, content) for heading, content in sections if content]
+
+
+def finding_marks(table: pd.DataFrame, behind: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Return, for each run, words that a filter finds: the findings that it is behind, and its name."""
+    names = table["run"].fillna("").astype(str) if "run" in table else pd.Series("", index=table.index)
+    for place, runs in enumerate(behind.values(), 1):
+        names = names + np.where(table.index.isin(runs.index), f" finding-{place}", "")
+    return list(names)
 
 
 def _pictures_html(*pictures: Picture | None) -> str:
@@ -69,6 +85,7 @@ def _summary(data: ReportData, statistics: ReportStatistics, pictures: ReportPic
         return note_html(NOTES["no runs"])
     family = statistics.correlations[statistics.correlations["family"].isin(("primary", "within norms"))]
     by_measure = dict(zip(statistics.influences, pictures.findings, strict=False))
+    included = included_runs(table)
     found = primary_findings(statistics.correlations, statistics.influences, data.titles)
     return render(
         "summary.html",
@@ -76,17 +93,28 @@ def _summary(data: ReportData, statistics: ReportStatistics, pictures: ReportPic
         failed=int(table["has_failed"].sum()),
         norms=format_count(table["Norm"].nunique(), "norm"),
         cell_note=CELL_NOTE,
-        findings=[(finding, _pictures_html(by_measure.get(finding.measure))) for finding in found],
-        basis=list(basis_sentences(included_runs(table))),
+        findings=[
+            {
+                "finding": finding,
+                "picture": _pictures_html(by_measure.get(finding.measure)),
+                "behind": behind_sentence(included.runs, statistics.behind[finding.measure]),
+                "place": list(statistics.behind).index(finding.measure) + 1,
+            }
+            if finding.measure
+            else {"finding": finding}
+            for finding in found
+        ],
+        basis=list(basis_sentences(included)),
         family=correlations_table_html(family, data.titles) if len(family) else "",
         limits=limitation_sentences(table, statistics.correlations),
     )
 
 
-def _norms(statistics: ReportStatistics, pictures: ReportPictures) -> str:
+def _norms(data: ReportData, statistics: ReportStatistics, pictures: ReportPictures) -> str:
     content = note_html(NOTES["no accuracy"])
     if len(statistics.ranking):
-        content = _pictures_html(*pictures.norms)
+        said = list_html(ranking_sentences(statistics.ranking, included_runs(data.table)))
+        content = said + _pictures_html(*pictures.norms)
         for (network, at), ranks in statistics.ranking.groupby(["network", "at"], sort=False):
             content += f"<h3>{escaped(network)}, at {escaped(at)}</h3>" + ranking_table_html(ranks, "norm")
         if len(statistics.baseline):
@@ -112,10 +140,13 @@ def _measures(data: ReportData, statistics: ReportStatistics, pictures: ReportPi
         return note_html(NOTES["no measure"])
     coefficients = correlations_table_html(statistics.correlations, data.titles)
     granulated = granulated_table_html(statistics.granulated, data.titles)
+    heatmaps = [picture for picture in pictures.measures if picture.path.stem == "correlations"]
     return (
-        _pictures_html(*pictures.measures)
+        list_html(sharpness_sentences(statistics.correlations, data.titles))
+        + _pictures_html(*heatmaps)
         + details_html("All coefficients", coefficients)
         + details_html("Granulated coefficients, with worst cases (n groups of settings)", granulated)
+        + _pictures_html(*(picture for picture in pictures.measures if picture not in heatmaps))
     )
 
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from normstudy.report.association import WITHOUT_RUNNING
-from normstudy.report.correlation import FINDINGS, OVER_SEEDS, OVER_SETTINGS, select
+from normstudy.report.association import LEAST_BETWEEN, WITHOUT_RUNNING
+from normstudy.report.correlation import BETWEEN, FINDINGS, OVER_SEEDS, OVER_SETTINGS, select
 from normstudy.report.page import format_count, format_interval, format_number, format_p_value
 from normstudy.report.primary import Included
 from normstudy.report.rankings import setting_effects
@@ -28,6 +28,9 @@ SHORT_OUTCOMES = {
     "Gen. Ratio": "the ratio of test to train accuracy",
     "Gap": "the gap between train and test accuracy",
 }
+MISSING_SHOWN = 6  # measures without values that are named at most
+UNSCALED = ("Trace", "Eigen Mean", "Eigen Variance", "Max Eigen")
+SHARPNESS = (*UNSCALED, *(name for name in MEASURES if name.startswith(("hessian-", "adaptive_sharpness"))))
 NAMED_IF_SHARED = (*CELL, "SkipInit", "epochs", "train_samples", "image_size", "init_lr", "precision")
 LEFT_OUT_SHOWN = 5  # names of runs that are shown at most for each reason
 
@@ -35,7 +38,7 @@ LEFT_OUT_SHOWN = 5  # names of runs that are shown at most for each reason
 class Finding(NamedTuple):
     """A result of the primary analysis: what was found, how sure it is, and what would overturn it.
 
-    measure: the measure that it is about, whose picture belongs to it.
+    measure: the measure that it is about, whose picture and runs belong to it.
     """
 
     measure: str
@@ -59,21 +62,30 @@ def primary_findings(
     is_sure = (family["p_holm"] < SIGNIFICANT) & ((family["low"] > 0) | (family["high"] < 0))
     if not is_sure.any():
         row = family.iloc[0]
-        closest = f"The closest is {titles[row['measure']]}: {_coefficient(row)}. Measures tested: {len(family)}."
-        more = "More norms, more cells or a measure that is missing here could still show one."
-        claim = "No measure goes with test accuracy from norm to norm."
+        closest = f"The closest is {titles[row['measure']]}: {_coefficient(row)}. {_tested(len(family))}"
+        more = "More norms, more cells or a measure that is missing here could still show one. The coefficients below"
+        more += " are exploratory: the largest of many is large by chance as well."
+        claim = "No measure of the primary analysis goes with test accuracy from norm to norm."
         return [Finding(row["measure"], claim, closest, more)]
     findings = []
     for row in family[is_sure].head(FINDINGS).to_dict("records"):
         direction = "higher" if row["value"] > 0 else "lower"
         claim = f"Between norms, higher {titles[row['measure']]} goes with {direction} test accuracy."
         evidence = f"{_coefficient(row)}. {_within_sentences(row, correlations)}".strip()
-        evidence += f" Measures tested: {len(family)}; {is_sure.sum()} gave such a result."
+        evidence += f" {_tested(len(family), int(is_sure.sum()))}"
         findings.append(Finding(row["measure"], claim, evidence, _overturn(influences.get(row["measure"], {}))))
     return findings
 
 
-def _coefficient(row: Mapping[str, Any]) -> str:
+def _tested(count: int, sure: int | None = None) -> str:
+    if count == 1:
+        return "It is the only measure of the primary analysis that these runs have."
+    return f"Measures tested: {count}" + ("." if sure is None else f"; {sure} gave such a result.")
+
+
+def _coefficient(row: Mapping[str, Any], is_short: bool = False) -> str:
+    if is_short:
+        return f"ρ = {row['value']:.2f} ({format_interval(row['low'], row['high'], 2)}; p {_equals(row['p_holm'])})"
     return (
         f"ρ = {row['value']:.2f} (95 % interval {format_interval(row['low'], row['high'], 2)}; {row['n_norms']} norms, "
         f"{format_count(int(row['n_cells']), 'cell')}; p {_equals(row['p_holm'])} after Holm's adjustment)"
@@ -107,8 +119,16 @@ def _overturn(influences: Mapping[str, float]) -> str:
     return words
 
 
+def behind_sentence(runs: pd.DataFrame, points: pd.DataFrame) -> str:
+    """Return how many runs a finding rests on. runs: all included ones. points: of runs_behind."""
+    cells = format_count(points["cell"].nunique(), "cell")
+    rest = len(runs) - len(points)
+    others = f"; the other {rest} are in cells of fewer than {LEAST_BETWEEN} norms, or lack the measure" if rest else ""
+    return f"It rests on {format_count(len(points), 'run')} in {cells}{others}."
+
+
 def basis_sentences(included: Included) -> Iterator[str]:
-    """Yield which runs the primary analysis rests on, and at which training loss they are compared."""
+    """Yield which runs are left out of the primary analysis, and at which training loss the others are compared."""
     for reason, names in included.reasons.items():
         if names:
             counts = Counter(names)
@@ -130,9 +150,51 @@ def basis_sentences(included: Included) -> Iterator[str]:
         yield f"{where or 'Each'} norm is at its best learning rate, chosen by validation accuracy."
     if included.edges:
         yield f"The best peak rate is the smallest or the largest that was tried for {'; '.join(included.edges)}."
-    if not everywhere:
+    yield from rate_sentences(included)
+
+
+def rate_sentences(included: Included) -> Iterator[str]:
+    """Yield in which networks the norms are not at their best learning rates."""
+    if not set(included.runs["Model"]) <= set(included.tuned):
         cells = "In the other cells" if included.tuned else "In each cell"
         yield f"{cells}, all norms have the same learning rate, which may suit some better than others."
+
+
+def ranking_sentences(ranking: pd.DataFrame, included: Included) -> Iterator[str]:
+    """Yield which norm is best in each network, if one is, and whether it was compared at its best learning rate.
+
+    ranking: the frame of rank_norms.
+    """
+    for (network, at), ranks in ranking.groupby(["network", "at"], sort=False):
+        first = ranks.iloc[0]
+        place = f"{network}, at {at}: "
+        if np.isfinite(first["rank_high"]) and first["rank_high"] == 1:
+            yield f"{place}{first['norm']} is best."
+        else:
+            ranks_left = format_interval(first["rank_low"], first["rank_high"])
+            doubt = f"its rank may be {ranks_left}" if ranks_left else "it has no interval"
+            yield f"{place}no norm is shown to be best. {first['norm']} comes first, but {doubt}."
+    untuned = sorted(set(included.runs["Model"]) - set(included.tuned))
+    if untuned:
+        yield (
+            f"These runs do not show which norm is best at its own best learning rate in {', '.join(untuned)}: the "
+            "norms were compared at one rate. run_sweep.py --tune finds each norm's best rate."
+        )
+
+
+def sharpness_sentences(correlations: pd.DataFrame, titles: Mapping[str, str]) -> Iterator[str]:
+    """Yield whether sharpness goes with test accuracy and with the gap, between norms."""
+    between = correlations[(correlations["way"] == BETWEEN) & np.isfinite(correlations["value"].astype(float))]
+    sharpness = between[between["measure"].isin(SHARPNESS)]
+    for outcome in ("Test Accuracy", "Gap"):
+        rows = sharpness[sharpness["outcome"] == outcome].to_dict("records")
+        if rows:
+            each = "; ".join(f"{titles[row['measure']]} {_coefficient(row, is_short=True)}" for row in rows)
+            sure = [titles[row["measure"]] for row in rows if row["p_holm"] < SIGNIFICANT]
+            verdict = f"significant: {', '.join(sure)}" if sure else "none is significant"
+            yield f"Sharpness and {SHORT_OUTCOMES[outcome]}, between norms: {verdict}. {each}."
+    if len(sharpness) and not set(sharpness["measure"]) - set(UNSCALED):
+        yield "All of this curvature is unscaled: its size depends on the norm, so it cannot be compared between norms."
 
 
 def _equals(p: float) -> str:
@@ -204,7 +266,9 @@ def _limits_of_coverage(table: pd.DataFrame) -> Iterator[str]:
     settings = average_over_seeds(table)
     missing = [title for name, title in MEASURES.items() if settings[name].notna().sum() < MIN_POINTS]
     if missing:
-        yield f"Correlations of {'; '.join(missing)}: fewer than {MIN_POINTS} settings have a value."
+        named = "; ".join(missing[:MISSING_SHOWN])
+        others = f" and {len(missing) - MISSING_SHOWN} other measures" if len(missing) > MISSING_SHOWN else ""
+        yield f"Correlations of {named}{others}: fewer than {MIN_POINTS} settings have a value."
     shared = [name for name in NAMED_IF_SHARED if name in table and table[name].notna().all()]
     shared = [name for name in shared if table[name].astype(str).nunique() == 1 and str(table[name].iloc[0])]
     if shared:

@@ -33,7 +33,7 @@ def test_each_line_is_named_at_its_end_and_lines_that_ended_early_above_the_pane
     panel.plot([0, 1, 2], [1, 2, np.nan], label="diverged")
     label_line_ends(panel)
     names = {text.get_text(): text.get_position()[1] for text in panel.texts}
-    assert "ended early or outside: diverged" in names
+    assert "ends earlier, or outside: diverged" in names
     assert names["at 1.0"] < names["at 1.01"] < names["at 1.02"] < names["at 5.0"]
     assert names["at 1.01"] - names["at 1.0"] == pytest.approx(NAME_HEIGHT / 2)
     low, high = panel.get_ylim()
