@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from config import ARCHS, GROUPED_NORMS, NORM_TYPES
+from normstudy.cli import RunError
 from normstudy.plots import (
     LOGARITHMIC_PROBES,
     NAME_WIDTH,
@@ -42,6 +45,7 @@ SPECTRA = {  # {measurement: its name}, those first that can be compared between
     "hessian-filter": "filter-scaled Hessian",
     "hessian": "Hessian, whose scale differs between norms",
 }
+DENSITY_KEYS = ("probes", "min_eigen", "max_eigen", "dimension")  # of a measurement, that a density is drawn from
 MIN_DENSITY = 0.01  # eigenvalues per unit of asinh λ; a smaller density is not drawn
 
 
@@ -102,16 +106,31 @@ def _first_hessians(
 ) -> dict[tuple[str, str], dict[str, Any]]:
     """Return {(network, norm): content of the JSON file} of the first run with this measurement in eval mode.
 
-    Only evenly_chosen runs are read.
+    Only evenly_chosen runs are read. Damaged files are named on stderr and left out.
     """
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for row, run in evenly_chosen(runs):
         path = run.measurement(measurement)
         if path.exists() and (row["Model"], row["Norm"]) not in found:
-            content = read_json(path)
-            if content["settings"]["curvature"] == "hessian" and content["settings"]["bn_mode"] == "eval":
+            content = _read_hessian(path)
+            if content is not None:
                 found[row["Model"], row["Norm"]] = content
     return found
+
+
+def _read_hessian(path: Path) -> dict[str, Any] | None:
+    """Return what _draw_density needs, or None if the file is not of a Hessian in eval mode, or is damaged."""
+    try:
+        content = read_json(path)
+        settings = content["settings"]
+        is_usual = settings["curvature"] == "hessian" and settings["bn_mode"] == "eval"
+        return {name: content[name] for name in DENSITY_KEYS} if is_usual else None
+    except RunError as error:
+        reason = str(error)
+    except (KeyError, TypeError) as error:
+        reason = f"{path} is damaged ({error!r})"
+    print(f"left out of the densities: {reason}", file=sys.stderr)
+    return None
 
 
 def _draw_density(panel: Axes, content: Mapping[str, Any], colour: str, lw: float = 1.2) -> None:

@@ -1,9 +1,9 @@
 """Probe statistics of the runs of a table: reading them, and averaging them into measures."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -44,16 +44,22 @@ def read_probe_statistics(runs: Sequence[tuple[Row, RunDirectory]]) -> list[tupl
     for row, run in evenly_chosen(runs):
         try:
             content = read_probes_summary(run)
+            if content is not None:
+                found.append((row, _as_statistics(content)))
         except RunError as error:
             print(f"left out: {error}", file=sys.stderr)
-            continue
-        if content is not None:
-            values = {
-                key: {name: np.array(numbers, dtype=float) for name, numbers in content[key].items()}
-                for key in (*PROBE_KEYS, *(key for key in WEIGHT_TITLES if key in content))
-            }
-            found.append((row, ProbeStatistics(content["sites"], np.array(content["iteration"]), values)))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            print(f"left out: {run.probes_summary} is damaged ({error!r})", file=sys.stderr)
     return found
+
+
+def _as_statistics(content: Mapping[str, Any]) -> ProbeStatistics:
+    """Return the content of probes.json as arrays. Raises KeyError, TypeError, ValueError or AttributeError."""
+    values = {
+        key: {name: np.array(numbers, dtype=float) for name, numbers in content[key].items()}
+        for key in (*PROBE_KEYS, *(key for key in WEIGHT_TITLES if key in content))
+    }
+    return ProbeStatistics(content["sites"], np.array(content["iteration"]), values)
 
 
 def add_probe_measures(

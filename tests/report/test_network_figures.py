@@ -1,9 +1,12 @@
 """The frame and the scale of panels in which some lines end early."""
 
+import json
+
 import pytest
 from matplotlib.figure import Figure
 
 from normstudy.report import network_figures
+from normstudy.report.probe_statistics import read_probe_statistics
 from normstudy.storage import RunDirectory
 
 
@@ -45,3 +48,26 @@ def test_norms_are_compared_by_scaled_spectra_where_several_have_them(tmp_path):
     name, runs = network_figures.comparable_spectra(rows[::2])
     assert (name, len(runs)) == ("hessian", 2)
     assert network_figures.comparable_spectra([]) == ("hessian", [])
+
+
+WITHOUT_VALUES = json.dumps({"settings": {"curvature": "hessian", "bn_mode": "eval"}})
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "{}", '{"settings": 3}', WITHOUT_VALUES])
+def test_a_damaged_measurement_is_named_and_left_out_of_the_densities(tmp_path, capsys, damage):
+    run = RunDirectory(tmp_path)
+    run.measurement("hessian").write_text(damage)
+    assert network_figures.draw_densities([({"Model": "vgg", "Norm": "Plain"}, run)]) is None
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert str(run.measurement("hessian")) in said
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "{}", '{"std": 3}'])
+def test_damaged_layer_statistics_are_named_and_left_out(tmp_path, capsys, damage):
+    run = RunDirectory(tmp_path)
+    run.probes_summary.write_text(damage)
+    assert read_probe_statistics([({"Model": "vgg", "Norm": "Plain"}, run)]) == []
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert str(run.probes_summary) in said
