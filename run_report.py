@@ -36,6 +36,7 @@ SVG) and tables/*.csv into results_dir.""",
   python run_report.py                                    the runs in results/
   python run_report.py --table=a.csv,b.csv                all runs of several tables with the columns of results.csv
   python run_report.py --compare=study.csv                with the trends of other runs for comparison
+  python run_report.py --watch                            rebuild the page as runs end, until Ctrl-C
   python run_report.py --collect                          only rebuild results.csv and README.md
 exit codes: 0 done, 1 failed, 2 wrong flags, 130 Ctrl-C""",
     )
@@ -70,6 +71,14 @@ exit codes: 0 done, 1 failed, 2 wrong flags, 130 Ctrl-C""",
     add_flag(
         parser, "collect", False, "Only rebuild results.csv and README.md in results_dir, without a report", boolean
     )
+    add_flag(
+        parser,
+        "watch",
+        False,
+        "Keep watching the runs in results_dir: rebuild the report when a run has ended, and show the runs in "
+        "progress. It does not end by itself, because other runs may start; Ctrl-C ends it and leaves a complete page",
+        boolean,
+    )
     return parser
 
 
@@ -77,30 +86,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; return its exit code."""
     args = build_parser().parse_args(argv)
     results_dir = Path(args.results_dir)
-    unused = [name for name in ("compare", "same_data", "filter", "baseline") if getattr(args, name)]
+    unused = [name for name in ("compare", "same_data", "filter", "baseline", "watch") if getattr(args, name)]
     if args.collect and unused:
         raise UsageError(f"--collect writes no report; leave out --{unused[0]}")
     if args.table is not None:
         if args.collect:
             raise UsageError("--collect rebuilds the table of results_dir; leave out --table")
+        if args.watch:
+            raise UsageError("--watch follows the run folders in results_dir; leave out --table")
         tables = [Path(name) for name in args.table.split(",")]
     else:
         if not results_dir.is_dir():
             raise UsageError(f"--results_dir={results_dir} is not a folder")
-        tables = [collect_table(results_dir)]
+        tables = [results_dir / "results.csv" if args.watch else collect_table(results_dir)]
     if args.collect:
         [path] = tables
         print(f"{path}: {len(read_csv(path))} runs; {path.with_name('README.md')} explains the columns")
         return 0
     with loading_modules():
-        from normstudy.report import ReportOptions, write_report
+        from normstudy.report import ReportOptions, watch_report, write_report
     compared = args.compare.split(",") if args.compare else ()
     same_data = args.same_data.split(",") if args.same_data else ()
-    page = write_report(
-        ReportOptions(
-            tables, results_dir, compared, same_data, args.resamples, args.seed, args.baseline, args.filter or {}
-        )
+    options = ReportOptions(
+        tables,
+        results_dir,
+        compared,
+        same_data,
+        args.resamples,
+        args.seed,
+        args.baseline,
+        args.filter or {},
+        shows_progress=args.table is None,
     )
+    if args.watch:
+        watch_report(options)
+    page = write_report(options)
     print(f"wrote {page} ({page.stat().st_size / 1e6:.1f} MB), with figures and tables next to it")
     return 0
 

@@ -2,5 +2,6 @@
 
 from normstudy.report.build import write_report
 from normstudy.report.data import ReportOptions
+from normstudy.report.watch import watch_report
 
-__all__ = ["ReportOptions", "write_report"]
+__all__ = ["ReportOptions", "watch_report", "write_report"]

@@ -1,6 +1,7 @@
 """Build the report: read the tables, compute the statistics, draw the pictures and write the page."""
 
 import platform
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,11 +17,24 @@ from normstudy.report.data import (
     with_known_baseline,
 )
 from normstudy.report.explorer import vega_script
-from normstudy.report.figures import draw_pictures
+from normstudy.report.figures import draw_pictures, save_drawings
 from normstudy.report.page import format_count, render_page
+from normstudy.report.progress import progress_section, reload_script
+from normstudy.report.progress_figures import draw_progress
+from normstudy.report.run_states import FileCache, RunStates, read_states
 from normstudy.report.sections import page_sections
 from normstudy.report.tables import filtered, read_tables
 from normstudy.storage import git_commit, write_bytes
+
+
+@dataclass(frozen=True)
+class BuiltReport:
+    """The parts of the page that depend on the table of runs alone. libraries: JavaScript for its scripts."""
+
+    title: str
+    sections: list[tuple[str, str]]
+    origin: str
+    libraries: list[str]
 
 
 def write_report(options: ReportOptions) -> Path:
@@ -28,10 +42,17 @@ def write_report(options: ReportOptions) -> Path:
 
     Raises RunError if a file is not a table of runs.
     """
+    built = build_report(options)
+    files = FileCache()
+    states = read_states(options.results_dir, files) if options.shows_progress else None
+    return write_page(built, options, states, files)
+
+
+def build_report(options: ReportOptions) -> BuiltReport:
+    """Compute the report on the tables; write figures/*.png and tables/*.csv. Raises RunError for a wrong table."""
     table = filtered(read_tables(options.tables), options.filters)
     options = with_known_baseline(options, table)
     other_table = read_tables(options.compared) if options.compared else None
-    path = options.results_dir / "report.html"
     with progress_bar(5, "report", unit="part") as bar:
         data = look_into_folders(table, other_table)
         bar.update()
@@ -42,11 +63,35 @@ def write_report(options: ReportOptions) -> Path:
         pictures = draw_pictures(data, statistics, options.results_dir / "figures")
         bar.update()
         sections = page_sections(data, statistics, pictures, options)
-        title = f"Normalization: a report on {format_count(len(table), 'run')}"
-        libraries = [vega_script()] if any(heading == "Explorer" for heading, _ in sections) else []
-        page = render_page(title, sections, _origin(options), libraries)
-        write_bytes(path, page.encode("utf-8", "replace"))
         bar.update()
+    title = f"Normalization: a report on {format_count(len(table), 'run')}"
+    libraries = [vega_script()] if any(heading == "Explorer" for heading, _ in sections) else []
+    return BuiltReport(title, sections, _origin(options), libraries)
+
+
+def write_page(
+    built: BuiltReport,
+    options: ReportOptions,
+    states: RunStates | None,
+    files: FileCache,
+    is_watched: bool = False,
+) -> Path:
+    """Write report.html, with a section on runs in progress after the summary if there are any; return its path.
+
+    states: of the runs in results_dir, or None. files: the cache with which they were read. is_watched: whether the
+    page will be rewritten, so that it reloads itself.
+    """
+    summary, *others = built.sections
+    progress = []
+    if states is not None:
+        drawing = draw_progress(states, options.results_dir, files)
+        pictures = save_drawings([drawing], options.results_dir / "figures")
+        section = progress_section(states, pictures, options.results_dir, is_watched, bool(options.filters))
+        progress = [section] if section[1] else []
+    libraries = [*built.libraries, *([reload_script()] if is_watched else [])]
+    page = render_page(built.title, [summary, *progress, *others], built.origin, libraries)
+    path = options.results_dir / "report.html"
+    write_bytes(path, page.encode("utf-8", "replace"))
     return path
 
 

@@ -28,7 +28,8 @@ class ReportOptions:
 
     compared: tables whose trends are compared with those of the runs. same_data: data sets that count as one there.
     baseline: the norm to which the others' differences are computed (BatchNorm if None). filters:
-    {column: value} of the runs to report on.
+    {column: value} of the runs to report on. shows_progress: whether the page shows the runs in progress and the
+    failed runs in results_dir.
     """
 
     tables: Sequence[Path]
@@ -39,6 +40,7 @@ class ReportOptions:
     seed: int = 0
     baseline: str | None = None
     filters: Mapping[str, str] = field(default_factory=dict)
+    shows_progress: bool = False
 
 
 @dataclass(frozen=True)

@@ -73,15 +73,16 @@ def draw_pictures(data: ReportData, statistics: ReportStatistics, folder: Path) 
     """Draw the pictures for which there is data; save them as PNG and SVG files in `folder`."""
     remove_leftovers(folder, ".*.tmp")
     return ReportPictures(
-        findings=_saved(_of_findings(data, statistics), folder),
-        norms=_saved(_of_norms(data, statistics), folder),
-        measures=_saved(_of_measures(data, statistics), folder),
-        claims=_saved(_of_claims(data), folder),
-        networks=_saved(_of_networks(data), folder),
+        findings=save_drawings(_of_findings(data, statistics), folder),
+        norms=save_drawings(_of_norms(data, statistics), folder),
+        measures=save_drawings(_of_measures(data, statistics), folder),
+        claims=save_drawings(_of_claims(data), folder),
+        networks=save_drawings(_of_networks(data), folder),
     )
 
 
-def _saved(drawings: Iterable[Drawing], folder: Path) -> list[Picture]:
+def save_drawings(drawings: Iterable[Drawing], folder: Path) -> list[Picture]:
+    """Save the figures of the drawings that have one as PNG and SVG files in `folder`."""
     pictures = []
     for name, caption, figure in drawings:
         if figure is not None:

@@ -38,6 +38,7 @@ from normstudy.storage.run_directory import (
     measurement_name,
     run_name,
 )
+from normstudy.storage.run_owner import Owner, is_alive, read_owner
 from normstudy.storage.run_settings import open_run, read_summary, reads_same_folder, stored_config
 from normstudy.storage.training_state import load_state, prepare_run, save_state
 
@@ -52,6 +53,7 @@ __all__ = [
     "SETTING_COLUMNS",
     "USUAL_MATRIX",
     "WEIGHT_KEYS",
+    "Owner",
     "RunDirectory",
     "add_to_history",
     "are_metrics_whole",
@@ -62,6 +64,7 @@ __all__ = [
     "git_commit",
     "history_entry",
     "identity_hash",
+    "is_alive",
     "is_whole_json",
     "load_probes",
     "load_probes_of_whole_batches",
@@ -72,6 +75,7 @@ __all__ = [
     "prepare_run",
     "read_csv",
     "read_json",
+    "read_owner",
     "read_probes_summary",
     "read_summary",
     "read_torch",

@@ -4,12 +4,9 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
-import platform
 import re
 import shutil
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from config import GROUPED_NORMS, PROBE_FLAGS, Config
 from normstudy.cli import Busy
 from normstudy.storage.files import remove_leftovers
 from normstudy.storage.locks import locked
+from normstudy.storage.run_owner import write_owner
 
 MEASUREMENTS = ("hessian", "class_similarity", "measures", "landscape")  # {name}.json is written by run_{name}.py
 USUAL_MATRIX = {"curvature": "hessian", "bn_mode": "eval", "scale": "none"}  # other values enter a measurement's name
@@ -48,6 +46,9 @@ class RunDirectory:
         self.curves = self.path / "curves.png"
         self.probes_picture = self.path / "probes.png"
         self.probes_summary = self.path / "probes.json"
+        self.owner = self.path / ".owner"  # names the process that holds the lock; see run_owner
+        self.log = self.path.parent / "logs" / f"{self.path.name}.log"  # a sweep's output of all commands for this run
+        self.failure = self.log.with_name(f"{self.path.name}.failed")  # why the run failed in a sweep, if it did
 
     def checkpoint(self, epoch: int) -> Path:
         return self.path / "checkpoints" / f"epoch_{epoch:04d}.pt"
@@ -91,24 +92,22 @@ class RunDirectory:
         import filelock
 
         self.path.mkdir(parents=True, exist_ok=True)
-        owner = self.path / ".owner"
         try:
             with locked(self.path / ".lock", timeout=0) as has_locks:
                 if has_locks:
                     remove_leftovers(self.path)
                 else:
                     print(f"{self.path}: this disk has no locks; let only one process work on a run", file=sys.stderr)
-                with contextlib.suppress(OSError):
-                    owner.write_text(f"process {os.getpid()} on {platform.node()} since {time.strftime('%c')}\n")
+                write_owner(self.owner)
                 try:
                     yield
                 finally:
                     with contextlib.suppress(OSError):
-                        owner.unlink()
+                        self.owner.unlink()
         except filelock.Timeout:
             who = "another process"
             with contextlib.suppress(OSError, ValueError):
-                who = owner.read_text(encoding="utf-8").strip() or who
+                who = self.owner.read_text(encoding="utf-8").strip() or who
             raise Busy(f"{self.path} is being worked on by {who}; wait for it, or stop it") from None
 
     def clear(self) -> None:

@@ -14,12 +14,12 @@ from normstudy.sweeps.grid import SweepRun
 
 def log_path(run: SweepRun) -> Path:
     """Return the path of the log of a run, which receives the output of all its commands."""
-    return run.directory.path.parent / "logs" / f"{run.directory.path.name}.log"
+    return run.directory.log
 
 
 def failure_path(run: SweepRun) -> Path:
     """Return the path of the file that says why a run failed. It exists only if the run failed."""
-    return log_path(run).with_suffix(".failed")
+    return run.directory.failure
 
 
 def missing_measurements(run: SweepRun) -> list[str]:
