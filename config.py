@@ -10,7 +10,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from normstudy.cli import Parser, UsageError, argparse_type, boolean, count, device_name, number
+from normstudy.cli import BALANCES, Parser, UsageError, argparse_type, boolean, count, device_name, number
 
 ARCHS = ("vgg", "resnet-56", "vit")
 CONV_TYPES = ("Plain", "sWS", "WeightNormalized", "WeightCentered")
@@ -49,6 +49,7 @@ DATASETS = ("CIFAR-10", "CIFAR-100", "ImageFolder", "Synthetic")
 PRECISIONS = ("fp32", "tf32", "bf16")
 OPTIMIZERS = ("sgd", "adamw")
 LR_SCHEDULES = ("step", "cosine", "constant")
+SUBSET_FLAGS = ("train_samples", "test_samples", "val_fraction")
 AUGMENTATIONS = ("flip", "crop", "none")
 DECAYED = ("all", "weights")
 KEEP = ("all", "last")
@@ -252,14 +253,29 @@ class Config:
     download: bool = _flag(
         False, "Download CIFAR-10 or CIFAR-100 into data_dir", group="data", type=boolean, runtime=True
     )
+    cache_dir: str | None = _flag(
+        None,
+        "Folder for the cache of decoded images (default: data_dir, or the user's cache folder if data_dir cannot be "
+        "written to)",
+        group="data",
+        runtime=True,
+    )
     train_samples: int | None = _flag(
-        None, "Number of training images, as a class-balanced subset (default: all)", group="data", type=count
+        None, "Number of training images, as a subset of the training set (default: all)", group="data", type=count
     )
     test_samples: int | None = _flag(
-        None, "Number of test images, as a class-balanced subset (default: all)", group="data", type=count
+        None, "Number of test images, as a subset of the test set (default: all)", group="data", type=count
     )
     val_fraction: float = _flag(
         0.0, "Fraction of the training images held out for validation", group="data", type=number(float, low=0, below=1)
+    )
+    balance: str = _flag(
+        "equal",
+        f"Classes in {', '.join(f'--{name}' for name in SUBSET_FLAGS)}: as equally many images of each class as there "
+        "are (equal), or the shares that the classes have (proportional)",
+        group="data",
+        choices=BALANCES,
+        before="equal",
     )
     augment: str = _flag(
         "flip",
@@ -525,6 +541,10 @@ def _check_applicable(config: Config, given: Container[str]) -> None:
         raise UsageError(f"--download applies only to CIFAR-10 and CIFAR-100, not to {config.dataset}")
     if config.dataset == "Synthetic" and "data_dir" in given:
         raise UsageError("--data_dir does not apply to Synthetic, which is generated from the seed; leave it out")
+    if config.dataset == "Synthetic" and config.cache_dir is not None:
+        raise UsageError("--cache_dir does not apply to Synthetic, which is generated from the seed; leave it out")
+    if config.balance != "equal" and not any(getattr(config, name) for name in SUBSET_FLAGS):
+        raise UsageError(f"--balance applies only to {', '.join(f'--{name}' for name in SUBSET_FLAGS)}; leave it out")
     if config.nesterov and not config.momentum:
         raise UsageError("--nesterov needs a --momentum above 0")
     if "lr" in given and "init_lr" in given:

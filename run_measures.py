@@ -42,7 +42,7 @@ def build_parser() -> Parser:
   python run_measures.py                                          every run in results/ that is not measured yet
   python run_measures.py results/RUN --measures=margin,weights    a few seconds
   python run_measures.py results/RUN --checkpoint=all             over training""",
-        f"Number of training images, equally many of each class (default: {SAMPLES}, on a GPU {SAMPLES_ON_GPU})",
+        f"Number of training images (default: {SAMPLES}, on a GPU {SAMPLES_ON_GPU})",
     )
     texts = "; ".join(f"{name}: {text}" for name, text in GROUPS.items())
     add_flag(parser, "measures", ",".join(GROUPS), f"Groups of measures, separated by commas. {texts}", groups)

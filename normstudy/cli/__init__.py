@@ -2,7 +2,8 @@
 
 from normstudy.cli.commands import end_process, loading_modules, run_command
 from normstudy.cli.errors import Busy, RunError, UsageError, describe_os_error, first_line
-from normstudy.cli.flag_types import argparse_type, boolean, canonical_name, count, device_name, number
+from normstudy.cli.flag_types import BALANCES, argparse_type, boolean, canonical_name, count, device_name, number
+from normstudy.cli.notices import notify
 from normstudy.cli.outcome import OUTCOME_VARIABLE, Outcome, read_outcome, report_outcome
 from normstudy.cli.parsers import Parser, add_flag, measurement_parser
 from normstudy.cli.progress import progress_bar
@@ -10,6 +11,7 @@ from normstudy.cli.sharing import processes_sharing, sharing_environment
 from normstudy.cli.signals import SafePoints, stops_at_safe_points
 
 __all__ = [
+    "BALANCES",
     "OUTCOME_VARIABLE",
     "Busy",
     "Outcome",
@@ -28,6 +30,7 @@ __all__ = [
     "first_line",
     "loading_modules",
     "measurement_parser",
+    "notify",
     "number",
     "processes_sharing",
     "progress_bar",

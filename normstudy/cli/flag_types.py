@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+BALANCES = ("equal", "proportional")  # shares of the classes in a subset: see normstudy/datasets/splits.py
+
 Number = TypeVar("Number", int, float)
 
 

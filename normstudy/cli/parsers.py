@@ -8,7 +8,16 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from normstudy.cli.errors import UsageError
-from normstudy.cli.flag_types import argparse_type, boolean, checkpoint_name, count, device_name, number, tag
+from normstudy.cli.flag_types import (
+    BALANCES,
+    argparse_type,
+    boolean,
+    checkpoint_name,
+    count,
+    device_name,
+    number,
+    tag,
+)
 from normstudy.cli.outcome import report_outcome
 
 
@@ -37,7 +46,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{line}\n")
 
 
-IMAGES = "Number of images to measure on, equally many of each class. A smaller data set is used completely"
+IMAGES = "Number of images to measure on. A smaller data set is used completely"
 
 
 def measurement_parser(
@@ -67,8 +76,17 @@ def measurement_parser(
         checkpoint_name,
     )
     add_flag(parser, "samples", samples, images, count)
+    add_flag(
+        parser,
+        "balance",
+        "equal",
+        "Classes in --samples: as equally many images of each class as there are (equal), or the shares that the "
+        "classes have (proportional)",
+        choices=BALANCES,
+    )
     add_flag(parser, "seed", 0, "Seed for the choice of images and for all random numbers", number(int, low=0))
     add_flag(parser, "data_dir", None, "Folder of the run's images (default: the one used in training)")
+    add_flag(parser, "cache_dir", None, "Folder for the cache of decoded images (default: the one used in training)")
     add_flag(
         parser,
         "device",

@@ -7,24 +7,25 @@ from typing import Any
 import torch
 
 from normstudy.cli import RunError
-from normstudy.datasets.image_cache import CACHE_NAME, files_digest, read_cache, to_dataset, write_cache
+from normstudy.datasets.image_cache import CACHE_NAME, cache_files, files_digest, read_cache, to_dataset, write_cache
 from normstudy.datasets.splits import Dataset
 
 CIFAR_FOLDERS = {"CIFAR-10": "cifar-10-batches-py", "CIFAR-100": "cifar-100-python"}
 
 
-def load_cifar(name: str, data_dir: Path, download: bool) -> Dataset:
+def load_cifar(name: str, data_dir: Path, download: bool, cache_dir: str | None = None) -> Dataset:
     """Load CIFAR-10 or CIFAR-100 through torchvision, which checks every file's md5 before it is read.
 
-    The images are cached next to the archive's folder, because importing torchvision takes seconds. The cache is used
-    only if its checksum is right and no file of the folder has changed. Raises RunError if the images cannot be read.
+    The images are cached next to the archive's folder or in cache_dir (see cache_files), because importing torchvision
+    takes seconds. The cache is used only if its checksum is right and no file of the folder has changed. Raises
+    RunError if the images cannot be read.
     """
-    cache = data_dir / f"{name}-{CACHE_NAME}"
+    caches = cache_files(data_dir, f"{name}-{CACHE_NAME}", cache_dir)
     folder = data_dir / CIFAR_FOLDERS[name]
-    stored = read_cache(cache, _folder_digest(folder), None)
+    stored = read_cache(caches, _folder_digest(folder), None)
     if stored is None:
         stored = _read_cifar(name, data_dir, download)
-        write_cache(stored, cache, _folder_digest(folder))
+        write_cache(stored, caches, _folder_digest(folder))
     return to_dataset(stored, tuple(stored["classes"]))
 
 

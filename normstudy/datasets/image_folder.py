@@ -1,136 +1,149 @@
 """Folders of images: train/<class>/ and test/<class>/."""
 
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 
-from normstudy.cli import RunError, progress_bar
-from normstudy.datasets.image_cache import CACHE_NAME, files_digest, read_cache, to_dataset, write_cache
+from normstudy.cli import RunError, notify, progress_bar
+from normstudy.datasets.image_cache import CACHE_NAME, cache_files, files_digest, read_cache, to_dataset, write_cache
+from normstudy.datasets.image_decoding import VERSION, Unreadable, decode_image, resize
+from normstudy.datasets.image_listing import BOTH, Listing, first_few, list_images, unused_folders
 from normstudy.datasets.splits import Dataset
 
-LabelledFiles = dict[str, list[tuple[os.DirEntry[str], int]]]  # {split: [(file, label)]}
-T = TypeVar("T")
+LARGE = 100e6  # bytes of images above which --image_size is recommended
+SMALL_SIDE = 64  # the side in pixels of the recommendation
 
 
-def load_image_folder(data_dir: Path, image_size: int | None = None) -> Dataset:
+def load_image_folder(data_dir: Path, image_size: int | None = None, cache_dir: str | None = None) -> Dataset:
     """Load `data_dir`/train/<class>/ and `data_dir`/test/<class>/ in any format that PIL reads.
 
-    If all images have the same size, they keep it; otherwise all are resized to image_size. The decoded images are
-    cached next to the folders. The cache is used only if its checksum is right and no file's path, size or time has
-    changed. Raises RunError for missing folders, unreadable files (by name), and differing sizes without image_size.
+    Without image_size, all images must have the same size, which they keep. With it, they keep it if they have one size
+    with no side above image_size; otherwise each is resized to image_size × image_size pixels while it is decoded.
+
+    The decoded images are cached (see cache_files). A cache is used only if its checksum is right and no file's path,
+    size or time has changed. Lines on stderr count everything that was left out, and say how much memory the images
+    take before they are decoded. Raises RunError as list_images does, for a class without readable images, and for
+    differing sizes without image_size.
     """
-    classes, files = _list_images(data_dir)
-    named = (
-        (f"{split}/{classes[label]}/{entry.name}", entry) for split, found in files.items() for entry, label in found
-    )
-    listing = files_digest(named)
-    cache = data_dir / CACHE_NAME
-    stored = read_cache(cache, listing, image_size)
+    listing = list_images(data_dir)
+    digest = _digest(listing)
+    caches = {size: cache_files(data_dir, _cache_name(size), cache_dir) for size in (image_size, None)}
+    found = (read_cache(places, digest, image_size) for places in caches.values())
+    stored = next((each for each in found if each is not None), None)
+    is_new = stored is None
     if stored is None:
-        stored = _decode(files, image_size)
-        write_cache(stored, cache, listing)
-    return to_dataset(stored, classes)
+        stored = _decode(listing, image_size, lambda words: notify(f"{words}; cache: {caches[None][0].parent}"))
+    _report_left_out(data_dir, listing, stored["unreadable"])
+    _check_classes(listing, stored)
+    if is_new:
+        write_cache(stored, caches[stored["resized_to"]], digest)
+    return to_dataset(stored, listing.classes)
 
 
-def _list_images(data_dir: Path) -> tuple[tuple[str, ...], LabelledFiles]:
-    """Return the class names and the files of an image folder, sorted by name."""
-    known = Image.registered_extensions()
-    names: dict[str, list[str]] = {}
-    files: LabelledFiles = {}
-    for split in ("train", "test"):
-        folder = data_dir / split
-        if not folder.is_dir():
-            is_too_deep = data_dir.name in ("train", "test") and (data_dir.parent / split).is_dir()
-            hint = f"; try --data_dir={data_dir.parent}" if is_too_deep else ""
-            raise RunError(f"{folder} is not a folder: --data_dir must contain train/<class>/ and test/<class>/{hint}")
-        folders = [entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
-        names[split] = sorted(folders)
-        files[split] = [
-            (entry, label)
-            for label, name in enumerate(names[split])
-            for entry in sorted(os.scandir(folder / name), key=lambda entry: entry.name)
-            if os.path.splitext(entry.name)[1].lower() in known and not entry.name.startswith(".")
-        ]
-        if not files[split]:
-            raise RunError(f"{folder} contains no images in folders named after their class")
-    if names["train"] != names["test"]:
-        unpaired = sorted(set(names["train"]) ^ set(names["test"]))
-        raise RunError(f"class {unpaired[0]} of {data_dir} is in only one of train and test")
-    return tuple(names["train"]), files
+def _cache_name(image_size: int | None) -> str:
+    """Return the name of the cache of images that were resized to image_size, or that have their own size (None)."""
+    return CACHE_NAME if image_size is None else CACHE_NAME.replace(".", f"-{image_size}.")
 
 
-def _decode(files: LabelledFiles, image_size: int | None) -> dict[str, Any]:
-    """Return the decoded images and their labels; see write_cache.
+def _digest(listing: Listing) -> str:
+    """Return a hash of everything in the files and in this program that changes the pixels or labels."""
+    named = (
+        (f"{split}/{file.label}/{listing.classes[file.label]}/{file.name}", file.path)
+        for split in BOTH
+        for file in listing.files[split]
+    )
+    try:
+        return f"{VERSION} {files_digest(named)}"
+    except OSError as error:
+        raise RunError(f"{error.filename} cannot be read: {error.strerror}") from None
 
-    resized_to is None if all files have the same size, which is then kept. One thread decodes, because of the GIL.
+
+def _decode(listing: Listing, image_size: int | None, announce: Callable[[str], None]) -> dict[str, Any]:
+    """Return the decoded images, their labels and the unreadable files; see write_cache.
+
+    resized_to is None if the images keep their size. One thread decodes, because of the GIL.
     """
-    total = sum(len(entries) for entries in files.values())
-    unreadable: dict[str, str] = {}
-    sizes = set()
-    for entries in files.values():
-        for entry, _ in entries:
-            size = _open_image(entry, lambda image: image.size, unreadable)
-            if size is not None:
-                sizes.add(size)
-    has_one_size = len(sizes) == 1
-    if not has_one_size and image_size is None and not unreadable:
-        shapes = _first_few(f"{width}×{height}" for width, height in sizes)
-        raise RunError(f"the images differ in size ({shapes}): give --image_size to resize them")
-
-    def pixels(image: Image.Image) -> np.ndarray:
-        image = _to_rgb(image)
-        if has_one_size or image_size is None:
-            return np.asarray(image)
-        return np.asarray(image.resize((image_size, image_size), Image.Resampling.BILINEAR))
-
-    stored: dict[str, Any] = {"resized_to": None if has_one_size else image_size}
+    total = sum(map(len, listing.files.values()))
+    arrays: dict[str, list[np.ndarray]] = {split: [] for split in BOTH}
+    labels: dict[str, list[int]] = {split: [] for split in BOTH}
+    unreadable: list[list[str]] = []
+    shapes: dict[tuple[int, ...], None] = {}
+    is_any_shrunk = False
     with progress_bar(total, "decoding images") as bar:
-        for split, entries in files.items():
-            arrays: list[np.ndarray] = []
-            for entry, _ in entries:
-                array = _open_image(entry, pixels, unreadable)
-                if array is not None:
-                    arrays.append(array)
+        for split in BOTH:
+            for file in listing.files[split]:
                 bar.update()
-            if not unreadable:
-                stored[f"{split}_images"] = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
-            stored[f"{split}_labels"] = torch.tensor([label for _, label in entries])
-    if unreadable:
-        raise RunError(
-            f"{len(unreadable)} of {total} files cannot be read as images: {_first_few(unreadable.values())}"
-        )
+                try:
+                    pixels = decode_image(file.path, image_size)
+                except Unreadable as reason:
+                    unreadable.append([split, f"{file.name}: {reason}"])
+                    continue
+                if not shapes:
+                    announce(_needs(total, pixels.values.shape, image_size))
+                arrays[split].append(pixels.values)
+                labels[split].append(file.label)
+                shapes[pixels.values.shape] = None
+                is_any_shrunk |= pixels.is_shrunk
+                if len(shapes) > 1 and image_size is None:
+                    sizes = first_few(f"{width}×{height}" for height, width, _ in shapes)
+                    raise RunError(f"the images differ in size ({sizes}): give --image_size to resize them")
+    resized_to = image_size if is_any_shrunk or len(shapes) > 1 else None
+    stored: dict[str, Any] = {"resized_to": resized_to, "unreadable": unreadable}
+    for split in BOTH:
+        stored[f"{split}_images"] = _stack(arrays[split], resized_to)
+        stored[f"{split}_labels"] = torch.tensor(labels[split], dtype=torch.int64)
     return stored
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image to 8-bit RGB: scale 16 bits, drop alpha. Raises ValueError for floating-point pixels."""
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no known range")
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
-    if "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
+def _stack(arrays: list[np.ndarray], image_size: int | None) -> torch.Tensor:
+    """Return images of one size, or resized to image_size, as (N, 3, H, W), and empty the list to save memory."""
+    if not arrays:
+        return torch.empty(0, 3, 1, 1, dtype=torch.uint8)
+    height, width = arrays[0].shape[:2] if image_size is None else (image_size, image_size)
+    images = torch.empty(len(arrays), 3, height, width, dtype=torch.uint8)
+    for index in reversed(range(len(arrays))):
+        pixels = arrays.pop()
+        images[index] = torch.tensor(pixels if image_size is None else resize(pixels, image_size)).permute(2, 0, 1)
+    return images
 
 
-def _open_image(entry: os.DirEntry[str], use: Callable[[Image.Image], T], unreadable: dict[str, str]) -> T | None:
-    """Return use(image). If PIL cannot read the file, return None and add its path and the reason to `unreadable`."""
-    try:
-        with Image.open(entry.path) as image:
-            return use(image)
-    except Exception as error:  # PIL raises many types for unreadable files; each file is reported by name
-        reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
-        unreadable[entry.path] = f"{entry.path} ({reason})"
-        return None
+def _needs(count: int, shape: tuple[int, ...], image_size: int | None) -> str:
+    """Return a text with about the memory that `count` images take, from the shape of one of them (H, W, 3)."""
+    height, width, channels = shape
+    size = count * height * width * channels
+    words = f"decoding {count:,} images of {width}×{height} pixels: about {_bytes(size)} of memory and as much on disk"
+    if image_size is None and size > LARGE:
+        words += f" (--image_size={SMALL_SIDE} would take {_bytes(count * SMALL_SIDE**2 * channels)})"
+    return words
 
 
-def _first_few(names: Iterable[str], limit: int = 5) -> str:
-    """Return the first names as text, and how many more there are."""
-    in_order = sorted(names)
-    more = f" and {len(in_order) - limit} more" if len(in_order) > limit else ""
-    return ", ".join(in_order[:limit]) + more
+def _bytes(count: float) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.0f} kB"
+
+
+def _report_left_out(data_dir: Path, listing: Listing, unreadable: list[list[str]]) -> None:
+    """Print what was left out of each split, and which folders were not used. unreadable: [split, file and reason]."""
+    for split, words in unreadable:
+        listing.left_out[split].add("unreadable", words)
+    for split in BOTH:
+        if counts := listing.left_out[split].describe():
+            notify(f"left out of {listing.folders[split]}: {counts}")
+    for name in unused_folders(data_dir, listing.folders.values()):
+        notify(f"left out of {data_dir}: the folder {name} (--val_fraction takes validation images from train)")
+
+
+def _check_classes(listing: Listing, stored: dict[str, Any]) -> None:
+    """Raise RunError if a class has no readable image in a split."""
+    for split in BOTH:
+        for label, name in enumerate(listing.classes):
+            if not (stored[f"{split}_labels"] == label).any():
+                folder = listing.folders[split]
+                raise RunError(
+                    f"no image of class {name} in {folder} can be read ({listing.left_out[split].describe()})"
+                )

@@ -1,12 +1,14 @@
 """Data sets as uint8 tensors, and class-balanced subsets of them."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+MOST_NAMED = 10  # classes whose counts are all printed
 SUBSET_SEED = 0  # subsets and the validation split are the same for every training seed
 
 
@@ -67,20 +69,77 @@ def seeded_generator(*key: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def balanced_subset(labels: torch.Tensor, count: int, num_classes: int, seed: int = SUBSET_SEED) -> torch.Tensor:
-    """Return sorted indices (count,) of a subset with equally many samples of each class.
+def balanced_subset(
+    labels: torch.Tensor,
+    count: int,
+    num_classes: int,
+    seed: int = SUBSET_SEED,
+    *,
+    balance: str = "equal",
+    keep: int = 0,
+) -> torch.Tensor:
+    """Return sorted indices (count,) of a random subset whose number of samples per class is that of shares_of_classes.
 
-    The first classes get the remainder. labels: (N,) int64. Raises ValueError if a class has too few samples.
+    labels: (N,) int64. keep: number of samples of each class that are not taken. Raises ValueError if fewer than
+    `count` samples can be taken.
     """
+    sizes = torch.bincount(labels, minlength=num_classes).sub(keep).clamp_min(0).tolist()
+    wanted = shares_of_classes(sizes, count, balance)
     order = torch.randperm(len(labels), generator=seeded_generator("subset", seed))
-    chosen = []
-    for label in range(num_classes):
-        wanted = count // num_classes + (label < count % num_classes)
-        members = order[labels[order] == label]
-        if len(members) < wanted:
-            raise ValueError(f"class {label} has {len(members)} images, but a balanced subset needs {wanted}")
-        chosen.append(members[:wanted])
+    chosen = [order[labels[order] == label][:share] for label, share in enumerate(wanted)]
     return torch.cat(chosen).sort().values
+
+
+def shares_of_classes(sizes: Sequence[int], count: int, balance: str = "equal") -> list[int]:
+    """Return how many of `count` samples each class gives, at most all that it has.
+
+    With balance "equal", they are as equal as the sizes of the classes allow: small classes give all samples, and the
+    others equally many. With "proportional", they are the sizes times count/sum(sizes), rounded by largest remainders.
+    The first classes get what equal shares or remainders leave over. Raises ValueError if there are too few samples.
+    """
+    total = sum(sizes)
+    if count > total:
+        raise ValueError(f"there are only {total}")
+    if balance == "proportional":
+        shares = [size * count // max(total, 1) for size in sizes]
+        by_remainder = sorted(range(len(sizes)), key=lambda label: -(sizes[label] * count % max(total, 1)))
+        for label in by_remainder[: count - sum(shares)]:
+            shares[label] += 1
+        return shares
+    rest, level = count, 0
+    for index, size in enumerate(sorted(sizes)):
+        level = rest // (len(sizes) - index)
+        if size > level:
+            break
+        rest -= size
+    shares = [min(size, level) for size in sizes]
+    larger = [label for label, size in enumerate(sizes) if size > level]
+    for label in larger[: count - sum(shares)]:
+        shares[label] += 1
+    return shares
+
+
+def fewest_samples(sizes: Sequence[int], balance: str = "equal") -> int:
+    """Return a number of samples from which on shares_of_classes takes one of each class. No size may be 0."""
+    if balance == "equal":
+        return len(sizes)
+    total = sum(sizes)
+    enough = total
+    while enough > len(sizes) and min(shares_of_classes(sizes, enough - 1, balance)) > 0:
+        enough -= 1
+    return enough
+
+
+def describe_counts(labels: torch.Tensor, classes: Sequence[str]) -> str:
+    """Return a text with the number of images of each class, or an empty text if they differ by at most one."""
+    counts = torch.bincount(labels.cpu(), minlength=len(classes)).tolist()
+    if max(counts) - min(counts) <= 1:
+        return ""
+    if len(classes) <= MOST_NAMED:
+        return ", ".join(f"{count} of {name}" for name, count in zip(classes, counts, strict=True))
+    fewest = sorted(range(len(classes)), key=lambda label: counts[label])[:3]
+    named = ", ".join(f"{counts[label]} of {classes[label]}" for label in fewest)
+    return f"{min(counts)} to {max(counts)} images of each class ({named}, …)"
 
 
 def deal_blocks(labels: torch.Tensor, num_blocks: int) -> list[torch.Tensor]:

@@ -1,16 +1,57 @@
 """The network of a finished run at one epoch."""
 
+import argparse
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
 from config import Config
 from models import Network, build_from_config
 from normstudy.cli import RunError
-from normstudy.datasets import Dataset, Split, balanced_subset, evaluation_batches
+from normstudy.datasets import Dataset, Split, balanced_subset, describe_counts, evaluation_batches
 from normstudy.storage import RunDirectory, read_torch
+
+
+class Subset(NamedTuple):
+    """The images of a measurement.
+
+    counts: the number of images of each class. all_counts: the same for the split from which they were taken.
+    """
+
+    images: Split
+    indices_sha256: str
+    counts: list[int]
+    all_counts: list[int]
+
+    def describe(self) -> dict[str, Any]:
+        """Return the description of the images for the measurement's JSON file."""
+        return {
+            "num_samples": len(self.images),
+            "sample_indices_sha256": self.indices_sha256,
+            "class_counts": self.counts,
+        }
+
+    def is_proportional(self) -> bool:
+        """Return whether the classes have the shares that they have in the split, up to one image each."""
+        share = sum(self.counts) / sum(self.all_counts)
+        return all(abs(count - share * whole) <= 1 for count, whole in zip(self.counts, self.all_counts, strict=True))
+
+    def pool(self) -> int | None:
+        """Return the number of images of which this subset is a random part, for the finite-population correction.
+
+        It is the number of images in the split if the subset is proportional. Otherwise the class with the smallest
+        fraction of its images in the subset counts for all, so that no error is too small; None if it has no image.
+        """
+        if self.is_proportional():
+            return sum(self.all_counts)
+        if any(whole and not count for count, whole in zip(self.counts, self.all_counts, strict=True)):
+            return None
+        ratios = [whole / count for count, whole in zip(self.counts, self.all_counts, strict=True) if count]
+        return math.ceil(sum(self.counts) * max(ratios))
 
 
 class Checkpoint:
@@ -42,19 +83,33 @@ class Checkpoint:
         model = _load_model(config, path, sha256, len(dataset.classes)).eval()
         self.model = model.to(device, dtype).to(memory_format=torch.channels_last)
 
-    def subset(self, split: Split, samples: int, seed: int) -> tuple[Split, str]:
-        """Return a class-balanced subset of a Split and the SHA-256 of its indices.
+    def subset(self, split: Split, args: argparse.Namespace) -> "Subset":
+        """Return the subset of a Split that --samples, --balance and --seed choose.
 
-        If the Split has at most `samples` images, all of them are taken. Raises RunError if a class has too few images.
+        If the Split has at most --samples images, all of them are taken. Print how many there are of each class if the
+        numbers differ, or if the classes have other shares than in the Split.
         """
+        labels, num_classes = split.labels.cpu(), len(self.dataset.classes)
         indices = torch.arange(len(split))
-        if samples < len(split):
-            try:
-                indices = balanced_subset(split.labels.cpu(), samples, len(self.dataset.classes), seed)
-            except ValueError as error:
-                raise RunError(f"--samples={samples} of {len(split)} is too many: {error}; lower --samples") from None
-        chosen = split.take(indices.to(split.labels.device))
-        return chosen, hashlib.sha256(indices.numpy().astype("<i8").tobytes()).hexdigest()
+        if args.samples < len(split):
+            indices = balanced_subset(labels, args.samples, num_classes, args.seed, balance=args.balance)
+        subset = Subset(
+            split.take(indices.to(split.labels.device)),
+            hashlib.sha256(indices.numpy().astype("<i8").tobytes()).hexdigest(),
+            torch.bincount(labels[indices], minlength=num_classes).tolist(),
+            torch.bincount(labels, minlength=num_classes).tolist(),
+        )
+        counts = describe_counts(labels[indices], self.dataset.classes)
+        other = ""
+        if not subset.is_proportional():
+            other = (
+                "; the classes have other shares of all images, so the loss and its derivatives are not those of all "
+                "images (--balance=proportional estimates these)"
+            )
+        if counts or other:
+            counts = counts or "equally many of each class"
+            print(f"{self.run.path.name}: {len(indices)} images, {counts}{other}", flush=True)
+        return subset
 
     def batches(self, split: Split, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the batches (images, labels) of a Split in order, prepared for this network.

@@ -10,8 +10,8 @@ import torch
 
 from normstudy.cli import RunError, progress_bar
 from normstudy.curvature import full_float32
-from normstudy.datasets import Split
-from normstudy.measures.checkpoints import Checkpoint
+from normstudy.datasets import Split, fewest_samples
+from normstudy.measures.checkpoints import Checkpoint, Subset
 from normstudy.measures.measure_runs import Measurement
 from normstudy.plots import draw_class_similarity, draw_class_similarity_over_training
 from utils import ClassMoments, class_means, cosine_matrix, mean_pairwise_cosine, neural_collapse
@@ -24,23 +24,18 @@ def measure_class_similarity(checkpoint: Checkpoint, args: argparse.Namespace) -
     Raises RunError if a class has no images, if there are fewer than two classes, or if the features are not finite.
     """
     start = time.perf_counter()
-    subset, indices_hash = checkpoint.subset(getattr(checkpoint.dataset, args.split), args.samples, args.seed)
-    moments, pooled, labels = _features(checkpoint, subset, args)
-    try:
-        means = moments.means()
-    except ValueError as error:
-        words = f"{checkpoint.run.path}: {error} among the {len(subset)} {args.split} images; raise --samples"
-        raise RunError(words) from None
-    if len(means) < 2:
-        raise RunError(f"{checkpoint.run.path}: class similarity needs at least two classes")
+    subset = checkpoint.subset(getattr(checkpoint.dataset, args.split), args)
+    _check_classes(checkpoint, subset, args)
+    moments, pooled, labels = _features(checkpoint, subset.images, args)
+    means = moments.means()
     if not means.isfinite().all():
         raise RunError(f"{checkpoint.run.path}: the features are not finite")
-    centred = means - moments.global_mean()
+    centred = means - means.mean(0)  # each class counts equally, however many images it has
     within, between = moments.variances()
     classifier = copy.deepcopy(checkpoint.model.classifier).cpu().double()
     predictions = classifier(pooled).argmax(1)
     pooled_means = class_means(pooled, labels, len(means))
-    has_ratio = between and len(subset) > len(means)  # with one image per class, there is no variance within classes
+    has_ratio = between and len(labels) > len(means)  # with one image per class, there is no variance within classes
     content = {
         "class_similarity": mean_pairwise_cosine(means),
         "class_similarity_pooled": mean_pairwise_cosine(pooled_means),
@@ -54,12 +49,31 @@ def measure_class_similarity(checkpoint: Checkpoint, args: argparse.Namespace) -
         "matrix_pooled": cosine_matrix(pooled_means).tolist(),
         "matrix_centred": cosine_matrix(centred).tolist(),
         "feature_dimension": means.shape[1],
-        "num_samples": len(subset),
-        "sample_indices_sha256": indices_hash,
+        **subset.describe(),
         "seconds": time.perf_counter() - start,
     }
     _report(checkpoint, args, content)
     return content
+
+
+def _check_classes(checkpoint: Checkpoint, subset: Subset, args: argparse.Namespace) -> None:
+    """Raise RunError, naming a class without images and what to do, or if there are fewer than two classes."""
+    run, classes = checkpoint.run.path, checkpoint.dataset.classes
+    if len(classes) < 2:
+        raise RunError(f"{run}: class similarity needs at least two classes")
+    for label, name in enumerate(classes):
+        if not subset.all_counts[label]:
+            flag = f"{args.split}_samples"
+            few = getattr(checkpoint.config, flag)
+            why = "" if few is None else f", because it was trained with --{flag}={few}"
+            raise RunError(f"{run}: class {name} has no {args.split} images{why}, so class similarity is not defined")
+    for label, name in enumerate(classes):
+        if not subset.counts[label]:
+            enough = fewest_samples(subset.all_counts, args.balance)
+            raise RunError(
+                f"{run}: --samples={args.samples} takes no image of class {name}, but class similarity needs one of "
+                f"each; use --samples={enough} or more" + (", or --balance=equal" if args.balance != "equal" else "")
+            )
 
 
 def _features(

@@ -75,7 +75,7 @@ def _path(network: NetworkLoss, rates: Sequence[float], advance: Callable[[], ob
 
 
 def _blocks(labels: torch.Tensor) -> torch.Tensor:
-    """Return the block of each image, (N,). Every class is dealt out evenly, as the images are class-balanced."""
+    """Return the block of each image, (N,). Every class is dealt out evenly, whatever its number of images."""
     blocks = torch.empty_like(labels)
     blocks[labels.argsort(stable=True)] = torch.arange(len(labels), device=labels.device) % BLOCKS
     return blocks

@@ -77,11 +77,11 @@ def measure_hessian(checkpoint: Checkpoint, args: argparse.Namespace, max_probe_
     Raises RunError if memory does not suffice, if a check fails, or if the loss is not finite.
     """
     start = time.perf_counter()
-    subset, indices_hash = checkpoint.subset(checkpoint.dataset.train, args.samples, args.seed)
-    images, block_sizes = block_order(subset, number_of_blocks(len(subset), args.image_blocks))
+    subset = checkpoint.subset(checkpoint.dataset.train, args)
+    images, block_sizes = block_order(subset.images, number_of_blocks(len(subset.images), args.image_blocks))
     sizes = layer_sizes(checkpoint.model)
     plan = plan_memory(checkpoint, images, args, sum(sizes.values()))
-    task, progress = Task(checkpoint, images, block_sizes, args, sizes, plan), Progress()
+    task, progress = Task(checkpoint, images, block_sizes, subset.pool(), args, sizes, plan), Progress()
     matvec = checked_matvec(task, progress)
     gradient = measure_gradient(task, progress)
     announce(task, gradient.seconds)
@@ -94,8 +94,7 @@ def measure_hessian(checkpoint: Checkpoint, args: argparse.Namespace, max_probe_
     content |= {
         "has_batch_statistics": any("running_" in name for name, _ in checkpoint.model.named_buffers()),
         "seconds": time.perf_counter() - start,
-        "num_samples": len(subset),
-        "sample_indices_sha256": indices_hash,
+        **subset.describe(),
     }
     report(args, content)
     return content

@@ -27,13 +27,14 @@ Matvec = Callable[[torch.Tensor], torch.Tensor]
 class Task:
     """One measurement.
 
-    images: the images, block after block. block_sizes: the number of images of each block. layer_sizes: the number of
-    parameters of each layer.
+    images: the images, block after block. block_sizes: the number of images of each block. pool: the number of images
+    of which these are a random part. layer_sizes: the number of parameters of each layer.
     """
 
     checkpoint: Checkpoint
     images: Split
     block_sizes: list[int]
+    pool: int | None
     args: argparse.Namespace
     layer_sizes: dict[str, int]
     plan: MemoryPlan
@@ -75,7 +76,7 @@ def number_of_blocks(samples: int, wanted: int) -> int:
 
 
 def block_order(images: Split, num_blocks: int) -> tuple[Split, list[int]]:
-    """Return the images, block after block, and the sizes of the class-balanced blocks."""
+    """Return the images, block after block, and the sizes of the blocks, over which each class is dealt out evenly."""
     blocks = deal_blocks(images.labels.cpu(), num_blocks)
     return images.take(torch.cat(blocks).to(images.labels.device)), [len(block) for block in blocks]
 
@@ -158,7 +159,7 @@ def image_blocks(task: Task, progress: Progress) -> ImageBlocks | None:
 
     products = [product(start, stop) for start, stop in itertools.pairwise(edges)]
     halves = product(0, middle), product(middle, edges[-1])
-    return ImageBlocks(products, sizes, len(task.checkpoint.dataset.train), halves)
+    return ImageBlocks(products, sizes, task.pool, halves)
 
 
 def _matvec(task: Task, batches: CountedBatches, keep_graphs: bool = False, checks: bool = False) -> Matvec:

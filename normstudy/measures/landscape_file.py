@@ -37,9 +37,9 @@ def name_other_run(args: argparse.Namespace) -> None:
 def measure_landscape(checkpoint: Checkpoint, args: argparse.Namespace) -> dict[str, Any]:
     """Compute the content of landscape.json for one checkpoint. Raises RunError if it cannot be measured."""
     start = time.perf_counter()
-    subset, indices_hash = checkpoint.subset(checkpoint.dataset.train, args.samples, args.seed)
+    subset = checkpoint.subset(checkpoint.dataset.train, args)
     dtype = getattr(torch, args.dtype)
-    batches = [(images.to(dtype), labels) for images, labels in checkpoint.batches(subset, args.batch_size)]
+    batches = [(images.to(dtype), labels) for images, labels in checkpoint.batches(subset.images, args.batch_size)]
     other = None if args.to is None else _other_end(checkpoint, args.to)
     with progress_bar(1, "landscape", unit="evaluation") as bar:
 
@@ -54,8 +54,7 @@ def measure_landscape(checkpoint: Checkpoint, args: argparse.Namespace) -> dict[
         content = _around(landscape, args, bar) if other is None else _line(landscape, args, bar, *other)
     return content | {
         "has_running_statistics": landscape.has_running_statistics,
-        "num_samples": len(subset),
-        "sample_indices_sha256": indices_hash,
+        **subset.describe(),
         "seconds": time.perf_counter() - start,
     }
 

@@ -26,8 +26,9 @@ from normstudy.storage import (
     write_json,
 )
 
-NOT_SETTINGS = ("runs", "results_dir", "data_dir", "device", "overwrite", "checkpoint", "tag", "to")
+NOT_SETTINGS = ("runs", "results_dir", "data_dir", "cache_dir", "device", "overwrite", "checkpoint", "tag", "to")
 EARLIER = {  # values that settings had before their flags existed
+    "balance": "equal",
     "scale": "none",
     "image_blocks": 1,
     "eigenvectors": 0,
@@ -59,7 +60,7 @@ def measure_runs(args: argparse.Namespace, measurement: Measurement) -> int:
 
 
 def _measure_all(args: argparse.Namespace, measurement: Measurement, device: torch.device) -> int:
-    images = RunImages(args.data_dir, device)
+    images = RunImages(args.data_dir, args.cache_dir, device)
     runs = find_runs(args, measurement_name(measurement.name, vars(args)))
     done, left_out = 0, 0
     measured: list[RunDirectory] = []

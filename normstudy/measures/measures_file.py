@@ -33,11 +33,11 @@ CURVES = len(adaptive_sharpness.RADII) * len(adaptive_sharpness.PARTS)
 def measure_generalization(checkpoint: Checkpoint, args: argparse.Namespace) -> dict[str, Any]:
     """Compute the content of measures.json for one checkpoint. Raises RunError if the network cannot be measured."""
     start = time.perf_counter()
-    subset, indices_hash = checkpoint.subset(checkpoint.dataset.train, args.samples, args.seed)
+    subset = checkpoint.subset(checkpoint.dataset.train, args)
     dtype = getattr(torch, args.dtype)
     try:
         network = NetworkLoss(
-            checkpoint.model, [(x.to(dtype), y) for x, y in checkpoint.batches(subset, args.batch_size)]
+            checkpoint.model, [(x.to(dtype), y) for x, y in checkpoint.batches(subset.images, args.batch_size)]
         )
     except ValueError as error:
         raise RunError(f"{checkpoint.run.path}: {error}") from error
@@ -87,7 +87,7 @@ def measure_generalization(checkpoint: Checkpoint, args: argparse.Namespace) -> 
         for group in chosen:
             content |= simple_measures(network, group)
     content |= _effective_dimension(checkpoint)
-    content |= {"num_samples": len(subset), "sample_indices_sha256": indices_hash}
+    content |= subset.describe()
     return content | {"seconds": time.perf_counter() - start}
 
 

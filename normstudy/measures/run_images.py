@@ -12,10 +12,14 @@ from normstudy.storage import RunDirectory, read_json
 
 
 class RunImages:
-    """A loader of the images of runs, which keeps the last data set for the next run that shares it."""
+    """A loader of the images of runs, which keeps the last data set for the next run that shares it.
 
-    def __init__(self, data_dir: str | None, device: torch.device) -> None:
+    data_dir and cache_dir replace those that a run was trained with, unless they are None.
+    """
+
+    def __init__(self, data_dir: str | None, cache_dir: str | None, device: torch.device) -> None:
         self.data_dir = data_dir
+        self.cache_dir = cache_dir
         self.device = device
         self._kept: tuple[Config, Dataset, str] | None = None  # the last Config, its data set and fingerprint
 
@@ -26,6 +30,8 @@ class RunImages:
         """
         if self.data_dir is not None:
             config = replace(config, data_dir=self.data_dir)
+        if self.cache_dir is not None:
+            config = replace(config, cache_dir=self.cache_dir)
         if self._kept is None or _choice_of_images(self._kept[0]) != _choice_of_images(config):
             dataset = self._load(run, config)
             self._kept = config, dataset.to(self.device), dataset.fingerprint()
@@ -59,6 +65,7 @@ def _choice_of_images(config: Config) -> tuple[object, ...]:
         config.train_samples,
         config.test_samples,
         config.val_fraction,
+        config.balance,
         config.seed if config.dataset == "Synthetic" else None,
         config.image_size if config.dataset == "ImageFolder" else None,
     )

@@ -100,16 +100,18 @@ def noise_measures(
 
     They are the largest σ for which Gaussian noise of standard deviation σ (σ·|w|) in the weights costs at most 0.1 of
     accuracy, in the mean over the same ten draws at every σ (Jiang 2020, Dziugaite 2020). They are None if the accuracy
-    is below chance + 0.1. `advance` is called after each of the evaluations, about 2 · 10 · 10.
+    is below chance + 0.1, where chance is the share of the largest class. `advance` is called after each of the
+    evaluations, about 2 · 10 · 10.
     """
     draws = Draws(network.weights, torch.randint(2**62, (DRAWS,), generator=generator).tolist())
     logits = network.logits()
     accuracy = (logits.argmax(1) == network.labels).double().mean().item()
+    chance = network.labels.bincount().max().item() / len(network)
     measures: dict[str, float | None] = {}
     searches = {}
     for name, start in STARTS.items():
         search = NoiseSearch(network, start, name == "pac_bayes_magnitude_sigma", draws, advance=advance)
-        sigma = search.largest(accuracy - DROP) if accuracy >= 1 / logits.shape[1] + DROP else None
+        sigma = search.largest(accuracy - DROP) if accuracy >= chance + DROP else None
         measures[name] = sigma
         measures[f"{name}_standard_error"] = None if sigma is None else search.error(sigma)
         searches[name] = search

@@ -45,6 +45,7 @@ SETTING_COLUMNS = (
     "lr",
     "lr_schedule",
     "augment",
+    "balance",
     "label_smoothing",
     "clip_grad",
     "weight_decay_on",

@@ -209,7 +209,8 @@ def _mixed_images(rows: Iterable[Row]) -> list[str]:
     for row in rows:
         size = row["image_size"] if row["Dataset"] == "ImageFolder" else ""
         seed = row["seed"] if row["Dataset"] == "Synthetic" else ""
-        key = (row["Dataset"], row["train_samples"], row["test_samples"], row["val_fraction"], size, seed)
+        names = ("Dataset", "train_samples", "test_samples", "val_fraction", "balance")
+        key = (*(row[name] for name in names), size, seed)
         fingerprints.setdefault(key, set()).add(row["data"])
     return [
         f"runs on {dataset} with {int(train_samples):,} images used {len(found)} different sets of images: "
