@@ -67,7 +67,7 @@ def _decode(listing: Listing, image_size: int | None, announce: Callable[[str], 
     resized_to is None if the images keep their size. One thread decodes, because of the GIL.
     """
     total = sum(map(len, listing.files.values()))
-    arrays: dict[str, list[np.ndarray]] = {split: [] for split in BOTH}
+    images = {split: _Images(len(listing.files[split]), image_size) for split in BOTH}
     labels: dict[str, list[int]] = {split: [] for split in BOTH}
     unreadable: list[list[str]] = []
     shapes: dict[tuple[int, ...], None] = {}
@@ -77,37 +77,57 @@ def _decode(listing: Listing, image_size: int | None, announce: Callable[[str], 
             for file in listing.files[split]:
                 bar.update()
                 try:
-                    pixels = decode_image(file.path, image_size)
+                    pixels, is_shrunk = decode_image(file.path, image_size)
                 except Unreadable as reason:
                     unreadable.append([split, f"{file.name}: {reason}"])
                     continue
                 if not shapes:
-                    announce(_needs(total, pixels.values.shape, image_size))
-                arrays[split].append(pixels.values)
-                labels[split].append(file.label)
-                shapes[pixels.values.shape] = None
-                is_any_shrunk |= pixels.is_shrunk
+                    announce(_needs(total, pixels.shape, image_size))
+                shapes[pixels.shape] = None
                 if len(shapes) > 1 and image_size is None:
                     sizes = first_few(f"{width}×{height}" for height, width, _ in shapes)
                     raise RunError(f"the images differ in size ({sizes}): give --image_size to resize them")
+                images[split].add(pixels)
+                labels[split].append(file.label)
+                is_any_shrunk |= is_shrunk
     resized_to = image_size if is_any_shrunk or len(shapes) > 1 else None
     stored: dict[str, Any] = {"resized_to": resized_to, "unreadable": unreadable}
     for split in BOTH:
-        stored[f"{split}_images"] = _stack(arrays[split], resized_to)
+        stored[f"{split}_images"] = images[split].stack(resized_to)
         stored[f"{split}_labels"] = torch.tensor(labels[split], dtype=torch.int64)
     return stored
 
 
-def _stack(arrays: list[np.ndarray], image_size: int | None) -> torch.Tensor:
-    """Return images of one size, or resized to image_size, as (N, 3, H, W), and empty the list to save memory."""
-    if not arrays:
-        return torch.empty(0, 3, 1, 1, dtype=torch.uint8)
-    height, width = arrays[0].shape[:2] if image_size is None else (image_size, image_size)
-    images = torch.empty(len(arrays), 3, height, width, dtype=torch.uint8)
-    for index in reversed(range(len(arrays))):
-        pixels = arrays.pop()
-        images[index] = torch.tensor(pixels if image_size is None else resize(pixels, image_size)).permute(2, 0, 1)
-    return images
+class _Images:
+    """The images of a split while they are decoded, in about the memory that they take in the end.
+
+    With an image_size, the images are small, and their common size is known when all are decoded. Otherwise all have
+    the size of the first one.
+    """
+
+    def __init__(self, count: int, image_size: int | None) -> None:
+        self.count, self.image_size = count, image_size
+        self.arrays: list[np.ndarray] = []
+        self.stacked, self.added = torch.empty(0, 3, 1, 1, dtype=torch.uint8), 0
+
+    def add(self, pixels: np.ndarray) -> None:
+        """Add the pixels (H, W, 3) of the next image."""
+        if self.image_size is not None:
+            self.arrays.append(pixels)
+            return
+        if not self.added:
+            self.stacked = torch.empty(self.count, 3, *pixels.shape[:2], dtype=torch.uint8)
+        self.stacked[self.added] = torch.tensor(pixels).permute(2, 0, 1)
+        self.added += 1
+
+    def stack(self, resized_to: int | None) -> torch.Tensor:
+        """Return all images (N, 3, H, W), resized to resized_to × resized_to pixels unless it is None."""
+        if self.image_size is None:
+            return self.stacked if self.added == self.count else self.stacked[: self.added].clone()
+        if not self.arrays:
+            return self.stacked
+        arrays = self.arrays if resized_to is None else (resize(each, resized_to) for each in self.arrays)
+        return torch.stack([torch.tensor(each) for each in arrays]).permute(0, 3, 1, 2).contiguous()
 
 
 def _needs(count: int, shape: tuple[int, ...], image_size: int | None) -> str:
