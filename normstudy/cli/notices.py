@@ -7,4 +7,5 @@ import sys
 def notify(line: str) -> None:
     """Print a line on stderr, in the first of torchrun's processes only."""
     if os.environ.get("RANK", "0") == "0":
-        print(line, file=sys.stderr, flush=True)
+        text = line.encode(errors="backslashreplace").decode()  # for paths that are not valid text
+        print(text, file=sys.stderr, flush=True)

@@ -28,14 +28,14 @@ class Unreadable(Exception):
     """An image file that is damaged, or whose pixels have no meaning as RGB."""
 
 
-class Pixels(NamedTuple):
+class Decoded(NamedTuple):
     """The pixels of an image, (H, W, 3) uint8, and whether they were shrunk."""
 
-    values: np.ndarray
+    pixels: np.ndarray
     is_shrunk: bool
 
 
-def decode_image(path: str, image_size: int | None = None) -> Pixels:
+def decode_image(path: str, image_size: int | None = None) -> Decoded:
     """Decode an image file in any format that PIL reads, and turn it upright as its EXIF orientation says.
 
     An image with a side above image_size is resized to image_size × image_size pixels; all others keep their size.
@@ -57,12 +57,12 @@ def decode_image(path: str, image_size: int | None = None) -> Pixels:
         raise Unreadable(first_line(error)) from None
 
 
-def _decode(path: str, image_size: int | None) -> Pixels:
+def _decode(path: str, image_size: int | None) -> Decoded:
     with Image.open(path) as image:
         if image_size is None or max(image.size) <= image_size:
-            return Pixels(_upright_rgb(image), False)
+            return Decoded(_upright_rgb(image), False)
         image.draft(None, (DRAFT * image_size, DRAFT * image_size))
-        return Pixels(resize(_upright_rgb(image), image_size), True)
+        return Decoded(resize(_upright_rgb(image), image_size), True)
 
 
 def resize(pixels: np.ndarray, image_size: int) -> np.ndarray:

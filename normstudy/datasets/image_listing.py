@@ -65,7 +65,8 @@ class LeftOut:
         """Return the counts as text, or an empty text if nothing is left out."""
         parts = []
         if self.extensions:
-            kinds = ", ".join(f"{name} {count}" for name, count in self.extensions.most_common(FEW))
+            in_order = sorted(self.extensions, key=lambda name: (-self.extensions[name], name))
+            kinds = ", ".join(f"{name} {self.extensions[name]}" for name in in_order[:FEW])
             kinds += ", …" if len(self.extensions) > FEW else ""
             hint = f"; {HEIC_HINT}" if self.extensions.keys() & set(HEIC) else ""
             files = (

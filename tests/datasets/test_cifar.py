@@ -120,14 +120,23 @@ def test_a_cache_of_cifar_is_left_where_it_or_the_archive_is_not_as_it_was(archi
         assert "--download=True" in complaint(lambda: load(**settings))
 
 
-def test_a_cache_of_cifar_that_cannot_be_written_is_a_warning(archive, monkeypatch):
+def test_a_cache_of_cifar_that_cannot_be_written_costs_one_line(archive, monkeypatch, capsys):
     def refuse(path, value):
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(image_cache, "write_torch", refuse)
-    with pytest.warns(UserWarning, match="Read-only"):
-        found = load(dataset=archive.name, data_dir=archive.folder.parent)
+    found = load(dataset=archive.name, data_dir=archive.folder.parent)
     assert same_dataset(found, archive.expected)
+    [line] = capsys.readouterr().err.splitlines()
+    assert "Read-only file system" in line
+
+
+def test_cache_dir_holds_the_cache_of_cifar(archive, tmp_path, monkeypatch):
+    settings = {"dataset": archive.name, "data_dir": archive.folder.parent, "cache_dir": tmp_path / "caches"}
+    load(**settings)
+    assert [path.parent for path in tmp_path.rglob(f"*{image_cache.CACHE_NAME}")] == [tmp_path / "caches"]
+    monkeypatch.setattr(cifar, "_read_cifar", None)
+    assert same_dataset(load(**settings), archive.expected)
 
 
 def test_code_in_a_cifar_batch_does_not_run(archive, tmp_path):

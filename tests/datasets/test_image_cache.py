@@ -8,6 +8,7 @@ import pytest
 import torch
 from datasets_helpers import (
     flip_byte,
+    load,
     make_folder,
     make_folder_of_two_sizes,
     random_images,
@@ -17,8 +18,9 @@ from datasets_helpers import (
 from helpers import Payload, complaint
 from PIL import Image
 
-from normstudy.datasets import image_cache
+from normstudy.datasets import image_cache, image_folder
 from normstudy.datasets.image_folder import load_image_folder
+from normstudy.storage import write_torch
 
 
 @pytest.fixture
@@ -177,7 +179,7 @@ def test_a_damaged_cache_is_noticed_and_mended(damage, tmp_path, no_decoding, ca
     cache.write_bytes(DAMAGES[damage](cache.read_bytes(), expected))
     capsys.readouterr()
     assert same_dataset(load_image_folder(tmp_path), expected)
-    assert capsys.readouterr().err == f"{cache} is damaged: reading the images again\n"
+    assert capsys.readouterr().err.splitlines()[0] == f"{cache} is damaged: reading the images again"
     no_decoding()
     assert same_dataset(load_image_folder(tmp_path), expected)
 
@@ -200,12 +202,94 @@ def test_code_in_a_foreign_cache_does_not_run(tmp_path):
     assert not made.exists()
 
 
-def test_a_folder_that_cannot_be_written_still_loads_with_a_warning(tmp_path, monkeypatch):
-    expected = make_folder(tmp_path)
+# Where the cache is written
 
-    def refuse(*_):
-        raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(image_cache, "write_torch", refuse)
-    with pytest.warns(UserWarning, match="Read-only file system"):
-        assert same_dataset(load_image_folder(tmp_path), expected)
+@pytest.fixture
+def read_only(monkeypatch):
+    """A function that makes a folder read-only for the cache; the user's cache folder is monkeypatched as well."""
+
+    def forbid(*folders):
+        def refuse(path, content):
+            if path.parent in folders:
+                raise OSError(errno.EROFS, "Read-only file system", str(path))
+            return write_torch(path, content)
+
+        monkeypatch.setattr(image_cache, "write_torch", refuse)
+
+    return forbid
+
+
+@pytest.mark.parametrize("variable", ["XDG_CACHE_HOME", "HOME"])
+def test_the_cache_of_a_read_only_folder_goes_to_the_users_cache_folder(
+    variable, tmp_path, read_only, no_decoding, monkeypatch, capsys
+):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv(variable, str(tmp_path / "user"))
+    images, user = tmp_path / "images", tmp_path / "user" / (".cache" if variable == "HOME" else "") / "normstudy"
+    expected = make_folder(images)
+    read_only(images)
+    load_image_folder(images)
+    [cache] = user.iterdir()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1] == (
+        f"{images} cannot be written to, so the decoded images are cached in {cache}; --cache_dir chooses another "
+        "folder"
+    )
+    no_decoding()
+    assert same_dataset(load_image_folder(images), expected)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_cache_that_can_be_written_nowhere_costs_one_line_and_no_images(tmp_path, read_only, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    expected = make_folder(tmp_path / "images")
+    read_only(tmp_path / "images", tmp_path / "user" / "normstudy")
+    assert same_dataset(load_image_folder(tmp_path / "images"), expected)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2  # the first is about memory
+    assert all(words in lines[1] for words in ("could not be cached", "Read-only file system", "--cache_dir"))
+
+
+def test_cache_dir_holds_the_caches_of_several_folders_and_nothing_is_written_beside_the_images(tmp_path, no_decoding):
+    expected = [make_folder(tmp_path / name / "images", seed=seed) for name, seed in (("one", 0), ("two", 9))]
+    flags = {"dataset": "ImageFolder", "cache_dir": tmp_path / "caches"}
+    for name in ("one", "two"):
+        load(data_dir=tmp_path / name / "images", **flags)
+    assert not [*tmp_path.glob(f"*/images/*{image_cache.CACHE_NAME}")]
+    no_decoding()
+    found = [load(data_dir=tmp_path / name / "images", **flags) for name in ("one", "two")]
+    assert all(same_dataset(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_cache_dir_that_is_a_file_costs_one_line_and_no_images(tmp_path, capsys):
+    expected = make_folder(tmp_path / "images")
+    (tmp_path / "file").write_text("")
+    assert same_dataset(load_image_folder(tmp_path / "images", cache_dir=str(tmp_path / "file")), expected)
+    assert "could not be cached, so the next run decodes them again (File exists " in capsys.readouterr().err
+    assert not [*tmp_path.glob(f"images/*{image_cache.CACHE_NAME}")]
+
+
+def test_caches_of_two_image_sizes_are_kept_beside_each_other(tmp_path, no_decoding):
+    make_folder_of_two_sizes(tmp_path)
+    for size in (10, 6):
+        load_image_folder(tmp_path, image_size=size)
+    no_decoding()
+    for size in (10, 6):
+        assert load_image_folder(tmp_path, image_size=size).train.images.shape == (2, 3, size, size)
+
+
+def test_a_cache_of_images_with_their_own_size_does_not_serve_a_smaller_image_size(tmp_path):
+    make_folder(tmp_path)
+    load_image_folder(tmp_path)
+    assert load_image_folder(tmp_path, image_size=4).train.images.shape == (6, 3, 4, 4)
+
+
+def test_a_cache_of_another_version_of_the_decoder_is_not_used(tmp_path, monkeypatch, capsys):
+    make_folder(tmp_path)
+    monkeypatch.setattr(image_folder, "VERSION", "another")
+    load_image_folder(tmp_path)
+    monkeypatch.undo()
+    capsys.readouterr()
+    load_image_folder(tmp_path)
+    assert "decoding 10 images" in capsys.readouterr().err

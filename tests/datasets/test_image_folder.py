@@ -1,6 +1,7 @@
 """A folder of images is loaded as it is on disk, in every usual format; wrong folders and files are named."""
 
-import itertools
+import errno
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -145,22 +146,46 @@ UNREADABLE = {
 }
 
 
-@pytest.mark.parametrize("kinds", [["garbage"], ["empty"], ["truncated"], ["garbage", "truncated"]], ids="+".join)
-def test_unreadable_files_are_counted_and_named(kinds, tmp_path):
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_unreadable_files_are_left_out_counted_and_named(kind, tmp_path, capsys):
+    expected = make_folder(tmp_path, "png")
+    path = tmp_path / "train" / "bee" / "4.png"
+    path.write_bytes(UNREADABLE[kind](path.read_bytes()))
+    kept = expected.train.take(torch.tensor([0, 1, 2, 3, 5]))
+    for _ in range(2):  # the second time from the cache
+        assert same_dataset(load_image_folder(tmp_path), replace(expected, train=kept))
+        errors = capsys.readouterr().err
+        assert f"left out of {tmp_path / 'train'}: 1 unreadable image (bee/4.png: " in errors
+        assert f"left out of {tmp_path / 'test'}" not in errors
+
+
+def test_a_class_without_a_readable_image_is_named_with_its_files(tmp_path):
     make_folder(tmp_path, "png")
-    paths = [tmp_path / "train" / "bee" / "4.png", tmp_path / "test" / "ant" / "1.png"]
-    for path, kind in zip(paths, itertools.cycle(kinds)):
-        path.write_bytes(UNREADABLE[kind](path.read_bytes()))
+    for path in tmp_path.glob("test/bee/*.png"):
+        path.write_bytes(b"garbage")
     message = complaint(lambda: load_image_folder(tmp_path))
-    assert all(words in message for words in ("2 of 10 files", *map(str, paths)))
+    assert all(words in message for words in ("class bee", str(tmp_path / "test"), "bee/2.png: not an image"))
 
 
 def test_many_unreadable_files_are_counted_and_the_first_named(tmp_path):
-    make_folder(tmp_path, "png")
-    for path in tmp_path.glob("*/*/*.png"):
+    for index in range(9):
+        write_image(tmp_path / "train" / "ant" / f"{index}.png", random_images(1)[0])
+    write_image(tmp_path / "test" / "ant" / "0.png", random_images(1)[0])
+    for path in tmp_path.glob("train/*/*.png"):
         path.write_bytes(b"garbage")
     message = complaint(lambda: load_image_folder(tmp_path))
-    assert all(words in message for words in ("10 of 10 files", str(tmp_path / "test" / "ant" / "0.png"), "5 more"))
+    assert all(words in message for words in ("9 unreadable images", "ant/0.png", "4 more"))
+
+
+def test_a_file_that_the_system_cannot_read_is_an_error_and_not_left_out(tmp_path, monkeypatch):
+    make_folder(tmp_path, "png")
+
+    def fail(path):
+        raise OSError(errno.EIO, "Input/output error", path)
+
+    monkeypatch.setattr(Image, "open", fail)
+    message = complaint(lambda: load_image_folder(tmp_path))
+    assert all(words in message for words in (str(tmp_path / "train" / "ant" / "0.png"), "Input/output error"))
 
 
 def test_a_file_that_was_mended_is_read(tmp_path):
@@ -168,7 +193,7 @@ def test_a_file_that_was_mended_is_read(tmp_path):
     path = tmp_path / "train" / "ant" / "0.png"
     whole = path.read_bytes()
     path.write_bytes(whole[:20])
-    complaint(lambda: load_image_folder(tmp_path))
+    assert len(load_image_folder(tmp_path).train) == 5
     path.write_bytes(whole)
     assert same_dataset(load_image_folder(tmp_path), expected)
 

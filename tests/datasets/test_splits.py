@@ -8,19 +8,63 @@ from datasets_helpers import random_split
 from hypothesis import given
 from hypothesis import strategies as st
 
-from normstudy.datasets import Dataset, Split, balanced_subset
+from normstudy.datasets import Dataset, Split, balanced_subset, fewest_samples, shares_of_classes
+
+CLASS_SIZES = st.lists(st.integers(0, 12), min_size=1, max_size=6)
 
 
-@given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.integers(0, 9), st.randoms(use_true_random=False))
-def test_a_subset_is_balanced_sorted_without_repeats_and_repeatable(class_sizes, seed, shuffler):
+@given(CLASS_SIZES, st.integers(0, 9), st.sampled_from(["equal", "proportional"]), st.randoms(use_true_random=False))
+def test_a_subset_has_the_wanted_shares_sorted_without_repeats_and_repeatable(class_sizes, seed, balance, shuffler):
     in_order = [label for label, size in enumerate(class_sizes) for _ in range(size)]
-    labels = torch.tensor(shuffler.sample(in_order, len(in_order)))
-    count = shuffler.randint(0, min(class_sizes) * len(class_sizes))
-    indices = balanced_subset(labels, count, len(class_sizes), seed)
-    counts = torch.bincount(labels[indices], minlength=len(class_sizes))
-    assert (len(indices), counts.max() - counts.min() <= 1) == (count, True)
+    labels = torch.tensor(shuffler.sample(in_order, len(in_order)), dtype=torch.int64)
+    count = shuffler.randint(0, len(labels))
+    indices = balanced_subset(labels, count, len(class_sizes), seed, balance=balance)
+    counts = torch.bincount(labels[indices], minlength=len(class_sizes)).tolist()
+    assert counts == shares_of_classes(class_sizes, count, balance)
     assert indices.tolist() == sorted(set(indices.tolist()))
-    assert torch.equal(indices, balanced_subset(labels, count, len(class_sizes), seed))
+    assert torch.equal(indices, balanced_subset(labels, count, len(class_sizes), seed, balance=balance))
+
+
+@given(CLASS_SIZES, st.data())
+def test_equal_shares_are_as_equal_as_the_classes_allow(class_sizes, data):
+    """Of any two classes, the one with more than one image more would have to give one to a class that is used up."""
+    count = data.draw(st.integers(0, sum(class_sizes)))
+    shares = shares_of_classes(class_sizes, count)
+    assert sum(shares) == count
+    assert all(0 <= share <= size for share, size in zip(shares, class_sizes, strict=True))
+    unfilled = [share for share, size in zip(shares, class_sizes, strict=True) if share < size]
+    assert all(share <= min(unfilled, default=count) + 1 for share in shares)
+
+
+@given(CLASS_SIZES, st.data())
+def test_proportional_shares_are_within_one_of_the_exact_ones(class_sizes, data):
+    count = data.draw(st.integers(0, sum(class_sizes)))
+    shares = shares_of_classes(class_sizes, count, "proportional")
+    assert sum(shares) == count
+    exact = [count * size / max(sum(class_sizes), 1) for size in class_sizes]
+    assert all(abs(a - b) < 1 and a <= size for a, b, size in zip(shares, exact, class_sizes, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count", "balance", "shares"),
+    [
+        ([50, 50, 50], 7, "equal", [3, 2, 2]),
+        ([112, 2], 20, "equal", [18, 2]),
+        ([100, 1, 100], 11, "equal", [5, 1, 5]),
+        ([112, 2], 20, "proportional", [20, 0]),
+        ([112, 2], 57, "proportional", [56, 1]),
+        ([60, 30, 10], 10, "proportional", [6, 3, 1]),
+    ],
+)
+def test_shares_of_classes(sizes, count, balance, shares):
+    assert shares_of_classes(sizes, count, balance) == shares
+
+
+@pytest.mark.parametrize(("balance", "fewest"), [("equal", 2), ("proportional", 29)])
+def test_the_fewest_samples_that_have_every_class(balance, fewest):
+    assert fewest_samples([112, 2], balance) == fewest
+    assert min(shares_of_classes([112, 2], fewest, balance)) == 1
+    assert min(shares_of_classes([112, 2], fewest - 1, balance)) == 0
 
 
 def test_subsets_of_two_seeds_differ():
@@ -32,10 +76,9 @@ def test_a_subset_is_not_just_the_first_samples():
     assert balanced_subset(torch.arange(1000) % 10, 100, 10).max() > 900
 
 
-@pytest.mark.parametrize("labels", [[0, 0, 0, 1], [0, 0, 0, 0]], ids=["short", "absent"])
-def test_a_class_with_too_few_samples_is_an_error_that_names_it(labels):
-    with pytest.raises(ValueError, match="class 1"):
-        balanced_subset(torch.tensor(labels), 4, 2)
+def test_more_samples_than_there_are_is_an_error():
+    with pytest.raises(ValueError, match="there are only 4"):
+        balanced_subset(torch.tensor([0, 0, 0, 1]), 5, 2)
 
 
 # The fingerprint
