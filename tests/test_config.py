@@ -129,6 +129,8 @@ def test_booleans(argv, value):
         (["--norm_type=ScaledWeightStandardization", "--conv_type=WeightNormalized"], ["--conv_type"]),
         (["--dataset=Synthetic", "--download"], ["--download", "Synthetic"]),
         (["--dataset=Synthetic", "--data_dir=x"], ["--data_dir", "Synthetic"]),
+        (["--dataset=Synthetic", "--cache_dir=x"], ["--cache_dir", "Synthetic"]),
+        (["--balance=proportional"], ["--balance", "--train_samples"]),
         (["--probe_layers=False", "--probe_every=2"], ["--probe_every"]),
         (["--arch=vit", "--image_size=32", "--patch_size=5"], ["--patch_size=5", "image_size of 32"]),
         (["--norm_type=GroupNorm", "--p_grouping=48"], ["convolution 1", "64 channels", "48 groups"]),
@@ -154,11 +156,11 @@ def test_paths_and_devices_are_not_part_of_a_runs_identity():
 
 
 def test_every_other_field_is_part_of_a_runs_identity():
-    runtime = {"data_dir", "download", "results_dir", "device", "cuda_graph", "keep", "overwrite", "c_dir"}
+    runtime = {"data_dir", "cache_dir", "download", "results_dir", "device", "cuda_graph", "keep", "overwrite", "c_dir"}
     runtime |= {"checkpoint_minutes", "mix_versions", "sync_bn", "dump_every", "eval_every", "tensorboard", "given"}
     others = {
         *("batch_shares", "optimizer", "nesterov", "lr", "lr_schedule", "augment", "label_smoothing", "clip_grad"),
-        *("weight_decay_on", "stop_at_loss", "deterministic"),
+        *("weight_decay_on", "stop_at_loss", "deterministic", "balance"),
     }
     fields = {f.name for f in dataclasses.fields(config.Config)} - runtime
     assert parse_args([]).identity().keys() == fields - others

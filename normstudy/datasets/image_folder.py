@@ -135,7 +135,7 @@ def _needs(count: int, shape: tuple[int, ...], image_size: int | None) -> str:
     height, width, channels = shape
     size = count * height * width * channels
     words = f"decoding {count:,} images of {width}×{height} pixels: about {_bytes(size)} of memory and as much on disk"
-    if image_size is None and size > LARGE:
+    if image_size is None and size > LARGE and height * width > 4 * SMALL_SIDE**2:
         words += f" (--image_size={SMALL_SIDE} would take {_bytes(count * SMALL_SIDE**2 * channels)})"
     return words
 

@@ -83,32 +83,37 @@ class Checkpoint:
         model = _load_model(config, path, sha256, len(dataset.classes)).eval()
         self.model = model.to(device, dtype).to(memory_format=torch.channels_last)
 
-    def subset(self, split: Split, args: argparse.Namespace) -> "Subset":
+    def subset(self, split: Split, args: argparse.Namespace) -> Subset:
         """Return the subset of a Split that --samples, --balance and --seed choose.
 
-        If the Split has at most --samples images, all of them are taken. Print how many there are of each class if the
-        numbers differ, or if the classes have other shares than in the Split.
+        If the Split has at most --samples images, all of them are taken. Print the number of images of each class if
+        they differ by more than one.
         """
         labels, num_classes = split.labels.cpu(), len(self.dataset.classes)
         indices = torch.arange(len(split))
         if args.samples < len(split):
             indices = balanced_subset(labels, args.samples, num_classes, args.seed, balance=args.balance)
-        subset = Subset(
+        if counts := describe_counts(labels[indices], self.dataset.classes):
+            print(f"{self.run.path.name}: {len(indices)} images, {counts}", flush=True)
+        return Subset(
             split.take(indices.to(split.labels.device)),
             hashlib.sha256(indices.numpy().astype("<i8").tobytes()).hexdigest(),
             torch.bincount(labels[indices], minlength=num_classes).tolist(),
             torch.bincount(labels, minlength=num_classes).tolist(),
         )
-        counts = describe_counts(labels[indices], self.dataset.classes)
-        other = ""
+
+    def training_subset(self, args: argparse.Namespace) -> Subset:
+        """Return the subset of the training images on which the loss is measured.
+
+        Print that the loss is not the training loss if the classes have other shares than in all training images.
+        """
+        subset = self.subset(self.dataset.train, args)
         if not subset.is_proportional():
-            other = (
-                "; the classes have other shares of all images, so the loss and its derivatives are not those of all "
-                "images (--balance=proportional estimates these)"
+            print(
+                f"{self.run.path.name}: the classes have other shares in these images than in all training images, so "
+                "their loss does not estimate the training loss; --balance=proportional does",
+                flush=True,
             )
-        if counts or other:
-            counts = counts or "equally many of each class"
-            print(f"{self.run.path.name}: {len(indices)} images, {counts}{other}", flush=True)
         return subset
 
     def batches(self, split: Split, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

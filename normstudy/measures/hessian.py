@@ -77,7 +77,7 @@ def measure_hessian(checkpoint: Checkpoint, args: argparse.Namespace, max_probe_
     Raises RunError if memory does not suffice, if a check fails, or if the loss is not finite.
     """
     start = time.perf_counter()
-    subset = checkpoint.subset(checkpoint.dataset.train, args)
+    subset = checkpoint.training_subset(args)
     images, block_sizes = block_order(subset.images, number_of_blocks(len(subset.images), args.image_blocks))
     sizes = layer_sizes(checkpoint.model)
     plan = plan_memory(checkpoint, images, args, sum(sizes.values()))

@@ -37,7 +37,7 @@ def name_other_run(args: argparse.Namespace) -> None:
 def measure_landscape(checkpoint: Checkpoint, args: argparse.Namespace) -> dict[str, Any]:
     """Compute the content of landscape.json for one checkpoint. Raises RunError if it cannot be measured."""
     start = time.perf_counter()
-    subset = checkpoint.subset(checkpoint.dataset.train, args)
+    subset = checkpoint.training_subset(args)
     dtype = getattr(torch, args.dtype)
     batches = [(images.to(dtype), labels) for images, labels in checkpoint.batches(subset.images, args.batch_size)]
     other = None if args.to is None else _other_end(checkpoint, args.to)

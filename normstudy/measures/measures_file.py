@@ -33,7 +33,7 @@ CURVES = len(adaptive_sharpness.RADII) * len(adaptive_sharpness.PARTS)
 def measure_generalization(checkpoint: Checkpoint, args: argparse.Namespace) -> dict[str, Any]:
     """Compute the content of measures.json for one checkpoint. Raises RunError if the network cannot be measured."""
     start = time.perf_counter()
-    subset = checkpoint.subset(checkpoint.dataset.train, args)
+    subset = checkpoint.training_subset(args)
     dtype = getattr(torch, args.dtype)
     try:
         network = NetworkLoss(

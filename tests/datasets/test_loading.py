@@ -5,7 +5,7 @@ import torch
 from datasets_helpers import load, numbered_split
 
 from normstudy.cli import UsageError
-from normstudy.datasets import Dataset, loading
+from normstudy.datasets import Dataset, Split, loading
 from normstudy.datasets.synthetic import make_synthetic
 
 
@@ -74,3 +74,36 @@ def test_nothing_is_held_out_by_default(numbered):
 def test_a_split_that_would_be_empty_is_a_usage_error(fraction, numbered):
     with pytest.raises(UsageError, match="--val_fraction"):
         load(dataset="Synthetic", val_fraction=fraction)
+
+
+# Unequal classes
+
+
+@pytest.fixture
+def unequal(monkeypatch):
+    """`Synthetic` has 112 training images of one class and 2 of the other."""
+    images = torch.arange(114, dtype=torch.uint8)[:, None, None, None].expand(114, 3, 2, 2)
+    split = Split(images, torch.tensor([0] * 112 + [1] * 2))
+    monkeypatch.setattr(loading, "make_synthetic", lambda seed: Dataset(split, split, ("cat", "dog")))
+
+
+def counts(split):
+    return torch.bincount(split.labels, minlength=2).tolist()
+
+
+@pytest.mark.parametrize(("balance", "found"), [("equal", [18, 2]), ("proportional", [20, 0])])
+def test_train_samples_of_unequal_classes_are_taken_and_counted(balance, found, unequal, capsys):
+    assert counts(load(dataset="Synthetic", train_samples=20, balance=balance).train) == found
+    assert capsys.readouterr().err == f"--train_samples takes {found[0]} of cat, {found[1]} of dog\n"
+
+
+@pytest.mark.parametrize(("balance", "held_out"), [("equal", [22, 1]), ("proportional", [23, 0])])
+def test_the_validation_split_leaves_an_image_of_each_class_in_training(balance, held_out, unequal):
+    found = load(dataset="Synthetic", val_fraction=0.2, balance=balance)
+    assert counts(found.validation) == held_out
+    assert counts(found.train) == [112 - held_out[0], 2 - held_out[1]]
+
+
+def test_a_validation_split_that_takes_the_last_image_of_a_class_is_a_usage_error(unequal):
+    with pytest.raises(UsageError, match=r"--val_fraction .* stays in training"):
+        load(dataset="Synthetic", val_fraction=0.99)
