@@ -271,8 +271,8 @@ class Config:
     )
     balance: str = _flag(
         "equal",
-        f"Classes in {', '.join(f'--{name}' for name in SUBSET_FLAGS)}: as equally many images of each class as there "
-        "are (equal), or the shares that the classes have (proportional)",
+        f"Shares of the classes in {', '.join(f'--{name}' for name in SUBSET_FLAGS)}, equal as far as each class has "
+        "enough images, or proportional to the sizes of the classes",
         group="data",
         choices=BALANCES,
         before="equal",

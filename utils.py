@@ -87,10 +87,6 @@ class ClassMoments:
             raise ValueError(f"class {int(missing[0])} has no samples")
         return self.sums / self.counts[:, None] + self.shift
 
-    def global_mean(self) -> torch.Tensor:
-        """Return the mean over all samples (D,). At least one sample must have been added."""
-        return self.sums.sum(0) / self.counts.sum() + self.shift
-
     def variances(self) -> tuple[float, float]:
         """Return (within, between), which add up to the total variance.
 
