@@ -80,8 +80,8 @@ def measurement_parser(
         parser,
         "balance",
         "equal",
-        "Shares of the classes in --samples, equal as far as each class has enough images, or proportional to the sizes "
-        "of the classes",
+        "Shares of the classes in --samples, equal as far as each class has enough images, or proportional to the "
+        "sizes of the classes",
         choices=BALANCES,
     )
     add_flag(parser, "seed", 0, "Seed for the choice of images and for all random numbers", number(int, low=0))

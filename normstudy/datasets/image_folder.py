@@ -1,6 +1,5 @@
 """Folders of images: train/<class>/ and test/<class>/."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +31,11 @@ def load_image_folder(data_dir: Path, image_size: int | None = None, cache_dir: 
     digest = _digest(listing)
     caches = {size: cache_files(data_dir, _cache_name(size), cache_dir) for size in (image_size, None)}
     found = (read_cache(places, digest, image_size) for places in caches.values())
-    stored = next((each for each in found if each is not None), None)
-    is_new = stored is None
-    if stored is None:
-        stored = _decode(listing, image_size, lambda words: notify(f"{words}; cache: {caches[None][0].parent}"))
+    cached = next((each for each in found if each is not None), None)
+    stored = cached or _decode(listing, image_size)
     _report_left_out(data_dir, listing, stored["unreadable"])
     _check_classes(listing, stored)
-    if is_new:
+    if cached is None:
         write_cache(stored, caches[stored["resized_to"]], digest)
     return to_dataset(stored, listing.classes)
 
@@ -61,8 +58,8 @@ def _digest(listing: Listing) -> str:
         raise RunError(f"{error.filename} cannot be read: {error.strerror}") from None
 
 
-def _decode(listing: Listing, image_size: int | None, announce: Callable[[str], None]) -> dict[str, Any]:
-    """Return the decoded images, their labels and the unreadable files; see write_cache.
+def _decode(listing: Listing, image_size: int | None) -> dict[str, Any]:
+    """Return the decoded images, their labels and the unreadable files; see write_cache. Print what they need.
 
     resized_to is None if the images keep their size. One thread decodes, because of the GIL.
     """
@@ -82,7 +79,7 @@ def _decode(listing: Listing, image_size: int | None, announce: Callable[[str], 
                     unreadable.append([split, f"{file.name}: {reason}"])
                     continue
                 if not shapes:
-                    announce(_needs(total, pixels.shape, image_size))
+                    notify(_needs(total, pixels.shape, image_size))
                 shapes[pixels.shape] = None
                 if len(shapes) > 1 and image_size is None:
                     sizes = first_few(f"{width}×{height}" for height, width, _ in shapes)
@@ -134,7 +131,8 @@ def _needs(count: int, shape: tuple[int, ...], image_size: int | None) -> str:
     """Return a text with about the memory that `count` images take, from the shape of one of them (H, W, 3)."""
     height, width, channels = shape
     size = count * height * width * channels
-    words = f"decoding {count:,} images of {width}×{height} pixels: about {_bytes(size)} of memory and as much on disk"
+    words = f"decoding {count:,} images of {width}×{height} pixels: about {_bytes(size)} of memory, "
+    words += "and as much on disk for the cache"
     if image_size is None and size > LARGE and height * width > 4 * SMALL_SIDE**2:
         words += f" (--image_size={SMALL_SIDE} would take {_bytes(count * SMALL_SIDE**2 * channels)})"
     return words

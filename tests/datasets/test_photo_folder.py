@@ -113,8 +113,8 @@ def test_the_memory_is_announced_before_the_images_are_decoded(tmp_path, capsys)
     load_image_folder(tmp_path, 50)
     load_image_folder(tmp_path)
     first, second = capsys.readouterr().err.splitlines()
-    assert first.startswith("decoding 10 images of 50×50 pixels: about 75 kB of memory and as much on disk")
-    assert second.startswith("decoding 10 images of 2000×1000 pixels: about 60.0 MB of memory and as much on disk")
+    assert first.startswith("decoding 10 images of 50×50 pixels: about 75 kB of memory, and as much on disk")
+    assert second.startswith("decoding 10 images of 2000×1000 pixels: about 60.0 MB of memory, and as much on disk")
 
 
 # Files that are no images of a class, and images below a class
