@@ -154,11 +154,14 @@ def _split_folder(data_dir: Path, split: str) -> Path:
     below = [
         name for name in inside if any(map(os.path.isdir, (data_dir / name / each for each in SPELLINGS["train"])))
     ]
-    is_too_deep = data_dir.name.casefold() in (*SPELLINGS["train"], *SPELLINGS["test"], *VALIDATION)
+    beside = _subfolders(data_dir.parent) if data_dir.is_dir() else []
+    is_too_deep = data_dir.name.casefold() in (*SPELLINGS["train"], *SPELLINGS["test"], *VALIDATION) and any(
+        name.casefold() in SPELLINGS[split] for name in beside
+    )
     hint = ""
     if split == "test" and validation:
         hint = f"; to test on the images in {validation[0]}, rename that folder to test"
-    elif is_too_deep and data_dir.is_dir():
+    elif is_too_deep:
         hint = f"; try --data_dir={data_dir.parent}"
     elif below:
         hint = f"; try --data_dir={data_dir / below[0]}"
