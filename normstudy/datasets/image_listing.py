@@ -129,8 +129,8 @@ def first_few(names: Iterable[str], limit: int = FEW) -> str:
 def unused_folders(data_dir: Path, used: Iterable[Path]) -> list[str]:
     """Return the names of the folders in `data_dir` that are named like a split and not used."""
     names = {name for spellings in (*SPELLINGS.values(), VALIDATION) for name in spellings}
-    used_names = {folder.name for folder in used}
-    return sorted(name for name in _subfolders(data_dir) if name.casefold() in names and name not in used_names)
+    alike = [name for name in _subfolders(data_dir) if name.casefold() in names]
+    return [name for name in alike if not any(os.path.samefile(data_dir / name, folder) for folder in used)]
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -150,22 +150,21 @@ def _split_folder(data_dir: Path, split: str) -> Path:
         raise RunError(
             f"{data_dir} contains {' and '.join(alike)}: rename the folder with the {split} images to {split}"
         )
-    validation = [name for name in inside if name.casefold() in VALIDATION]
-    below = [
-        name for name in inside if any(map(os.path.isdir, (data_dir / name / each for each in SPELLINGS["train"])))
-    ]
-    beside = _subfolders(data_dir.parent) if data_dir.is_dir() else []
-    is_too_deep = data_dir.name.casefold() in (*SPELLINGS["train"], *SPELLINGS["test"], *VALIDATION) and any(
-        name.casefold() in SPELLINGS[split] for name in beside
-    )
-    hint = ""
-    if split == "test" and validation:
-        hint = f"; to test on the images in {validation[0]}, rename that folder to test"
-    elif is_too_deep:
-        hint = f"; try --data_dir={data_dir.parent}"
-    elif below:
-        hint = f"; try --data_dir={data_dir / below[0]}"
+    hint = _hint(data_dir, split, inside)
     raise RunError(f"{expected} is not a folder: --data_dir must contain train/<class>/ and test/<class>/{hint}")
+
+
+def _hint(data_dir: Path, split: str, inside: list[str]) -> str:
+    """Return what to do about a missing split, or an empty text. inside: the names of the folders in `data_dir`."""
+    validation = [name for name in inside if name.casefold() in VALIDATION]
+    if split == "test" and validation:
+        return f"; to test on the images in {validation[0]}, rename that folder to test"
+    is_split = data_dir.name.casefold() in (*SPELLINGS["train"], *SPELLINGS["test"], *VALIDATION)
+    for folder in [data_dir.parent] * (is_split and data_dir.is_dir()) + [data_dir / name for name in inside]:
+        with contextlib.suppress(PermissionError):
+            if any(name.casefold() in SPELLINGS[split] for name in _subfolders(folder)):
+                return f"; try --data_dir={folder}"
+    return ""
 
 
 def _classes(folder: Path, left_out: LeftOut) -> dict[str, list[str]]:
