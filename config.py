@@ -6,11 +6,22 @@ It needs only the standard library, so that `--help` and wrong flags are answere
 import argparse
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from normstudy.cli import BALANCES, Parser, UsageError, argparse_type, boolean, count, device_name, number
+from normstudy.cli import (
+    BALANCES,
+    Parser,
+    UsageError,
+    argparse_type,
+    boolean,
+    count,
+    device_name,
+    number,
+    path_name,
+)
 
 ARCHS = ("vgg", "resnet-56", "vit")
 CONV_TYPES = ("Plain", "sWS", "WeightNormalized", "WeightCentered")
@@ -248,6 +259,7 @@ class Config:
         "data",
         "Folder that contains CIFAR's unpacked archive, or ImageFolder's train/<class>/ and test/<class>/",
         group="data",
+        type=path_name,
         runtime=True,
     )
     download: bool = _flag(
@@ -258,6 +270,7 @@ class Config:
         "Folder for the cache of decoded images (default: data_dir, or the user's cache folder if data_dir cannot be "
         "written to)",
         group="data",
+        type=path_name,
         runtime=True,
     )
     train_samples: int | None = _flag(
@@ -301,7 +314,9 @@ class Config:
         type=boolean,
         runtime=True,
     )
-    results_dir: str = _flag("results", "Folder that contains the run directories", group="run", runtime=True)
+    results_dir: str = _flag(
+        "results", "Folder that contains the run directories", group="run", type=path_name, runtime=True
+    )
     device: str = _flag(
         "auto",
         "Device to train on: auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps",
@@ -362,6 +377,7 @@ class Config:
         None,
         "Directory of a run to continue. Settings that change its results come from its config.json, not from flags",
         group="run",
+        type=path_name,
         runtime=True,
     )
     batch_shares: int = _flag(
@@ -484,7 +500,7 @@ def from_settings(settings: Mapping[str, Any]) -> Config:
                 parsed = argparse_type(option.metadata["type"], option.metadata["choices"])(str(value))
             except argparse.ArgumentTypeError as error:
                 raise UsageError(f"{option.name}: {error}") from None
-            if parsed != value:
+            if parsed != (os.path.expanduser(value) if isinstance(value, str) else value):
                 raise UsageError(f"{option.name} is {value!r}, which is not a valid value of --{option.name}")
             given[option.name] = parsed
     return resolve(given)

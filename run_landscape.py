@@ -9,7 +9,7 @@ landscape.json and landscape.png are written to each run directory; with --to, l
 import argparse
 from collections.abc import Sequence
 
-from normstudy.cli import Parser, add_flag, count, loading_modules, measurement_parser, number, run_command
+from normstudy.cli import Parser, add_flag, count, loading_modules, measurement_parser, number, path_name, run_command
 
 DIRECTIONS, DISTANCE = 5, 0.5
 
@@ -34,6 +34,7 @@ def build_parser() -> Parser:
         None,
         "Another run of the same network on the same images: compute the loss on the line to its last checkpoint, in "
         "place of the losses around the network",
+        path_name,
     )
     add_flag(
         parser,

@@ -10,7 +10,17 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from normstudy.cli import Parser, UsageError, add_flag, boolean, loading_modules, number, run_command
+from normstudy.cli import (
+    Parser,
+    UsageError,
+    add_flag,
+    boolean,
+    loading_modules,
+    number,
+    path_name,
+    path_names,
+    run_command,
+)
 from normstudy.storage import collect_table, read_csv
 
 
@@ -40,15 +50,17 @@ SVG) and tables/*.csv into results_dir.""",
   python run_report.py --collect                          only rebuild results.csv and README.md
 exit codes: 0 done, 1 failed, 2 wrong flags, 130 Ctrl-C""",
     )
-    add_flag(parser, "results_dir", "results", "Folder that contains the run directories and receives the report")
     add_flag(
-        parser, "table", None, "Tables of runs to report on, separated by commas (default: results.csv of results_dir)"
+        parser, "results_dir", "results", "Folder that contains the run directories and receives the report", path_name
     )
+    of_folder = "Tables of runs to report on, separated by commas (default: results.csv of results_dir)"
+    add_flag(parser, "table", None, of_folder, path_names)
     add_flag(
         parser,
         "compare",
         None,
         "Tables, separated by commas, whose trends are compared with those of the report, for settings that both have",
+        path_names,
     )
     add_flag(parser, "same_data", "", "Data sets that --compare treats as equal, such as ImageFolder,CIFAR-10")
     add_flag(
@@ -94,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UsageError("--collect rebuilds the table of results_dir; leave out --table")
         if args.watch:
             raise UsageError("--watch follows the run folders in results_dir; leave out --table")
-        tables = [Path(name) for name in args.table.split(",")]
+        tables = [Path(name) for name in args.table]
     else:
         if not results_dir.is_dir():
             raise UsageError(f"--results_dir={results_dir} is not a folder")
@@ -105,12 +117,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     with loading_modules():
         from normstudy.report import ReportOptions, watch_report, write_report
-    compared = args.compare.split(",") if args.compare else ()
     same_data = args.same_data.split(",") if args.same_data else ()
     options = ReportOptions(
         tables,
         results_dir,
-        compared,
+        args.compare or (),
         same_data,
         args.resamples,
         args.seed,

@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import config
 from benchmarks.common import DEVICE, ROOT, machine, machine_name
 from benchmarks.gpu_tables import markdown
+from normstudy.cli import path_name
 from normstudy.storage import read_csv, read_json, write_bytes, write_json
 
 SHARES = {"tests": 0.3, "speed": 0.3, "hessian": 0.15, "training": 1.0}  # of the time left when a part begins
@@ -203,15 +204,19 @@ def _train_one(
     return seconds
 
 
+def _path(text: str) -> Path:
+    return Path(path_name(text))
+
+
 PARTS = {"tests": run_tests, "speed": measure_speed, "hessian": measure_hessian, "training": train}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=8.0, help="time limit of the whole script (default: 8)")
-    parser.add_argument("--images", type=Path, help="folder or tar with train/<class>/ and test/<class>/")
+    parser.add_argument("--images", type=_path, help="folder or tar with train/<class>/ and test/<class>/")
     parser.add_argument("--parts", default=",".join(PARTS), help="parts to run, separated by commas (default: all)")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results")
+    parser.add_argument("--output", type=_path, default=ROOT / "benchmarks" / "results", help="folder of the results")
     parser.add_argument("--smoke", action="store_true", help="try the script on a CPU, with tiny settings")
     args = parser.parse_args()
     if DEVICE.type != "cuda" and not args.smoke:

@@ -11,15 +11,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import matplotlib
-
 import config
 from benchmarks.common import ROOT
 from main import main as train
+from normstudy.plots import new_figure, own_style, save_figure
 from normstudy.storage import RunDirectory
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
 
 COLORS = dict(zip(config.PRECISIONS, ("#1f77b4", "#d95f02"), strict=True))
 
@@ -34,6 +30,7 @@ def curves(directory: str, precision: str, seed: int, args: argparse.Namespace) 
     return [float(row["train_loss"]) for row in rows], [float(row["test_accuracy"]) for row in rows]
 
 
+@own_style()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data_dir")
@@ -41,7 +38,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=2)
     args = parser.parse_args()
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    figure, [axes] = new_figure(1, 2, figsize=(9, 3.4))
+    figure.subplots_adjust(left=0.08, right=0.98, bottom=0.15, top=0.88)
     with tempfile.TemporaryDirectory() as directory:
         for seed in range(args.seeds):
             for precision in config.PRECISIONS:
@@ -56,7 +54,7 @@ def main() -> None:
     for axis in axes:
         axis.grid(alpha=0.3)
     path = ROOT / "benchmarks" / "results" / "precision.png"
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)
     print(path.relative_to(ROOT))
 
 

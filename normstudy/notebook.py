@@ -29,7 +29,7 @@ def load_table(results_dir: str | Path = "results") -> pd.DataFrame:
     results.csv is built from the run folders if it is missing. `README.md` next to it explains the columns. Raises
     RunError if there is no such folder.
     """
-    folder = Path(results_dir)
+    folder = Path(results_dir).expanduser()
     if not folder.is_dir():
         raise RunError(f"{folder} is not a folder; give the one that contains the runs")
     table = folder / "results.csv"
@@ -87,11 +87,12 @@ class Run:
 
     def dataset(self, data_dir: str | Path | None = None) -> Dataset:
         """Return the images that the run was trained and tested on; data_dir is the folder in which they are now."""
-        config = self.config if data_dir is None else dataclasses.replace(self.config, data_dir=str(data_dir))
-        return load(config)
+        if data_dir is None:
+            return load(self.config)
+        return load(dataclasses.replace(self.config, data_dir=str(Path(data_dir).expanduser())))
 
 
 def load_run(path: str | Path) -> Run:
     """Return the run in a folder. Raises RunError if the folder has no readable config.json."""
-    directory = RunDirectory(path)
+    directory = RunDirectory(Path(path).expanduser())
     return Run(directory, stored_config(directory))

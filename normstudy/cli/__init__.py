@@ -2,7 +2,17 @@
 
 from normstudy.cli.commands import end_process, loading_modules, run_command
 from normstudy.cli.errors import Busy, RunError, UsageError, describe_os_error, first_line
-from normstudy.cli.flag_types import BALANCES, argparse_type, boolean, canonical_name, count, device_name, number
+from normstudy.cli.flag_types import (
+    BALANCES,
+    argparse_type,
+    boolean,
+    canonical_name,
+    count,
+    device_name,
+    number,
+    path_name,
+    path_names,
+)
 from normstudy.cli.notices import notify
 from normstudy.cli.outcome import OUTCOME_VARIABLE, Outcome, read_outcome, report_outcome
 from normstudy.cli.parsers import Parser, add_flag, measurement_parser
@@ -32,6 +42,8 @@ __all__ = [
     "measurement_parser",
     "notify",
     "number",
+    "path_name",
+    "path_names",
     "processes_sharing",
     "progress_bar",
     "read_outcome",

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import math
 import operator
+import os
 import re
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -78,6 +79,19 @@ def device_name(text: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", text):
         raise ValueError(f"{text!r} is not one of auto, cpu, cuda, cuda:N, mps")
     return text
+
+
+def path_name(text: str) -> str:
+    """Return a path with the home folder in place of a leading ~, which shells leave as it is in --flag=~/folder."""
+    return os.path.expanduser(text)
+
+
+def path_names(text: str) -> tuple[str, ...]:
+    """Return the paths of a list that is separated by commas; see path_name. Raises ValueError if there are none."""
+    paths = tuple(path_name(part) for part in text.split(",") if part.strip())
+    if not paths:
+        raise ValueError("give the paths of files, separated by commas")
+    return paths
 
 
 def checkpoint_name(text: str) -> str:

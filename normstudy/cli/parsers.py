@@ -16,6 +16,7 @@ from normstudy.cli.flag_types import (
     count,
     device_name,
     number,
+    path_name,
     tag,
 )
 from normstudy.cli.outcome import report_outcome
@@ -64,10 +65,9 @@ def measurement_parser(
         description=description,
         epilog=examples,
     )
-    parser.add_argument(
-        "runs", nargs="*", metavar="RUN", help="Run directories to measure (default: every run not measured yet)"
-    )
-    add_flag(parser, "results_dir", "results", "Folder whose runs are measured if no RUN is given")
+    runs = "Run directories to measure (default: every run not measured yet)"
+    parser.add_argument("runs", nargs="*", metavar="RUN", type=path_name, help=runs)
+    add_flag(parser, "results_dir", "results", "Folder whose runs are measured if no RUN is given", path_name)
     add_flag(
         parser,
         "checkpoint",
@@ -85,8 +85,14 @@ def measurement_parser(
         choices=BALANCES,
     )
     add_flag(parser, "seed", 0, "Seed for the choice of images and for all random numbers", number(int, low=0))
-    add_flag(parser, "data_dir", None, "Folder of the run's images (default: the one used in training)")
-    add_flag(parser, "cache_dir", None, "Folder for the cache of decoded images (default: the one used in training)")
+    add_flag(parser, "data_dir", None, "Folder of the run's images (default: the one used in training)", path_name)
+    add_flag(
+        parser,
+        "cache_dir",
+        None,
+        "Folder for the cache of decoded images (default: the one used in training)",
+        path_name,
+    )
     add_flag(
         parser,
         "device",

@@ -5,6 +5,7 @@ import errno
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from normstudy.kernels import as_current, is_out_of_memory, keep_freed_memory, p
 from normstudy.measures.checkpoints import Checkpoint, epoch_of
 from normstudy.measures.run_images import RunImages
 from normstudy.measures.run_selection import find_checkpoints, find_runs, finished_config, read_measurement
-from normstudy.plots import is_whole_picture
+from normstudy.plots import is_whole_picture, try_to_draw
 from normstudy.storage import (
     RunDirectory,
     git_commit,
@@ -135,22 +136,15 @@ def _measure_run(
                     "git_commit": git_commit(),
                 }
                 write_json(target, measurement.measure(checkpoint, args) | provenance)
-                measurement.draw(target)
-                print(f"wrote {target} and {target.with_suffix('.png').name}", flush=True)
+                picture = target.with_suffix(".png")
+                try_to_draw(partial(measurement.draw, target), picture)
+                print(f"wrote {target}{f' and {picture.name}' * picture.exists()}", flush=True)
                 yield
             elif not is_whole_picture(target.with_suffix(".png")):
-                try:
-                    measurement.draw(target)
-                except (KeyError, TypeError, ValueError, IndexError) as error:
-                    raise RunError(f"{target} is damaged ({error!r}); --overwrite=True replaces it") from None
+                try_to_draw(partial(measurement.draw, target), target.with_suffix(".png"))
         draw_over_training = measurement.draw_over_training
         if draw_over_training and args.checkpoint == "all" and len(run.measurements(name)) > 1:
-            try:
-                draw_over_training(run, name)
-            except (KeyError, TypeError) as error:
-                raise RunError(
-                    f"{run.path}: one of {name}_epoch_….json is damaged ({error!r}); --overwrite=True replaces it"
-                ) from None
+            try_to_draw(partial(draw_over_training, run, name), run.path / f"{name}_over_training.png")
 
 
 def _is_measured(target: Path, settings: Mapping[str, object], sha256: str | None) -> bool:

@@ -14,11 +14,13 @@ from normstudy.plots.style import (
     is_whole_picture,
     new_figure,
     norm_colour,
+    own_style,
     printable,
     save_figure,
     save_vectors,
     scale_logarithmically,
     tick_logarithmically,
+    try_to_draw,
 )
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "label_points",
     "new_figure",
     "norm_colour",
+    "own_style",
     "panel_grid",
     "printable",
     "save_figure",
@@ -51,4 +54,5 @@ __all__ = [
     "scale_logarithmically",
     "spectral_density",
     "tick_logarithmically",
+    "try_to_draw",
 ]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
+import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from config import NORM_TYPES
+from normstudy.cli import RunError, describe_os_error, first_line
 from normstudy.storage import write_bytes
 
 if TYPE_CHECKING:
@@ -34,6 +38,51 @@ FEW_TICKS = 300  # ratio below which powers of ten are too few ticks for a logar
 def norm_colour(norm: str) -> str:
     """Return a norm's colour, the same in every picture; grey for unknown names."""
     return NORM_COLOURS.get(norm, OTHER_COLOUR)
+
+
+def try_to_draw(draw: Callable[[], object], path: Path) -> None:
+    """Call draw(), which draws the picture `path`, in own_style.
+
+    If it fails, an older picture of that name is removed and one line is printed on stderr: a picture can be drawn again
+    at any time, so its failure must not cost the result that it shows.
+    """
+    try:
+        with own_style():
+            draw()
+    except Exception as error:  # matplotlib raises unrelated types
+        with contextlib.suppress(OSError):
+            path.unlink()
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        if isinstance(error, RunError):
+            reason = str(error)
+        elif isinstance(error, OSError):
+            reason = describe_os_error(error)
+        print(f"{path} could not be drawn ({reason}); nothing else is affected", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def own_style() -> Iterator[None]:
+    """A context in which matplotlib has its default settings, whatever the user's matplotlibrc or program sets."""
+    matplotlib = _import_matplotlib()
+    with matplotlib.rc_context(
+        {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
+    ):
+        yield
+
+
+def _import_matplotlib() -> Any:
+    """Import matplotlib, also if MPLBACKEND names a backend that this Python lacks, as under a notebook's `!python`."""
+    is_first = "matplotlib" not in sys.modules
+    backend = os.environ.pop("MPLBACKEND", None) if is_first else None
+    try:
+        import matplotlib
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    if backend:
+        with contextlib.suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend  # as the import does
+    return matplotlib
 
 
 def new_figure(rows: int, columns: int, figsize: tuple[float, float]) -> tuple[Figure, np.ndarray]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from normstudy.plots import WEIGHT_TITLES, save_figure, save_vectors
+from normstudy.plots import WEIGHT_TITLES, save_figure, save_vectors, try_to_draw
 from normstudy.report import primary
 from normstudy.report.baseline import BASELINE
 from normstudy.report.data import ReportData, ReportStatistics
@@ -44,11 +45,11 @@ WHERE = ", in the cell of each network that has the most "
 
 
 class Drawing(NamedTuple):
-    """A figure with its file name and caption; the figure is None if there is nothing to draw."""
+    """A figure's file name and caption, and a function that draws it and returns None if there is nothing to draw."""
 
     name: str
     caption: str
-    figure: Figure | None
+    draw: Callable[[], Figure | None]
 
 
 class Picture(NamedTuple):
@@ -84,13 +85,21 @@ def draw_pictures(data: ReportData, statistics: ReportStatistics, folder: Path) 
 def save_drawings(drawings: Iterable[Drawing], folder: Path) -> list[Picture]:
     """Save the figures of the drawings that have one as PNG and SVG files in `folder`."""
     pictures = []
-    for name, caption, figure in drawings:
-        if figure is not None:
-            path = folder / f"{name}.png"
-            save_figure(figure, path)
-            save_vectors(figure, path.with_suffix(".svg"))
+    for name, caption, draw in drawings:
+        path = folder / f"{name}.png"
+        try_to_draw(partial(_draw_and_save, draw, path), path)
+        if path.exists():
             pictures.append(Picture(path, caption))
     return pictures
+
+
+def _draw_and_save(draw: Callable[[], Figure | None], path: Path) -> None:
+    figure = draw()
+    if figure is None:
+        path.unlink(missing_ok=True)  # of an earlier report
+    else:
+        save_figure(figure, path)
+        save_vectors(figure, path.with_suffix(".svg"))
 
 
 def _of_findings(data: ReportData, statistics: ReportStatistics) -> Iterator[Drawing]:
@@ -98,7 +107,7 @@ def _of_findings(data: ReportData, statistics: ReportStatistics) -> Iterator[Dra
     for place, measure in enumerate(statistics.influences, 1):
         title = data.titles[measure]
         caption = f"{title[0].upper()}{title[1:]} and test accuracy. {NORM_MEANS}"
-        yield Drawing(f"finding_{place}", caption, draw_association(runs, {measure: title}, primary.OUTCOME))
+        yield Drawing(f"finding_{place}", caption, partial(draw_association, runs, {measure: title}, primary.OUTCOME))
 
 
 def _of_norms(data: ReportData, statistics: ReportStatistics) -> Iterator[Drawing]:
@@ -108,12 +117,12 @@ def _of_norms(data: ReportData, statistics: ReportStatistics) -> Iterator[Drawin
             "(over cells, or over seeds with fewer than five cells). A norm without an interval, "
             "which needs several runs or cells, is hollow."
         )
-        yield Drawing("ranking", caption, draw_ranking(statistics.ranking))
+        yield Drawing("ranking", caption, partial(draw_ranking, statistics.ranking))
         caption = (
             "Test accuracy by grouping: mean and standard deviation over all runs of a norm with the same network, "
             "data set and batch size, which may differ in other hyperparameters. n is the number of runs of a line."
         )
-        yield Drawing("groupings", caption, draw_groupings(as_groupings(data.table)))
+        yield Drawing("groupings", caption, partial(draw_groupings, as_groupings(data.table)))
 
 
 def _of_measures(data: ReportData, statistics: ReportStatistics) -> Iterator[Drawing]:
@@ -124,19 +133,21 @@ def _of_measures(data: ReportData, statistics: ReportStatistics) -> Iterator[Dra
         "least two norms have several), and Ψ. "
         f"* marks p < {SIGNIFICANT} after Holm's adjustment within the primary or the exploratory family; Ψ has no p."
     )
-    heatmaps = draw_correlations(statistics.correlations, statistics.granulated, statistics.titles)
+    heatmaps = partial(draw_correlations, statistics.correlations, statistics.granulated, statistics.titles)
     yield Drawing("correlations", caption, heatmaps)
     titles = {name: title for name, title in statistics.titles.items() if name in MEASURES}
     runs = data.table[~data.table["has_failed"]]
     for outcome in DRAWN_OUTCOMES:
         name = f"measures_{outcome.lower().replace(' ', '_')}"
-        yield Drawing(name, f"{outcome} and each measure. {NORM_MEANS}", draw_association(runs, titles, outcome))
+        yield Drawing(
+            name, f"{outcome} and each measure. {NORM_MEANS}", partial(draw_association, runs, titles, outcome)
+        )
 
 
 def _of_claims(data: ReportData) -> Iterator[Drawing]:
     caption = f"Activation variance over depth at the first iteration: mean over a norm's runs{WHERE}norms."
     probed = in_largest_cells(data.probed)
-    yield Drawing("variance", caption, draw_statistics(probed, "first", ("activation_variance",)))
+    yield Drawing("variance", caption, partial(draw_statistics, probed, "first", ("activation_variance",)))
 
 
 def _of_networks(data: ReportData) -> Iterator[Drawing]:
@@ -146,21 +157,21 @@ def _of_networks(data: ReportData) -> Iterator[Drawing]:
         f"{BASELINE}. A Ritz value is drawn as a Gaussian as wide as the distance to the next, at least "
         f"{NODE_WIDTH} in asinh λ. A density has no error bar."
     )
-    yield Drawing("densities", caption, draw_densities(in_largest_cells(measured), measurement))
+    yield Drawing("densities", caption, partial(draw_densities, in_largest_cells(measured), measurement))
     by_norm = in_largest_cells(data.probed)
     by_grouping = in_largest_cells(pairs_with_groupings(data.probed), "Grouping")
     for moment, words in MOMENT_WORDS.items():
         caption = f"Layer statistics over depth at {words}: mean over a norm's runs{WHERE}norms. {LAST_OF_BLOCKS}"
         if moment == "first":
             caption += " The head of a ViT is initialized with zeros, so no gradient reaches the layers before it."
-        yield Drawing(f"depth_{moment}", caption, draw_statistics(by_norm, moment))
+        yield Drawing(f"depth_{moment}", caption, partial(draw_statistics, by_norm, moment))
         caption = f"The norm with the most groupings, over depth at {words}: mean over the runs{WHERE}groupings."
-        yield Drawing(f"groupings_{moment}", caption, draw_groupings_of_norm(by_grouping, moment))
+        yield Drawing(f"groupings_{moment}", caption, partial(draw_groupings_of_norm, by_grouping, moment))
     caption = f"Layer statistics over training: mean over sites and a norm's runs{WHERE}norms. Diverged runs end early."
-    yield Drawing("iterations", caption, draw_statistics(by_norm, "mean"))
+    yield Drawing("iterations", caption, partial(draw_statistics, by_norm, "mean"))
     caption = (
         f"Weights of convolutions and linear layers over training: mean over weights and a norm's runs{WHERE}norms. "
         "The effective learning rate is that of a weight whose scale does not change the output: the rate divided by "
         "‖w‖² (for AdamW, by ‖w‖)."
     )
-    yield Drawing("weights", caption, draw_statistics(by_norm, "mean", tuple(WEIGHT_TITLES)))
+    yield Drawing("weights", caption, partial(draw_statistics, by_norm, "mean", tuple(WEIGHT_TITLES)))

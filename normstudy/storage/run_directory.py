@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import shutil
 import sys
@@ -34,10 +35,15 @@ METRICS_COLUMNS = (
 
 
 class RunDirectory:
-    """The paths of one run's files. The directory need not exist yet."""
+    """The paths of one run's files. The directory need not exist yet.
+
+    The path ends with the run's name: `.` and `..` are replaced by the absolute path.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        if self.path.name in ("", ".."):
+            self.path = Path(os.path.abspath(path))
         self.config = self.path / "config.json"
         self.metrics = self.path / "metrics.csv"
         self.summary = self.path / "summary.json"

@@ -22,7 +22,8 @@ class Owner(NamedTuple):
 def write_owner(path: Path) -> None:
     """Note this process as the owner. Errors are ignored, because the note is only information."""
     with contextlib.suppress(OSError):
-        path.write_text(f"process {os.getpid()} on {platform.node()} since {time.strftime('%c')}\n", encoding="utf-8")
+        since = f"process {os.getpid()} on {platform.node()} since {time.strftime('%c')}\n"
+        path.write_text(since, encoding="utf-8", errors="replace")
 
 
 def read_owner(path: Path) -> Owner | None:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +28,7 @@ class Plots(Protocol):
     def is_whole_picture(self, path: Path) -> bool: ...
     def draw_curves(self, run: RunDirectory, title: str) -> object: ...
     def draw_probes(self, run: RunDirectory, title: str) -> object: ...
+    def try_to_draw(self, draw: Callable[[], object], path: Path) -> None: ...
 
 
 def report_run(run: RunDirectory) -> None:
@@ -59,10 +61,12 @@ def damaged_outputs(run: RunDirectory, plots: Plots) -> list[tuple[Path, Callabl
     damaged: list[tuple[Path, Callable[[], object]]] = []
     if not are_metrics_whole(run):
         damaged.append((run.metrics, lambda: restore_metrics(run)))
-    if not plots.is_whole_picture(run.curves):
-        damaged.append((run.curves, lambda: plots.draw_curves(run, run.path.name)))
-    if run.probe_dumps() and not plots.is_whole_picture(run.probes_picture):
-        damaged.append((run.probes_picture, lambda: plots.draw_probes(run, run.path.name)))
+    pictures = [(run.curves, plots.draw_curves)]
+    if run.probe_dumps():
+        pictures.append((run.probes_picture, plots.draw_probes))
+    for path, draw in pictures:
+        if not plots.is_whole_picture(path):
+            damaged.append((path, partial(plots.try_to_draw, partial(draw, run, run.path.name), path)))
     if run.probe_dumps() and not is_whole_json(run.probes_summary):
         damaged.append((run.probes_summary, lambda: summarize_probes(run)))
     return damaged
