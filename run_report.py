@@ -50,9 +50,8 @@ SVG) and tables/*.csv into results_dir.""",
   python run_report.py --collect                          only rebuild results.csv and README.md
 exit codes: 0 done, 1 failed, 2 wrong flags, 130 Ctrl-C""",
     )
-    add_flag(
-        parser, "results_dir", "results", "Folder that contains the run directories and receives the report", path_name
-    )
+    of_runs = "Folder that contains the run directories and receives the report"
+    add_flag(parser, "results_dir", "results", of_runs, path_name)
     of_folder = "Tables of runs to report on, separated by commas (default: results.csv of results_dir)"
     add_flag(parser, "table", None, of_folder, path_names)
     add_flag(

@@ -13,6 +13,13 @@ from normstudy.cli.flag_types import (
     path_name,
     path_names,
 )
+from normstudy.cli.launcher import (
+    ONE_PROCESS,
+    is_first_process,
+    is_one_of_several,
+    launcher_number,
+    place_among_processes,
+)
 from normstudy.cli.notices import notify
 from normstudy.cli.outcome import OUTCOME_VARIABLE, Outcome, read_outcome, report_outcome
 from normstudy.cli.parsers import Parser, add_flag, measurement_parser
@@ -22,6 +29,7 @@ from normstudy.cli.signals import SafePoints, stops_at_safe_points
 
 __all__ = [
     "BALANCES",
+    "ONE_PROCESS",
     "OUTCOME_VARIABLE",
     "Busy",
     "Outcome",
@@ -38,12 +46,16 @@ __all__ = [
     "device_name",
     "end_process",
     "first_line",
+    "is_first_process",
+    "is_one_of_several",
+    "launcher_number",
     "loading_modules",
     "measurement_parser",
     "notify",
     "number",
     "path_name",
     "path_names",
+    "place_among_processes",
     "processes_sharing",
     "progress_bar",
     "read_outcome",

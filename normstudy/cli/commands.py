@@ -6,11 +6,12 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
 from normstudy.cli.errors import RunError, UsageError, describe_os_error
+from normstudy.cli.launcher import is_first_process, is_one_of_several
 from normstudy.cli.outcome import report_outcome
 from normstudy.cli.signals import PREEMPTIONS, Preempted, raise_stop, set_stop_handlers, stop_handlers
 
@@ -23,16 +24,51 @@ def run_command(main: Callable[[], object]) -> NoReturn:
 
     The exit code is 2 for wrong flags, 1 for a failure, 130 on Ctrl-C, and 99 on SIGTERM, SIGUSR1 or SIGUSR2.
     Otherwise it is the return value of main() if that is a whole number, and else 0.
+
+    A script calls this at its top level. If a notebook, a console or a debugger runs the script in its own process,
+    that process keeps its signal handlers and streams, and only SystemExit is raised.
     """
+    is_guest = _is_guest(sys._getframe(1))
+    with _escaping_streams():
+        code = _call(main, is_guest)
+    if is_guest:
+        sys.exit(code)
+    end_process(code)
+
+
+def _is_guest(script: FrameType) -> bool:
+    """Return whether another program, such as a notebook, runs this script; `script` is the frame of its top level."""
+    below = script.f_back
+    while below is not None and below.f_globals.get("__name__") == "runpy":  # python -m
+        below = below.f_back
+    return below is not None or bool(sys.flags.inspect)
+
+
+@contextlib.contextmanager
+def _escaping_streams() -> Iterator[None]:
+    """A context in which stdout and stderr show characters that they cannot encode, and bytes in paths, as escapes."""
+    streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
+    before = [stream.errors for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream, errors in zip(streams, before, strict=True):
+            stream.reconfigure(errors=errors)
+
+
+def _call(main: Callable[[], object], is_guest: bool) -> int:
+    """Call main(), print one line for an error that a user can cause, and return the exit code."""
     script = sys.argv[0].rpartition("/")[2]
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # for paths that are not valid text
     code: object = 0
     kind, message = RunError.kind, None
     try:
-        set_stop_handlers(raise_stop)
+        if not is_guest:
+            set_stop_handlers(raise_stop)
         code = main()
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except UsageError as error:
         code, kind, message = 2, error.kind, f"error: {error}"
     except RunError as error:
@@ -40,8 +76,9 @@ def run_command(main: Callable[[], object]) -> NoReturn:
     except ModuleNotFoundError as error:
         how = "run pip install -r requirements.txt with the pip of this Python"
         code, message = 1, f"error: the module {error.name} is not installed: {how}"
-    except BrokenPipeError:  # for example after `| head`; without dup2, Python would report the error once more at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except BrokenPipeError:  # for example after `| head`
+        if not is_guest:  # Python would report the error once more at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         code, message = 1, "error: standard output was closed; run the same command again to continue"
     except OSError as error:
         code, message = 1, f"error: {describe_os_error(error)}"
@@ -52,12 +89,13 @@ def run_command(main: Callable[[], object]) -> NoReturn:
     except Exception as error:  # a bug: Python prints the traceback
         report_outcome(RunError.kind, "".join(traceback.format_exception_only(error)))
         raise
-    set_stop_handlers(signal.SIG_IGN)  # the exit code is decided
-    if message is not None and not (kind == "stopped" and os.environ.get("RANK", "0") != "0"):
+    if not is_guest:
+        set_stop_handlers(signal.SIG_IGN)  # the exit code is decided
+    if message is not None and (kind != "stopped" or is_first_process()):
         line = f"{script}: {' '.join(message.splitlines())}"
         report_outcome(kind, line)
         print(line, file=sys.stderr)
-    end_process(code if isinstance(code, int) else 0)
+    return code if isinstance(code, int) else 0
 
 
 def end_process(code: int) -> NoReturn:
@@ -66,10 +104,11 @@ def end_process(code: int) -> NoReturn:
     If it is one of several processes, it ends immediately, without the interpreter's clean-up, in which threads of gloo
     can abort the process (pytorch/pytorch #179291).
     """
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    if not is_one_of_several():
         sys.exit(code)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
     os._exit(code)
 
 

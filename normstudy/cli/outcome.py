@@ -9,6 +9,8 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from normstudy.cli.launcher import is_first_process
+
 OUTCOME_VARIABLE = "NORMSTUDY_OUTCOME"  # the environment variable that holds the path of the file
 
 
@@ -27,7 +29,7 @@ def report_outcome(kind: str, reason: str) -> None:
     cannot be written, no error is raised, because the exit code also tells of the failure.
     """
     path = os.environ.get(OUTCOME_VARIABLE)
-    if path is None or os.environ.get("RANK", "0") != "0":
+    if path is None or not is_first_process():
         return
     outcome = Outcome(kind, " ".join(reason.splitlines()))
     temporary = Path(f"{path}.tmp")

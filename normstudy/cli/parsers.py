@@ -33,6 +33,12 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"argument {word[:-3]}: '--' is not a value")
         return super().parse_args(words, namespace)
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help or an error; characters that the stream cannot encode are printed as escapes."""
+        stream = file or sys.stderr
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        super()._print_message(message.encode(encoding, "backslashreplace").decode(encoding), stream)
+
     def error(self, message: str) -> NoReturn:
         """End the process with one line instead of argparse's usage block, and with exit code 2 as argparse does."""
         unknown = re.search(r"unrecognized arguments: (--?[\w-]+)", message)

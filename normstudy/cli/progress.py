@@ -6,6 +6,8 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from normstudy.cli.launcher import is_first_process
+
 if TYPE_CHECKING:
     from tqdm import tqdm
 
@@ -17,10 +19,8 @@ def progress_bar(total: int, description: str, initial: int = 0, unit: str = "im
     """
     from tqdm import tqdm
 
-    is_shown = sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
-    has_size = (
-        is_shown and os.get_terminal_size(sys.stderr.fileno()).columns > 0
-    )  # not on the terminals of script(1) and others
+    is_shown = sys.stderr is not None and sys.stderr.isatty() and is_first_process()
+    has_size = is_shown and _has_terminal_size()
     return tqdm(
         total=total,
         desc=description,
@@ -33,3 +33,11 @@ def progress_bar(total: int, description: str, initial: int = 0, unit: str = "im
         nrows=None if has_size else 24,
         disable=not is_shown,
     )
+
+
+def _has_terminal_size() -> bool:
+    """Return whether stderr knows its width, unlike the terminals of script(1) and the consoles of some editors."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except OSError:  # also io.UnsupportedOperation, of a console that is no file
+        return False

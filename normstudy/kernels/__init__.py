@@ -17,7 +17,6 @@ from normstudy.kernels.devices import (
     free_memory,
     is_bf16_emulated,
     is_out_of_memory,
-    keep_freed_memory,
     pick_device,
     training_arithmetic,
 )
@@ -38,6 +37,7 @@ from normstudy.kernels.probe_statistics import (
     gram_statistics,
     norms_and_angles,
 )
+from normstudy.kernels.settings import keep_freed_memory, own_settings
 from normstudy.kernels.switch import FORMS, KERNELS, Form, form_of, use_form
 
 __all__ = [
@@ -68,6 +68,7 @@ __all__ = [
     "map_moments",
     "normalized_weight",
     "norms_and_angles",
+    "own_settings",
     "pick_device",
     "plain_attention",
     "pooled_variance",

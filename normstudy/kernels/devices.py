@@ -1,7 +1,6 @@
-"""The devices of this machine, their free memory, and memory allocation by the C library."""
+"""The devices of this machine, their free memory, and the arithmetic of training."""
 
 import contextlib
-import ctypes
 import math
 import os
 import re
@@ -11,8 +10,9 @@ from pathlib import Path
 import torch
 
 from normstudy.cli import UsageError, processes_sharing
+from normstudy.kernels.settings import release_freed_memory
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
+CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # the environment variable that deterministic cuBLAS needs
 
 
 def pick_device(name: str) -> torch.device:
@@ -49,19 +49,23 @@ def training_arithmetic(device: torch.device, precision: str, is_deterministic: 
     cudnn = torch.backends.cudnn
     before = cudnn.allow_tf32, torch.get_float32_matmul_precision(), cudnn.benchmark, cudnn.deterministic
     was_deterministic = torch.are_deterministic_algorithms_enabled()
+    warned_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    workspace = os.environ.get(CUBLAS_WORKSPACE)
     cudnn.allow_tf32 = precision == "tf32"
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     cudnn.benchmark = not is_deterministic  # cuDNN times its kernels and takes the fastest: shapes hardly change
     cudnn.deterministic = is_deterministic
     if is_deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS needs for it
+        os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
         torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
         cudnn.allow_tf32, matmul, cudnn.benchmark, cudnn.deterministic = before
         torch.set_float32_matmul_precision(matmul)
-        torch.use_deterministic_algorithms(was_deterministic)
+        torch.use_deterministic_algorithms(was_deterministic, warn_only=warned_only)
+        if workspace is None:
+            os.environ.pop(CUBLAS_WORKSPACE, None)
 
 
 def is_bf16_emulated(device: torch.device) -> bool:
@@ -81,24 +85,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return is_allocation or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
-def keep_freed_memory() -> None:
-    """Make the C library keep freed memory for the next tensor. Without glibc, nothing changes.
-
-    By default, glibc returns the memory of every large tensor to the system and requests it again. The system then
-    clears each page again, which takes three quarters of the time of an elementwise operation on the CPU.
-    """
-    with contextlib.suppress(AttributeError, OSError):
-        library = ctypes.CDLL(None)
-        library.mallopt(M_MMAP_MAX, 0)
-        library.mallopt(M_TRIM_THRESHOLD, -1)
-
-
-def _release_freed_memory() -> None:
-    """Give the unused memory that glibc keeps back to the system."""
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def free_memory(device: torch.device) -> float:
     """Return the free bytes that this process may take on a device, or infinity if they are unknown.
 
@@ -109,7 +95,7 @@ def free_memory(device: torch.device) -> float:
         # PyTorch keeps freed memory for the next tensor, which the driver counts as taken.
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return share * (torch.cuda.mem_get_info(device)[0] + kept)
-    _release_freed_memory()
+    release_freed_memory()
     free: list[float] = [math.inf]
     with contextlib.suppress(OSError, StopIteration, ValueError):
         lines = Path("/proc/meminfo").read_text().splitlines()

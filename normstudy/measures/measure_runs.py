@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from normstudy.cli import RunError, UsageError, describe_os_error, report_outcome, stops_at_safe_points
-from normstudy.kernels import as_current, is_out_of_memory, keep_freed_memory, pick_device
+from normstudy.kernels import as_current, is_out_of_memory, own_settings, pick_device
 from normstudy.measures.checkpoints import Checkpoint, epoch_of
 from normstudy.measures.run_images import RunImages
 from normstudy.measures.run_selection import find_checkpoints, find_runs, finished_config, read_measurement
@@ -52,9 +52,9 @@ class Measurement:
     draw_over_training: Callable[[RunDirectory, str], object] | None = None
 
 
+@own_settings()
 def measure_runs(args: argparse.Namespace, measurement: Measurement) -> int:
     """Measure the runs that the parsed flags select. Return the exit code: 1 if a run was left out, else 0."""
-    keep_freed_memory()
     device = pick_device(args.device)
     with as_current(device):
         return _measure_all(args, measurement, device)

@@ -43,8 +43,8 @@ def norm_colour(norm: str) -> str:
 def try_to_draw(draw: Callable[[], object], path: Path) -> None:
     """Call draw(), which draws the picture `path`, in own_style.
 
-    If it fails, an older picture of that name is removed and one line is printed on stderr: a picture can be drawn again
-    at any time, so its failure must not cost the result that it shows.
+    If it fails, an older picture of that name is removed and one line is printed on stderr: a picture can be drawn
+    again at any time, so its failure must not cost the result that it shows.
     """
     try:
         with own_style():
@@ -64,14 +64,13 @@ def try_to_draw(draw: Callable[[], object], path: Path) -> None:
 def own_style() -> Iterator[None]:
     """A context in which matplotlib has its default settings, whatever the user's matplotlibrc or program sets."""
     matplotlib = _import_matplotlib()
-    with matplotlib.rc_context(
-        {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
-    ):
+    defaults = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
+    with matplotlib.rc_context(defaults):
         yield
 
 
 def _import_matplotlib() -> Any:
-    """Import matplotlib, also if MPLBACKEND names a backend that this Python lacks, as under a notebook's `!python`."""
+    """Import matplotlib, even if MPLBACKEND names a backend that this Python lacks, as with a notebook's `!python`."""
     is_first = "matplotlib" not in sys.modules
     backend = os.environ.pop("MPLBACKEND", None) if is_first else None
     try:

@@ -5,7 +5,6 @@ averaged by DistributedDataParallel, and only the first process writes. A World 
 """
 
 import itertools
-import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
@@ -14,18 +13,13 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.rendezvous import rendezvous
 
-from normstudy.cli import RunError, UsageError
+from normstudy.cli import RunError, UsageError, is_one_of_several, launcher_number, place_among_processes
 from normstudy.kernels import pick_device
+from normstudy.training.rendezvous import meet
 
 LONGEST_WAIT = timedelta(hours=2)  # the first process may have many images to decode
 T = TypeVar("T")
-
-
-def count_processes() -> int:
-    """Return the number of processes that torchrun, or a launcher with the same variables, started for this run."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
 def join_processes(device_name: str) -> tuple["World", torch.device]:
@@ -34,17 +28,14 @@ def join_processes(device_name: str) -> tuple["World", torch.device]:
     Raises UsageError if --device names a single device or this machine has fewer GPUs than processes, and RunError if
     the others cannot be reached.
     """
-    if count_processes() == 1:
+    rank, size = place_among_processes()
+    if size == 1:
         return World(), pick_device(device_name)
     device = _device_of_process(device_name)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    store = meet()
+    store.set_timeout(LONGEST_WAIT)
     try:
-        store, rank, size = next(rendezvous("env://", timeout=LONGEST_WAIT))
-        if int(os.environ.get("LOCAL_WORLD_SIZE", "0")) == size:
-            # torchrun's store survives a restart and still holds the addresses of dead processes. If one machine has
-            # all processes, the restart count tells the attempts apart.
-            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-            store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]  # public, but not in its __all__
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=LONGEST_WAIT)
     except (RuntimeError, ValueError) as error:
         raise RunError(f"the processes of this run cannot connect: {str(error).splitlines()[0]}") from None
@@ -59,8 +50,8 @@ def _device_of_process(name: str) -> torch.device:
         raise UsageError(f"--device={name} is one device for all processes of torchrun: leave it out or use cpu")
     if name == "cpu":
         return torch.device("cpu")
-    local_rank, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1))
+    local_rank, gpus = launcher_number("LOCAL_RANK", 0), torch.cuda.device_count()
+    local_size = launcher_number("LOCAL_WORLD_SIZE", local_rank + 1)
     if local_size > gpus:
         raise UsageError(
             f"torchrun started {local_size} processes, but this machine has {gpus} GPUs: use --nproc_per_node={gpus}"
@@ -202,6 +193,4 @@ class _Total(torch.autograd.Function):
 def is_lost_process(error: BaseException) -> bool:
     """Whether an exception means that another process of this run has died."""
     words = ("gloo", "nccl", "connection", "process group", "broken pipe", "timed out")
-    return (
-        count_processes() > 1 and isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
-    )
+    return is_one_of_several() and isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)

@@ -6,23 +6,24 @@ from pathlib import Path
 import torch
 
 from config import Config
-from normstudy.cli import RunError, stops_at_safe_points
+from normstudy.cli import RunError, place_among_processes, stops_at_safe_points
 from normstudy.datasets import load
-from normstudy.kernels import as_current, is_out_of_memory, keep_freed_memory, training_arithmetic
+from normstudy.kernels import as_current, is_out_of_memory, own_settings, training_arithmetic
 from normstudy.storage import RunDirectory, open_run, prepare_run, reads_same_folder, update_table
 from normstudy.training.finished_run import Plots, damaged_outputs, has_ended, remake_outputs, report_run
 from normstudy.training.loop import Training
-from normstudy.training.processes import World, count_processes, is_lost_process, join_processes
+from normstudy.training.processes import World, is_lost_process, join_processes
 from normstudy.training.scalars import check_tensorboard
 
 
+@own_settings()
 def train_run(config: Config, plots: Plots) -> Path:
     """Train the run of a Config from its last saved state to its end; print its result and return its directory.
 
     `plots` is the package normstudy.plots, which draws the run's pictures.
     """
-    config, run = open_run(config, count_processes())
-    keep_freed_memory()
+    _, processes = place_among_processes()
+    config, run = open_run(config, processes)
     world, device = join_processes(config.device)
     if config.tensorboard:
         check_tensorboard()
