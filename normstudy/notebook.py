@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from normstudy.storage import (
     load_probes,
     read_json,
     read_summary,
+    read_table,
     read_torch,
     stored_config,
 )
@@ -27,13 +29,14 @@ def load_table(results_dir: str | Path = "results") -> pd.DataFrame:
     """Return the table of the runs in a folder, one row per run, with numbers and booleans as such.
 
     results.csv is built from the run folders if it is missing. `README.md` next to it explains the columns. Raises
-    RunError if there is no such folder.
+    RunError if there is no such folder, or if a spreadsheet program saved the table in a form that is not clear.
     """
     folder = Path(results_dir).expanduser()
     if not folder.is_dir():
         raise RunError(f"{folder} is not a folder; give the one that contains the runs")
-    table = folder / "results.csv"
-    return pd.read_csv(table if table.exists() else collect_table(folder))
+    path = folder / "results.csv"
+    table = read_table(path if path.exists() else collect_table(folder))
+    return pd.read_csv(io.StringIO(table.to_csv()))
 
 
 @dataclasses.dataclass(frozen=True)

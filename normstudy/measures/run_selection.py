@@ -9,6 +9,10 @@ from config import Config
 from normstudy.cli import RunError, UsageError
 from normstudy.storage import RunDirectory, read_json, read_summary, stored_config
 
+FROM_ELSEWHERE = (
+    "to measure a network that another program trained, use normstudy.curvature.hessian_matvec in Python (docs/python.md)"
+)
+
 
 def find_runs(args: argparse.Namespace, measurement: str) -> list[RunDirectory]:
     """Return the runs to measure: those named, or every run in --results_dir that lacks this measurement.
@@ -38,20 +42,19 @@ def find_runs(args: argparse.Namespace, measurement: str) -> list[RunDirectory]:
 
 def finished_config(run: RunDirectory) -> Config:
     """Return the Config of a finished run. Raises RunError if the run is missing, unfinished or diverged."""
+    if not run.path.exists():
+        raise RunError(f"{run.path} does not exist; give the folder of a run")
     if not run.path.is_dir():
-        hint = ""
-        if run.path.suffix == ".pt":
-            hint = (
-                "; give the run's folder, and --checkpoint for a checkpoint other than the last; to measure a network "
-                "from another program, use Python (docs/python.md)"
-            )
-        raise RunError(f"{run.path} is not a folder{hint}")
+        owner = run.path.resolve().parent.parent
+        if (owner / "config.json").exists():
+            raise RunError(f"{run.path} is a file of the run {owner}; give its folder, and --checkpoint for one checkpoint")
+        raise RunError(f"{run.path} is a file and not the folder of a run; {FROM_ELSEWHERE}")
     if not run.config.exists() and next(run.path.glob("*/config.json"), None) is not None:
         raise RunError(
             f"{run.path} contains runs and is not one itself; use --results_dir={run.path} to measure all of them"
         )
     if not run.config.exists() and not run.summary.exists():
-        raise RunError(f"{run.path} is not the folder of a run: it has no config.json")
+        raise RunError(f"{run.path} is not the folder of a run: it has no config.json; {FROM_ELSEWHERE}")
     config = stored_config(run)
     if not run.summary.exists():
         raise RunError(f"{run.path} is unfinished; continue it with python main.py --c_dir={run.path}")

@@ -1,6 +1,5 @@
 """Tables of runs as pandas frames: columns, spellings, and cells (sets of runs with equal hyperparameters)."""
 
-import csv
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ import pandas as pd
 
 from config import ARCHS, GROUPED_NORMS, NORM_TYPES, canonical_norm
 from normstudy.cli import RunError, UsageError, canonical_name
-from normstudy.storage import MEASURE_COLUMNS, SETTING_COLUMNS
+from normstudy.storage import MEASURE_COLUMNS, SETTING_COLUMNS, read_table
 
 Row = dict[str, Any]  # one run: {column: value}
 T = TypeVar("T")
@@ -55,15 +54,12 @@ SIGNIFICANT = 0.05  # an effect with a smaller p value counts as significant
 def read_tables(paths: Iterable[Path | str]) -> pd.DataFrame:
     """Read several tables of runs, stack them and tidy them; the column `table` holds the path of each run's table.
 
-    Raises RunError if a file is not a table of runs.
+    Raises RunError if a file is not a table of runs, or if a number in it is not clear.
     """
     frames = []
     for path in {path.resolve(): path for path in map(Path, paths)}.values():
-        try:
-            frame = pd.read_csv(path, dtype=str, keep_default_na=False, quoting=csv.QUOTE_MINIMAL)
-        except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-            reason = getattr(error, "strerror", None) or (str(error).splitlines() or [""])[0]
-            raise RunError(f"{path} cannot be read as a table ({reason}); give a CSV table of runs") from None
+        table = read_table(path)
+        frame = pd.DataFrame(table.rows, columns=table.header, dtype=str)
         missing = [name for name in REQUIRED if name not in frame.columns]
         if missing:
             raise RunError(f"{path} has no column {missing[0]!r}; give a table of runs such as results/results.csv")

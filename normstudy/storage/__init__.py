@@ -40,6 +40,7 @@ from normstudy.storage.run_directory import (
 )
 from normstudy.storage.run_owner import Owner, is_alive, read_owner
 from normstudy.storage.run_settings import open_run, read_summary, reads_same_folder, stored_config
+from normstudy.storage.table_files import read_table
 from normstudy.storage.training_state import load_state, prepare_run, save_state
 
 __all__ = [
@@ -78,6 +79,7 @@ __all__ = [
     "read_owner",
     "read_probes_summary",
     "read_summary",
+    "read_table",
     "read_torch",
     "reads_same_folder",
     "remove_leftovers",

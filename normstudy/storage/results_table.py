@@ -1,7 +1,5 @@
 """results.csv: one row per run. The table can be rebuilt from the run directories at any time."""
 
-import csv
-import io
 import itertools
 import os
 import sys
@@ -24,8 +22,10 @@ from normstudy.storage.results_columns import (
 )
 from normstudy.storage.run_directory import MEASUREMENTS, RunDirectory, measurement_name
 from normstudy.storage.run_settings import read_summary
+from normstudy.storage.table_files import parse_table, read_table
 
 LOCK = ".results.lock"
+UNLIKE_RUNS, SAVED_ELSEWHERE = "did not match the runs here", "was saved by another program"
 Row = dict[str, str]  # {column: text}; missing values are empty
 
 
@@ -114,7 +114,8 @@ def collect_table(results_dir: Path) -> Path:
 def update_table(runs: Iterable[RunDirectory]) -> None:
     """Write the rows of these runs to the results.csv next to them, and leave all other rows as they are.
 
-    A table that is missing, damaged, or from another version of this program is rebuilt.
+    A table that is missing, damaged, or from another version of this program is rebuilt. One that a spreadsheet program
+    saved is kept under another name; in the new table, only the rows of runs that are not in the folder come from it.
     """
     names: dict[Path, list[str]] = {}
     for run in runs:
@@ -122,60 +123,67 @@ def update_table(runs: Iterable[RunDirectory]) -> None:
         names.setdefault(path.parent, []).append(path.name)
     for results_dir, changed in names.items():
         with locked(results_dir / LOCK):
-            rows = _read_rows(results_dir / "results.csv")
+            table = results_dir / "results.csv"
+            rows, is_own = _read_rows(table)
             if rows is None:
                 _rebuild(results_dir)
-            else:
+            elif is_own:
                 _write_table(results_dir, changed, rows)
+            else:
+                _rename(table, SAVED_ELSEWHERE)
+                here = [name for name in rows if (results_dir / name).is_dir()]  # their cells may be rounded
+                _write_table(results_dir, [*changed, *here], rows)
 
 
 def _rebuild(results_dir: Path) -> Path:
-    """Write the table of all runs that have ended. An old table that would lose rows is renamed first."""
+    """Write the table of all runs that have ended. An old table that has something else is renamed first."""
     table = results_dir / "results.csv"
-    if _has_rows_without_run(table):
-        names = (f"results.old{f'-{count}' if count > 1 else ''}.csv" for count in itertools.count(1))
-        place = next(path for path in map(results_dir.joinpath, names) if not path.exists())
-        os.replace(table, place)
-        print(f"{table} did not match the runs here: it was renamed to {place.name} and rebuilt", file=sys.stderr)
+    if reason := _why_kept(table):
+        _rename(table, reason)
     ended = sorted(path.parent.name for path in results_dir.glob("*/summary.json"))
     return _write_table(results_dir, ended, {})
 
 
-def _has_rows_without_run(table: Path) -> bool:
-    """Return whether a table has a row without a run's folder next to it, or is a non-empty file but not a table."""
-    try:
-        header, lines, _ = _read_cells(table)
-    except FileNotFoundError:
-        return False
-    except (OSError, ValueError, csv.Error):
-        return os.path.getsize(table) > 0
-    place = header.index("run") if "run" in header else None
-    names = {line[place] if place is not None and len(line) == len(header) else None for line in lines}
-    return any(not name or not (table.parent / name).is_dir() for name in names)
+def _rename(table: Path, reason: str) -> None:
+    """Keep a table under another name; say so on stderr."""
+    names = (f"results.old{f'-{count}' if count > 1 else ''}.csv" for count in itertools.count(1))
+    place = next(path for path in map(table.parent.joinpath, names) if not path.exists())
+    os.replace(table, place)
+    print(f"{table} {reason}: it was renamed to {place.name} and rebuilt", file=sys.stderr)
 
 
-def _read_rows(table: Path) -> dict[str, Row] | None:
-    """Return {run: row} of a results.csv, or None if it is missing, damaged, or from another program version."""
-    try:
-        header, lines, is_whole = _read_cells(table)
-    except (OSError, ValueError, csv.Error):
+def _why_kept(table: Path) -> str | None:
+    """Return why a table must not be replaced: it is not a table of the runs here, or not of this program alone."""
+    if not table.exists() or not os.path.getsize(table):
         return None
-    is_of_this_version = header[: len(COLUMNS)] == list(COLUMNS) and all(":" in name for name in header[len(COLUMNS) :])
-    if not is_whole or not is_of_this_version or any(len(line) != len(header) for line in lines):
-        return None
-    rows = [dict(zip(header, line, strict=True)) for line in lines]
-    return {row["run"]: row for row in rows}
+    try:
+        found = parse_table(table)
+    except RunError:
+        return UNLIKE_RUNS
+    if not found.is_own or any(name not in COLUMNS and ":" not in name for name in found.header):
+        return SAVED_ELSEWHERE
+    place = found.header.index("run") if "run" in found.header else None
+    names = {row[place] if place is not None else "" for row in found.rows}
+    return UNLIKE_RUNS if any(not name or not (table.parent / name).is_dir() for name in names) else None
 
 
-def _read_cells(table: Path) -> tuple[list[str], list[list[str]], bool]:
-    """Return the header and the lines of a CSV file, and whether its last line is complete.
+def _read_rows(table: Path) -> tuple[dict[str, Row] | None, bool]:
+    """Return {run: row} of a results.csv, and whether this program wrote it last.
 
-    Raises OSError, or ValueError or csv.Error if the file is empty or not a CSV file.
+    The rows are None if the table is missing, damaged, or from another version of this program.
     """
-    with open(table, encoding="utf-8", newline="") as file:
-        content = file.read()
-    header, *lines = csv.reader(io.StringIO(content, newline=""))
-    return header, lines, content.endswith("\n")
+    try:
+        found = parse_table(table)
+        if not found.is_own:
+            found = read_table(table)
+    except RunError:
+        return None, True
+    header = found.header
+    is_of_this_version = header[: len(COLUMNS)] == list(COLUMNS) and all(":" in name for name in header[len(COLUMNS) :])
+    if not is_of_this_version or (found.is_own and not found.is_whole):
+        return None, True
+    rows = [dict(zip(header, row, strict=True)) for row in found.rows]
+    return {row["run"]: row for row in rows if row["run"]}, found.is_own
 
 
 def _write_table(results_dir: Path, changed: Sequence[str], rows: Mapping[str, Row]) -> Path:

@@ -27,7 +27,7 @@ def open_run(config: Config, processes: int = 1) -> tuple[Config, RunDirectory]:
         return _with_probes_of(run, config), run
     run = RunDirectory(config.c_dir)
     if not run.path.is_dir():
-        raise RunError(f"--c_dir={config.c_dir} is not a folder")
+        raise RunError(f"--c_dir={config.c_dir} is not a folder; give the folder of a run of this program")
     changes = {name: getattr(config, name) for name in ("overwrite", "download", "mix_versions")}
     changes |= {name: getattr(config, name) for name in config.given}
     try:

@@ -1,6 +1,7 @@
 """How the processes of a run meet, before they communicate."""
 
 import os
+import socket
 import sys
 import time
 from datetime import timedelta
@@ -11,16 +12,15 @@ from normstudy.cli import ONE_PROCESS, RunError, UsageError, first_line, launche
 
 SILENT_SECONDS, SECONDS_BETWEEN_LINES = 5.0, 60.0
 LONGEST_MEETING = 600.0  # seconds until a process gives up waiting for the others
-CONNECTING = timedelta(seconds=2)  # a signal waits for this long while the first process cannot be reached
-OPENING = timedelta(seconds=60)  # for the first process, which waits for nobody
+ANSWER = timedelta(seconds=20)  # for the store to open or to answer
 POLLING = 0.1
 
 
 def meet() -> Store:
     """Wait until all processes of this run are here; return the store that they share.
 
-    A line on stderr says for whom this process waits. Unlike PyTorch's own rendezvous, the wait is one of short calls,
-    so that a signal ends it. Raises UsageError if the variables of the launcher are incomplete, and RunError if the
+    A line on stderr says for whom this process waits. Unlike PyTorch's own rendezvous, this one waits in Python, where
+    a signal ends it. Raises UsageError if the variables of the launcher are incomplete, and RunError if the
     processes have not met after LONGEST_MEETING seconds.
     """
     rank, size = place_among_processes()
@@ -32,7 +32,7 @@ def meet() -> Store:
             here = _count(store, rank, size)
             if here == size:
                 return store
-        except (RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             if _holds_store(rank):
                 raise RunError(f"the processes of this run cannot meet at {host}:{port}: {first_line(error)}") from None
             store, reason = None, f" ({first_line(error)})"
@@ -62,18 +62,22 @@ def _address() -> tuple[str, int]:
 
 
 def _connect(host: str, port: int, rank: int, size: int) -> Store:
-    """Return the store of the run, which torchrun holds, or else the first process. Raises RuntimeError.
+    """Return the store of the run, which torchrun holds, or else the first process.
 
+    Raises OSError if it cannot be reached: a socket is tried first, because PyTorch reports each failure at length.
     The store of torchrun survives a restart and still holds the addresses of dead processes. If one machine has all
     processes, the restart count tells the attempts apart.
     """
     is_holder = _holds_store(rank)
+    socket.getaddrinfo(host, port)
+    if not is_holder:
+        socket.create_connection((host, port), timeout=2).close()
     store: Store = TCPStore(
         host,
         port,
         size,
         is_master=is_holder,
-        timeout=OPENING if is_holder else CONNECTING,
+        timeout=ANSWER,
         wait_for_workers=False,
         multi_tenant=True,
     )

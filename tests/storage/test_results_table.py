@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -85,6 +86,54 @@ def test_a_table_of_someone_else_is_kept(results, capsys):
         assert (results / name).read_bytes() == foreign
         assert name in capsys.readouterr().err
     assert len(rows(results)) == 2
+
+
+def as_german_excel(path):
+    """Save a table with semicolons, decimal commas, two digits, and WAHR and FALSCH; return the content of the file."""
+    lines = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
+    words = {"True": "WAHR", "False": "FALSCH"}
+    for row in lines[1:]:
+        for place, cell in enumerate(row):
+            row[place] = words.get(cell, cell)
+            if re.fullmatch(r"-?\d+\.\d+", cell):
+                row[place] = f"{float(cell):.2f}".replace(".", ",")
+    content = "".join(f"{';'.join(row)}\r\n" for row in lines).encode("cp1252")
+    path.write_bytes(content)
+    return content
+
+
+def test_a_table_that_a_spreadsheet_saved_is_kept_and_its_rows_are_those_of_the_runs(results, tmp_path, capsys):
+    """The row of a run whose folder is elsewhere has only the digits that the spreadsheet program kept."""
+    own = results_table.collect_table(results).read_bytes()
+    saved = as_german_excel(results / "results.csv")
+    results_table.update_table([run_directory.RunDirectory(next(results.glob("vgg_Plain*")))])
+    assert (results / "results.csv").read_bytes() == own
+    assert (results / "results.old.csv").read_bytes() == saved
+    assert "results.csv was saved by another program: it was renamed to results.old.csv" in capsys.readouterr().err
+    as_german_excel(results / "results.csv")
+    shutil.move(next(results.glob("vgg_BatchNorm*")), tmp_path / "elsewhere")
+    results_table.update_table([run_directory.RunDirectory(next(results.glob("vgg_Plain*")))])
+    found = {row["Norm"]: row for row in rows(results)}
+    assert found.keys() == {"BatchNorm", "Plain"}
+    assert (found["BatchNorm"]["Success"], found["BatchNorm"]["momentum"]) == ("True", "0.9")
+    assert len(found["BatchNorm"]["seconds"].partition(".")[2]) <= 2
+    capsys.readouterr()
+    results_table.update_table([run_directory.RunDirectory(next(results.glob("vgg_Plain*")))])
+    assert capsys.readouterr().err == ""  # the new table has the program's own form
+
+
+@pytest.mark.parametrize("rebuild", [results_table.collect_table, None], ids=["rebuilt", "added to"])
+def test_a_column_of_notes_is_kept(results, capsys, rebuild):
+    lines = (results / "results.csv").read_text(encoding="utf-8").splitlines()
+    noted = "\n".join([f"{lines[0]},notes", *(f"{line},look again" for line in lines[1:])]) + "\n"
+    (results / "results.csv").write_text(noted, encoding="utf-8")
+    if rebuild:
+        rebuild(results)
+    else:
+        results_table.update_table([run_directory.RunDirectory(next(results.glob("vgg_Plain*")))])
+    assert (results / "results.old.csv").read_text(encoding="utf-8") == noted
+    assert "notes" not in rows(results)[0]
+    assert "was saved by another program" in capsys.readouterr().err
 
 
 def test_columns_are_of_the_usual_measurements(results):
