@@ -1,11 +1,12 @@
 """Lines for the user that are neither results nor errors."""
 
-import os
 import sys
+
+from normstudy.cli.launcher import is_first_process
 
 
 def notify(line: str) -> None:
-    """Print a line on stderr, in the first of torchrun's processes only."""
-    if os.environ.get("RANK", "0") == "0":
+    """Print a line on stderr, in the first process of a run only."""
+    if is_first_process():
         text = line.encode(errors="backslashreplace").decode()  # for paths that are not valid text
         print(text, file=sys.stderr, flush=True)

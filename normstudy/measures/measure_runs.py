@@ -138,7 +138,7 @@ def _measure_run(
                 write_json(target, measurement.measure(checkpoint, args) | provenance)
                 picture = target.with_suffix(".png")
                 try_to_draw(partial(measurement.draw, target), picture)
-                print(f"wrote {target}{f' and {picture.name}' * picture.exists()}", flush=True)
+                print(f"wrote {target}{f' and {picture.name}' * is_whole_picture(picture)}", flush=True)
                 yield
             elif not is_whole_picture(target.with_suffix(".png")):
                 try_to_draw(partial(measurement.draw, target), target.with_suffix(".png"))

@@ -10,7 +10,7 @@ from normstudy.cli import RunError, UsageError
 from normstudy.storage import RunDirectory, read_json, read_summary, stored_config
 
 FROM_ELSEWHERE = (
-    "to measure a network that another program trained, use normstudy.curvature.hessian_matvec in Python (docs/python.md)"
+    "for a network that another program trained, use normstudy.curvature.hessian_matvec in Python (docs/python.md)"
 )
 
 
@@ -47,7 +47,9 @@ def finished_config(run: RunDirectory) -> Config:
     if not run.path.is_dir():
         owner = run.path.resolve().parent.parent
         if (owner / "config.json").exists():
-            raise RunError(f"{run.path} is a file of the run {owner}; give its folder, and --checkpoint for one checkpoint")
+            raise RunError(
+                f"{run.path} belongs to the run {owner}: give this folder, and --checkpoint for one checkpoint"
+            )
         raise RunError(f"{run.path} is a file and not the folder of a run; {FROM_ELSEWHERE}")
     if not run.config.exists() and next(run.path.glob("*/config.json"), None) is not None:
         raise RunError(

@@ -78,6 +78,18 @@ def test_a_command_ends_with_one_line_and_an_exit_code(start, line, code, messag
     assert ending(start(line)) == (code, "", message)
 
 
+def test_an_ascii_terminal_shows_other_characters_as_escapes(start):
+    process = start("print('±'); raise RunError('100 ≤ 50')", PYTHONIOENCODING="ascii", LC_ALL="C", PYTHONUTF8="0")
+    assert ending(process) == (1, "\\xb1\n", "command.py: error: 100 \\u2264 50\n")
+
+
+def test_a_closed_standard_output_is_no_error(start, tmp_path):
+    start("print('done')").wait()  # writes the script
+    command = f'"{sys.executable}" "{tmp_path / "command.py"}" >&-'
+    done = subprocess.run(command, shell=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_an_error_of_the_program_keeps_its_traceback(start):
     code, _, stderr = ending(start("raise ValueError('a bug')"))
     assert (code, stderr.splitlines()[0]) == (1, "Traceback (most recent call last):")

@@ -98,6 +98,25 @@ def test_cifar_pixels_labels_and_class_names_arrive_as_they_are_on_disk(archive)
     assert same_dataset(load(dataset=archive.name, data_dir=archive.folder.parent), archive.expected)
 
 
+@pytest.mark.parametrize("ending", ["", "/", "/."])
+def test_the_folder_of_the_archive_itself_is_accepted(archive, monkeypatch, ending):
+    for _ in ("read", "cached"):
+        assert same_dataset(load(dataset=archive.name, data_dir=f"{archive.folder}{ending}"), archive.expected)
+    assert sorted(path.name for path in archive.folder.iterdir()) == sorted(archive.contents)
+    monkeypatch.chdir(archive.folder)
+    assert same_dataset(load(dataset=archive.name, data_dir="."), archive.expected)
+
+
+def test_an_archive_that_is_not_unpacked_is_said_and_unpacked_on_request(packed_archive):
+    folder = packed_archive.folder.parent
+    shutil.move(packed_archive.packed, folder)
+    archive = folder / packed_archive.packed.name
+    message = complaint(lambda: load(dataset=packed_archive.name, data_dir=folder))
+    assert f"{archive} is not unpacked: add --download=True, which unpacks it without a download" in message
+    assert f"--data_dir={archive} is a file" in complaint(lambda: load(dataset=packed_archive.name, data_dir=archive))
+    assert same_dataset(load(dataset=packed_archive.name, data_dir=folder, download=True), packed_archive.expected)
+
+
 def test_cifar_is_read_once_and_then_from_its_cache(archive, monkeypatch):
     settings = {"dataset": archive.name, "data_dir": archive.folder.parent}
     load(**settings)

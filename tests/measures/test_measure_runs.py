@@ -148,7 +148,7 @@ def test_a_folder_without_runs_is_said(tmp_path):
 def test_left_out_runs_show_in_the_exit_code(run):
     done = command("run_class_similarity.py", str(run.path), str(run.path / "nowhere"))
     assert done.returncode == 1
-    assert done.stderr.splitlines() == [f"left out: {run.path / 'nowhere'} is not a folder"]
+    assert done.stderr.splitlines() == [f"left out: {run.path / 'nowhere'} does not exist; give the folder of a run"]
     assert (run.path / "class_similarity.json").exists()
 
 

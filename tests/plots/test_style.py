@@ -1,10 +1,25 @@
 """The style shared by all pictures."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
 import numpy as np
 import pytest
 
 import config
 from normstudy.plots import style
+
+ROOT = Path(__file__).parents[2]
+DRAW = """
+import os, sys
+from pathlib import Path
+from normstudy.plots import new_figure, save_figure, try_to_draw
+try_to_draw(lambda: save_figure(new_figure(1, 1, (2, 2))[0], Path(sys.argv[1])), Path(sys.argv[1]))
+print(os.environ["MPLBACKEND"])
+"""
 
 
 def test_every_norm_and_some_to_come_have_a_colour_of_their_own():
@@ -68,3 +83,38 @@ def test_values_that_span_magnitudes_have_a_logarithmic_scale(values, scale, sho
         panel.set_ylim(1, 100)
         figure.draw_without_rendering()
         assert [label.get_text() for label in panel.get_yticklabels() if label.get_text() in shown] == shown
+
+
+def draw(path):
+    figure, [[panel]] = style.new_figure(1, 1, figsize=(3, 2))
+    panel.plot([1, 3, 2], label="a_b")
+    panel.legend()
+    style.save_figure(figure, path)
+
+
+def test_settings_of_the_user_change_no_picture(tmp_path):
+    """LaTeX may not even be installed."""
+    style.try_to_draw(lambda: draw(tmp_path / "usual.png"), tmp_path / "usual.png")
+    theirs = {"text.usetex": True, "font.size": 30, "savefig.bbox": "tight", "lines.linewidth": 9}
+    with matplotlib.rc_context(theirs):
+        style.try_to_draw(lambda: draw(tmp_path / "here.png"), tmp_path / "here.png")
+        assert dict(matplotlib.rcParams) | theirs == dict(matplotlib.rcParams)
+    assert (tmp_path / "here.png").read_bytes() == (tmp_path / "usual.png").read_bytes()
+
+
+def test_the_backend_of_a_notebook_need_not_be_installed(tmp_path):
+    backend = "module://matplotlib_inline.backend_inline"
+    environment = os.environ | {"MPLBACKEND": backend, "PYTHONPATH": str(ROOT)}
+    path = tmp_path / "picture.png"
+    done = subprocess.run([sys.executable, "-c", DRAW, path], env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"{backend}\n", "")
+    assert style.is_whole_picture(path)
+
+
+def test_a_picture_that_fails_is_one_line_and_leaves_no_older_one(tmp_path, capsys):
+    path = tmp_path / "picture.png"
+    path.write_bytes(b"of an earlier measurement")
+    style.try_to_draw(lambda: style.new_figure(-1, 1, figsize=(2, 2)), path)
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{path} could not be drawn (ValueError: ")
+    assert not path.exists()
