@@ -96,7 +96,8 @@ def save_drawings(drawings: Iterable[Drawing], folder: Path) -> list[Picture]:
 def _draw_and_save(draw: Callable[[], Figure | None], path: Path) -> None:
     figure = draw()
     if figure is None:
-        path.unlink(missing_ok=True)  # of an earlier report
+        for earlier in (path, path.with_suffix(".svg")):
+            earlier.unlink(missing_ok=True)
     else:
         save_figure(figure, path)
         save_vectors(figure, path.with_suffix(".svg"))

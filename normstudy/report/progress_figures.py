@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from normstudy.storage import RunDirectory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MOST_PANELS = 12
 MOST_FINISHED = 50  # maximum number of finished runs in a panel
@@ -37,34 +39,42 @@ def draw_progress(states: RunStates, folder: Path, files: FileCache) -> Drawing:
     runs = states.training[:MOST_PANELS]
     has_accuracy = any(row["test_accuracy"] == row["test_accuracy"] for run in runs for row in run.epochs)
     quantity = "test_accuracy" if has_accuracy else "train_loss"
-    label, factor = QUANTITIES[quantity]
+    label, _ = QUANTITIES[quantity]
     caption = f"{label.partition(' (')[0].capitalize()} of the runs in training, the latest first."
     if len(states.training) > len(runs):
         caption += f" {len(states.training) - len(runs)} more are not shown."
     if not runs:
-        return Drawing("progress", caption, None)
+        return Drawing("progress", caption, lambda: None)
+    finished = _finished_runs(states, runs, folder, files)
+    if any(finished.values()):
+        caption += f" Grey curves are finished runs of the same network and data set (at most {MOST_FINISHED})."
+    curves = {kind: [files.epochs(other) for other in others] for kind, others in finished.items()}
+    return Drawing("progress", caption, partial(_draw_panels, runs, curves, quantity))
+
+
+def _draw_panels(
+    runs: Sequence[TrainingRun], finished: Mapping[tuple[object, ...], Sequence[Sequence[Epoch]]], quantity: str
+) -> Figure:
+    """Draw a panel for each run, over the curves of the finished runs of its kind."""
+    label, factor = QUANTITIES[quantity]
     columns = min(COLUMNS, len(runs))
     figure, grid = panel_grid(math.ceil(len(runs) / columns), columns, PANEL_SIZE, left=0.55, above=0.5)
     panels = grid.ravel()[: len(runs)]
     for unused in grid.ravel()[len(runs) :]:
         unused.set_axis_off()
-    finished = _finished_runs(states, runs, folder, files)
-    if any(finished.values()):
-        caption += f" Grey curves are finished runs of the same network and data set (at most {MOST_FINISHED})."
     shown = []
     for panel, run in zip(panels, runs, strict=True):
-        for other in finished[_kind(run.settings)]:
-            epochs = files.epochs(other)
+        for epochs in finished[_kind(run.settings)]:
             shown.append(_draw_curve(panel, epochs, quantity, factor, color="#cccccc", lw=0.8, zorder=1))
         shown.append(_draw_run(panel, run, quantity, factor))
     values = np.concatenate(shown)
     for place, panel in enumerate(panels):
-        _set_limits(panel, values, has_accuracy)
+        _set_limits(panel, values, quantity == "test_accuracy")
         if place % columns == 0:
             panel.set_ylabel(label, fontsize="small")
         if place + columns >= len(runs):
             panel.set_xlabel("epoch", fontsize="small")
-    return Drawing("progress", caption, figure)
+    return figure
 
 
 def _kind(settings: Any) -> tuple[object, ...]:

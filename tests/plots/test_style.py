@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -95,7 +96,7 @@ def draw(path):
 def test_settings_of_the_user_change_no_picture(tmp_path):
     """LaTeX may not even be installed."""
     style.try_to_draw(lambda: draw(tmp_path / "usual.png"), tmp_path / "usual.png")
-    theirs = {"text.usetex": True, "font.size": 30, "savefig.bbox": "tight", "lines.linewidth": 9}
+    theirs: dict[Any, Any] = {"text.usetex": True, "font.size": 30, "savefig.bbox": "tight", "lines.linewidth": 9}
     with matplotlib.rc_context(theirs):
         style.try_to_draw(lambda: draw(tmp_path / "here.png"), tmp_path / "here.png")
         assert dict(matplotlib.rcParams) | theirs == dict(matplotlib.rcParams)
