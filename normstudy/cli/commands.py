@@ -55,7 +55,8 @@ def _escaping_streams() -> Iterator[None]:
         yield
     finally:
         for stream, errors in zip(streams, before, strict=True):
-            stream.reconfigure(errors=errors)
+            with contextlib.suppress(OSError, ValueError):  # of a stream that was closed meanwhile
+                stream.reconfigure(errors=errors)
 
 
 def _call(main: Callable[[], object], is_guest: bool) -> int:
