@@ -101,7 +101,7 @@ def _summary(data: ReportData, statistics: ReportStatistics, pictures: ReportPic
                 "place": list(statistics.behind).index(finding.measure) + 1,
             }
             if finding.measure
-            else {"finding": finding}
+            else {"finding": finding, "place": 0}
             for finding in found
         ],
         basis=list(basis_sentences(included)),

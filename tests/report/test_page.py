@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pandas as pd
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
@@ -88,6 +89,43 @@ def test_every_control_of_the_explorer_changes_the_plot(browser, made):
     assert errors == []
 
 
+def test_a_finding_leads_to_its_runs_in_the_table_and_in_the_explorer(browser, made):
+    browser.get((made / "report.html").as_uri())
+    points(browser)
+    browser.find_element("css selector", 'a[data-filter="finding-1"]').click()
+    behind = pd.read_csv(made / "tables" / "runs_of_finding_1.csv")
+    assert 100 < len(behind) < 158
+    assert browser.find_element("id", "shown").text == str(len(behind))
+    assert explorer(browser, "count").text == f"{len(behind)} of 158 runs"
+
+
+def test_words_of_a_filter_are_whole_numbers_and_beginnings_of_words(browser, made):
+    browser.get((made / "report.html").as_uri())
+    found = {
+        (text, words): browser.execute_script("return hasWords(arguments[0], arguments[1])", text, words.split())
+        for text, words in (
+            ("vgg cifar-10 256", "cifar-10"),
+            ("vgg cifar-10 256", "VG cif 256".lower()),
+            ("vgg cifar-100 64.16", "cifar-10"),
+            ("vgg cifar-100 64.16", "16"),
+            ("vgg cifar-100 64.16", "64"),
+            ("vgg batchnorm", "norm"),
+            ("groupnorm p=16 (a+b", "p=16 (a+"),
+        )
+    }
+    assert list(found.values()) == [True, True, False, False, False, False, True]
+
+
+def test_a_logarithmic_axis_leaves_out_what_is_not_positive_and_says_so(browser, made):
+    browser.get((made / "report.html").as_uri())
+    points(browser)
+    table = pd.read_csv(made.parent / "table.csv")
+    is_negative = (table["Class Similarity"] <= 0) & table["Test Accuracy"].notna()
+    explorer(browser, "logx").click()
+    said = f"{158 - is_negative.sum()} of 158 runs; {is_negative.sum()} with x ≤ 0 left out"
+    WebDriverWait(browser, 10).until(lambda it: explorer(it, "count").text == said)
+
+
 def test_the_page_is_used_with_the_keyboard_alone(browser, made):
     """Tab leads from the links of the sections to the controls; the filter takes the words that are typed."""
     browser.get((made / "report.html").as_uri())
@@ -137,9 +175,9 @@ def test_the_page_follows_a_dark_system_and_is_small(browser, made):
         browser.get((made / "report.html").as_uri())
         assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(24, 24, 24)"
         points(browser)
-        for inverted in ("figure img", "#explorer-plot svg"):
-            style = f"return getComputedStyle(document.querySelector('{inverted}')).filter"
-            assert "invert" in browser.execute_script(style), inverted
+        for picture in ("figure img", "#explorer-plot"):  # white, so that the norms keep their colours
+            style = f"return getComputedStyle(document.querySelector('{picture}')).backgroundColor"
+            assert browser.execute_script(style) == "rgb(255, 255, 255)", picture
     finally:
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     assert (made / "report.html").stat().st_size < 8e6

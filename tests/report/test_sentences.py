@@ -3,6 +3,7 @@
 import re
 
 import numpy as np
+import pandas as pd
 from report_helpers import made_up, report, runs_of
 
 from normstudy.report import association, correlation, primary, sentences, tables
@@ -45,7 +46,7 @@ def test_a_finding_of_the_primary_analysis_is_stated_with_its_numbers_and_its_ba
     assert finding.evidence.startswith("ρ = -1.00 (95 % interval -1 to ")
     assert re.search(r"7 norms, 1 cell; p (<|=) 0\.00\d+ after Holm's adjustment", finding.evidence)
     assert re.search(r"Within norms over seeds: ρ = -1\.00 \(p (<|=) 0\.00\d+\)\.", finding.evidence)
-    assert "Measures tested: 1; 1 gave such a result." in finding.evidence
+    assert finding.evidence.endswith("It is the only measure of the primary analysis that these runs have.")
     # fewer than five norms are left without those that keep running statistics
     assert finding.overturn == "Without BatchNorm, ρ is -1.00. Without any one norm, it is -1.00 to -1.00."
     stages, rates = basis_of(study())
@@ -63,9 +64,9 @@ def test_without_a_finding_that_is_the_finding():
     table = study()
     table["Class Similarity"] = np.random.default_rng(2).normal(size=len(table))
     [finding] = found_in(table)
-    assert finding.claim == "No measure goes with test accuracy from norm to norm."
+    assert finding.claim == "No measure of the primary analysis goes with test accuracy from norm to norm."
     assert finding.evidence.startswith("The closest is class similarity: ρ = ")
-    assert finding.evidence.endswith("Measures tested: 1.")
+    assert finding.evidence.endswith("It is the only measure of the primary analysis that these runs have.")
 
 
 def test_runs_at_one_loss_are_said_to_be_and_late_ones_are_named():
@@ -91,7 +92,7 @@ def test_shared_settings_and_missing_measures_are_limits(tmp_path):
     page = report(tmp_path, table.drop(columns=["Trace", "Max Eigen"]).assign(epochs=3))
     assert "There is no primary analysis" in page
     assert "settings that all runs share: Dataset: CIFAR-10, Mom &amp; WD: on, SkipInit: off, epochs: 3." in page
-    assert "class similarity; class similarity, pooled features;" in page
+    assert re.search(r"Correlations of .*unscaled.* and \d+ other measures: fewer than 5 settings have a value", page)
 
 
 def test_effects_are_of_axes_that_change_alone():
@@ -103,3 +104,54 @@ def test_effects_are_of_axes_that_change_alone():
     [accuracy, gap] = sentences.effect_sentences(runs_of(rows))
     assert accuracy.startswith("Batch Size & epochs: 256 instead of 16 changed test accuracy by +8.0 points")
     assert "by -8.0 points" in gap
+
+
+def ranks(**bounds):
+    rows = [
+        {"network": network, "norm": norm, "at": "equal settings", "rank_low": low, "rank_high": high}
+        for network, best in bounds.items()
+        for norm, (low, high) in best.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_a_norm_is_best_only_if_no_other_rank_is_left():
+    frame = ranks(
+        vgg={"BatchNorm": (1, 1), "Plain": (2, 2)},
+        vit={"Plain": (1, 2), "RMSNorm": (1, 2)},
+        own={"A": (np.nan, np.nan)},
+    )
+    included = primary.included_runs(study(Model="vgg"))
+    best, several, unknown, untuned = sentences.ranking_sentences(frame, included)
+    assert best == "vgg, at equal settings: BatchNorm is best."
+    assert (
+        several == "vit, at equal settings: no norm is shown to be best. Plain comes first, but its rank may be 1 to 2."
+    )
+    assert unknown == "own, at equal settings: no norm is shown to be best. A comes first, but it has no interval."
+    assert untuned.startswith("These runs do not show which norm is best at its own best learning rate in vgg:")
+
+
+def test_sharpness_is_said_to_go_with_an_outcome_only_if_it_does(monkeypatch):
+    monkeypatch.setattr(correlation, "FEW_PERMUTATIONS", 1999)
+    table = study()
+    table["Trace"] = -table["Test Accuracy"]
+    table["Max Eigen"] = np.random.default_rng(3).normal(size=len(table))
+    frame = correlation.correlate_measures(table, ["Trace", "Max Eigen", "Class Similarity"], resamples=50)
+    accuracy, gap, unscaled = sentences.sharpness_sentences(frame, tables.MEASURES)
+    assert accuracy.startswith("Sharpness and test accuracy, between norms: significant: Hessian trace, unscaled. ")
+    assert "largest eigenvalue, unscaled ρ = " in accuracy
+    assert "class similarity" not in accuracy
+    assert gap.startswith("Sharpness and the gap between train and test accuracy, between norms: ")
+    assert "unscaled" in unscaled
+    assert list(sentences.sharpness_sentences(frame[frame["measure"] == "Class Similarity"], tables.MEASURES)) == []
+
+
+def test_a_finding_rests_on_runs_in_cells_of_enough_norms():
+    table = pd.concat([study(), study(Model="vit").iloc[:12]], ignore_index=True)
+    included = primary.included_runs(table).runs
+    behind = correlation.runs_behind(included, "Class Similarity", "Test Accuracy")
+    assert set(table.loc[behind.index, "Model"]) == {"vgg"}
+    said = sentences.behind_sentence(included, behind)
+    assert said == (
+        "It rests on 21 runs in 1 cell; the other 12 are in cells of fewer than 5 norms, or lack the measure."
+    )
