@@ -178,6 +178,19 @@ def test_the_pieces_of_python_measure_a_run(tmp_path, small, narrow):
     assert "blocks.0.conv: " in run_python("\n".join([narrower, load_run, imports, measured]))
 
 
+def test_every_line_about_reliability_names_tests_that_exist():
+    lines = [line for line in TEXTS["docs/reliability.md"].splitlines() if "`tests/" in line and line.startswith("|")]
+    named = [re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", line) for line in lines]
+    assert len(lines) > 40
+    assert all(named)
+    assert [
+        (path, name)
+        for pairs in named
+        for path, name in pairs
+        if f"def {name}(" not in (ROOT / path).read_text(encoding="utf-8")
+    ] == []
+
+
 def test_every_place_in_the_map_exists():
     section = TEXTS["docs/architecture.md"].partition("\n## The places\n")[2].partition("\n## ")[0]
     names = re.findall(r"`([\w./]+(?:\.py|/))`", section)
