@@ -93,7 +93,7 @@ def test_every_column_of_the_program_has_a_type():
     texts = {name for name in COLUMNS if table_cells.kind_of(name) is str}
     assert texts == {
         *("Model", "Norm", "Dataset", "status", "torch", "data", "run"),
-        *("conv_type", "cfg", "precision", "optimizer", "lr_schedule", "augment", "weight_decay_on"),
+        *("conv_type", "cfg", "precision", "optimizer", "lr_schedule", "augment", "weight_decay_on", "balance"),
         *("hessian_dtype", "class_similarity_dtype", "measures_dtype"),
     }
     assert table_cells.kind_of("hessian-filter:trace") is float
