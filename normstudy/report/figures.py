@@ -88,7 +88,7 @@ def save_drawings(drawings: Iterable[Drawing], folder: Path) -> list[Picture]:
     for name, caption, draw in drawings:
         path = folder / f"{name}.png"
         try_to_draw(partial(_draw_and_save, draw, path), path)
-        if path.exists():
+        if path.is_file():
             pictures.append(Picture(path, caption))
     return pictures
 

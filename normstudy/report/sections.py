@@ -84,7 +84,8 @@ def _summary(data: ReportData, statistics: ReportStatistics, pictures: ReportPic
     if len(table) == 0:
         return note_html(NOTES["no runs"])
     family = statistics.correlations[statistics.correlations["family"].isin(("primary", "within norms"))]
-    by_measure = dict(zip(statistics.influences, pictures.findings, strict=False))
+    by_name = {picture.path.stem: picture for picture in pictures.findings}  # without those that could not be drawn
+    by_measure = {name: by_name.get(f"finding_{place}") for place, name in enumerate(statistics.influences, 1)}
     included = included_runs(table)
     found = primary_findings(statistics.correlations, statistics.influences, data.titles)
     return render(

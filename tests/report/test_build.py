@@ -54,6 +54,20 @@ def test_the_same_command_gives_the_same_page(made, tmp_path):
     assert (made / "report.html").read_bytes() == before
 
 
+def test_a_picture_that_cannot_be_drawn_costs_only_itself(tmp_path, capsys):
+    for name in ("ranking", "finding_1"):
+        (tmp_path / "out" / "figures" / f"{name}.png").mkdir(parents=True)
+    page = report(tmp_path, of_norms(made_up(160)))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(" could not be drawn (")[0].rpartition("/")[2] for line in lines] == [
+        "finding_1.png",
+        "ranking.png",
+    ]
+    assert "figures/groupings." in page
+    assert "figures/ranking." not in page
+    assert "figures/finding_1." not in page
+
+
 def test_another_table_is_set_beside(tmp_path):
     other = of_norms(made_up(40, seed=1)).assign(Dataset="other", Model="VGG", **{"Batch Size": 16})
     other.to_csv(tmp_path / "other.csv", index=False)
