@@ -308,8 +308,8 @@ class Config:
 
     sync_bn: bool = _flag(
         False,
-        f"Under torchrun, compute the batch statistics of {', '.join(BATCH_NORMS)} over the whole batch, not over each "
-        "process's share",
+        "Under torchrun, compute batch statistics over the whole batch, not over each process's share. Applies only "
+        f"to {', '.join(BATCH_NORMS)}",
         group="run",
         type=boolean,
         runtime=True,
@@ -479,7 +479,7 @@ def resolve(given: Mapping[str, Any]) -> Config:
         if identity:
             raise UsageError(f"--{identity[0]} cannot be changed for an existing run: leave it out when using --c_dir")
         return dataclasses.replace(config, given=frozenset(given))
-    _check_applicable(config, given)
+    check_applicable(config, given)
     changes: dict[str, Any] = {}
     if config.epochs is None:
         changes["epochs"] = SMALL_BATCH_EPOCHS if config.batch_size < SMALL_BATCH else EPOCHS
@@ -503,9 +503,14 @@ def from_settings(settings: Mapping[str, Any]) -> Config:
             if parsed != (os.path.expanduser(value) if isinstance(value, str) else value):
                 raise UsageError(f"{option.name} is {value!r}, which is not a valid value of --{option.name}")
             given[option.name] = parsed
-    return resolve(given)
+    # Earlier versions ignored a runtime flag that does not apply; it changed no result.
+    is_runtime = {option.name: option.metadata["runtime"] for option in dataclasses.fields(Config)}
+    owners = {**vars(Config()), **given}
+    return resolve({name: value for name, value in given.items() if not is_runtime[name] or applies(name, owners)})
 
 
+CIFAR = ("CIFAR-10", "CIFAR-100")
+WITH_FILES = tuple(name for name in DATASETS if name != "Synthetic")
 # {flag: (owner, the values of the owner to which the flag applies)}
 ONLY_WITH = {
     "cfg": ("arch", ("vgg",)),
@@ -515,17 +520,28 @@ ONLY_WITH = {
     "p_grouping": ("norm_type", GROUPED_NORMS),
     "momentum": ("optimizer", ("sgd",)),
     "nesterov": ("optimizer", ("sgd",)),
+    "sync_bn": ("norm_type", BATCH_NORMS),
+    "download": ("dataset", CIFAR),
+    "data_dir": ("dataset", WITH_FILES),
+    "cache_dir": ("dataset", WITH_FILES),
 }
-SWITCHES = ("skipinit", "preact", "nesterov")  # of these, only True asks for something
+SWITCHES = ("skipinit", "preact", "nesterov", "sync_bn", "download")  # of these, only True asks for something
+
+
+def applies(flag: str, settings: Mapping[str, object]) -> bool:
+    """Return whether a flag applies to the chosen network, norm, optimizer and data set, {name: value}."""
+    owner, wanted = ONLY_WITH.get(flag, (None, ()))
+    return owner is None or settings[owner] in wanted
 
 
 def check_network_options(settings: Mapping[str, object], asked: Container[str], prefix: str = "") -> None:
-    """Raise ValueError if an option in `asked` does not apply to the chosen network or norm: none is ignored.
+    """Raise ValueError if an option in `asked` does not apply to the other settings: none is ignored.
 
-    settings: the values of arch, norm_type and conv_type. prefix: text before the option names in the message.
+    settings: the values of norm_type, conv_type and the owners of these options. prefix: text before the option names
+    in the message.
     """
     for name, (owner, wanted) in ONLY_WITH.items():
-        if name in asked and settings[owner] not in wanted:
+        if name in asked and not applies(name, settings):
             raise ValueError(
                 f"{prefix}{name} applies only to {prefix}{owner}={' or '.join(wanted)}, not to {settings[owner]}"
             )
@@ -545,7 +561,7 @@ def convolution_of(norm_type: str, conv_type: str = "Plain") -> tuple[str, bool]
     return own or conv_type, own is not None
 
 
-def _check_applicable(config: Config, given: Container[str]) -> None:
+def check_applicable(config: Config, given: Container[str]) -> None:
     """Raise UsageError if a flag does not apply to the chosen network, norm or data set: none is ignored."""
     switches = {name for name in SWITCHES if getattr(config, name)}
     asked = switches | {name for name in ONLY_WITH if name in given and name not in SWITCHES}
@@ -553,12 +569,6 @@ def _check_applicable(config: Config, given: Container[str]) -> None:
         check_network_options(vars(config), asked, prefix="--")
     except ValueError as error:
         raise UsageError(str(error)) from None
-    if config.download and not config.dataset.startswith("CIFAR"):
-        raise UsageError(f"--download applies only to CIFAR-10 and CIFAR-100, not to {config.dataset}")
-    if config.dataset == "Synthetic" and "data_dir" in given:
-        raise UsageError("--data_dir does not apply to Synthetic, which is generated from the seed; leave it out")
-    if config.dataset == "Synthetic" and config.cache_dir is not None:
-        raise UsageError("--cache_dir does not apply to Synthetic, which is generated from the seed; leave it out")
     if config.balance != "equal" and not any(getattr(config, name) for name in SUBSET_FLAGS):
         raise UsageError(f"--balance applies only to {', '.join(f'--{name}' for name in SUBSET_FLAGS)}; leave it out")
     if config.nesterov and not config.momentum:

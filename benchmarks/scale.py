@@ -20,8 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.common import ROOT, machine
 from normstudy.cli import count
 from normstudy.storage import RunDirectory, identity_hash, read_json, write_json
-from normstudy.sweeps import SweepRun, build_parser, expand
-from run_sweep import OWN
+from normstudy.sweeps import SweepRun, expand, parse_command
 
 TRAIN = ["--dataset=Synthetic", "--train_samples=100", "--test_samples=50", "--image_size=8", "--epochs=1"]
 MEASURE = ["--samples=20", "--lanczos_steps=30", "--num_probes=2", "--trace_probes=2"]
@@ -64,8 +63,7 @@ def main() -> None:
         seeds = ",".join(map(str, range(-(-number // 160))))
         grid = [*TRAIN, *(f"--{name}={values}" for name, values in VALUES.items()), f"--seed={seeds}"]
         grid += [f"--results_dir={folder}/results"]
-        given = vars(build_parser().parse_args(grid))
-        found, _ = expand({name: value for name, value in given.items() if name not in OWN})
+        found, _ = expand(parse_command(grid).grid)
         for run in found:
             copy(model, run)
         last = found[-1].directory.path

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import config
-from config import learning_rate, num_groups, parse_args
+from config import from_settings, learning_rate, num_groups, parse_args
 
 ROOT = Path(__file__).parent.parent
 
@@ -127,6 +127,7 @@ def test_booleans(argv, value):
         (["--norm_type=BatchNorm", "--p_grouping=32"], ["--p_grouping", "GroupNorm", "BatchNorm"]),
         (["--norm_type=WeightNorm", "--conv_type=sWS"], ["WeightNorm", "--conv_type"]),
         (["--norm_type=ScaledWeightStandardization", "--conv_type=WeightNormalized"], ["--conv_type"]),
+        (["--norm_type=LayerNorm", "--sync_bn"], ["--sync_bn", "BatchNorm", "LayerNorm"]),
         (["--dataset=Synthetic", "--download"], ["--download", "Synthetic"]),
         (["--dataset=Synthetic", "--data_dir=x"], ["--data_dir", "Synthetic"]),
         (["--dataset=Synthetic", "--cache_dir=x"], ["--cache_dir", "Synthetic"]),
@@ -143,6 +144,11 @@ def test_booleans(argv, value):
 def test_a_wrong_flag_is_refused_in_one_line_that_names_it(argv, names, capsys):
     line = refused(argv, capsys)
     assert all(name in line for name in names), line
+
+
+def test_a_stored_flag_that_earlier_versions_ignored_is_dropped():
+    stored = vars(parse_args(["--norm_type=LayerNorm"])) | {"sync_bn": True}
+    assert from_settings(stored) == parse_args(["--norm_type=LayerNorm"])
 
 
 def test_c_dir_leaves_runtime_flags_free():

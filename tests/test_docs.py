@@ -19,8 +19,7 @@ import run_measures
 import run_report
 from config import NORM_TYPES, parse_args
 from normstudy.cli import flag_tables
-from normstudy.sweeps import build_parser, expand
-from run_sweep import OWN
+from normstudy.sweeps import parse_command, runs_of
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -54,9 +53,7 @@ def test_every_training_command_is_accepted(command):
 
 @pytest.mark.parametrize("command", commands("run_sweep.py"))
 def test_every_sweep_command_means_runs(command):
-    given = vars(build_parser().parse_args(flags(command, "run_sweep.py")))
-    preset = given.get("preset")
-    assert expand({name: value for name, value in given.items() if name not in OWN}, preset)[0]
+    assert runs_of(parse_command(flags(command, "run_sweep.py")))[0]
 
 
 @pytest.mark.parametrize("command", [command for script in PARSERS for command in commands(script)])

@@ -20,7 +20,7 @@ PARSER_MODULES = {  # {command: the module whose build_parser() makes its parser
     "run_class_similarity.py": "run_class_similarity",
     "run_measures.py": "run_measures",
     "run_landscape.py": "run_landscape",
-    "run_sweep.py": "run_sweep",
+    "run_sweep.py": "normstudy.sweeps",
     "run_report.py": "run_report",
 }
 SWEEP = "run_sweep.py"  # also takes every flag of main.py, which its section leaves out

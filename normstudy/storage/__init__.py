@@ -38,7 +38,7 @@ from normstudy.storage.run_directory import (
     measurement_name,
     run_name,
 )
-from normstudy.storage.run_owner import Owner, is_alive, read_owner
+from normstudy.storage.run_owner import Owner, is_alive, read_owner, write_owner
 from normstudy.storage.run_settings import open_run, read_summary, reads_same_folder, stored_config
 from normstudy.storage.table_files import read_table
 from normstudy.storage.training_state import load_state, prepare_run, save_state
@@ -94,5 +94,6 @@ __all__ = [
     "write_bytes",
     "write_csv",
     "write_json",
+    "write_owner",
     "write_torch",
 ]

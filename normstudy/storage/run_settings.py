@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from config import PROBE_FLAGS, Config, from_settings, shares_of_batch
+from config import PROBE_FLAGS, Config, check_applicable, from_settings, shares_of_batch
 from normstudy.cli import RunError, UsageError
 from normstudy.storage.files import read_json
 from normstudy.storage.provenance import git_commit, package_versions
@@ -19,7 +19,7 @@ def open_run(config: Config, processes: int = 1) -> tuple[Config, RunDirectory]:
     A run that exists keeps its settings of probes. With c_dir, the settings come from its config.json, and runtime
     flags that are also given replace the stored ones. Raises RunError if c_dir has no readable config.json, if this
     number of processes would take batch statistics of other shares of a batch than the run does, or if probes are asked
-    of a run that has finished without them.
+    of a run that has finished without them. Raises UsageError if a given flag does not apply to the run of c_dir.
     """
     if config.c_dir is None:
         config = dataclasses.replace(config, batch_shares=shares_of_batch(config, processes))
@@ -29,11 +29,13 @@ def open_run(config: Config, processes: int = 1) -> tuple[Config, RunDirectory]:
     if not run.path.is_dir():
         raise RunError(f"--c_dir={config.c_dir} is not a folder; give the folder of a run of this program")
     changes = {name: getattr(config, name) for name in ("overwrite", "download", "mix_versions")}
-    changes |= {name: getattr(config, name) for name in config.given}
+    given = config.given
+    changes |= {name: getattr(config, name) for name in given}
     try:
         config = dataclasses.replace(stored_config(run), **changes)
     except RunError as error:
         raise RunError(f"{error}; to continue the run, give the flags that it was started with") from None
+    check_applicable(config, given)
     if config.batch_shares != shares_of_batch(config, processes):
         way = f"torchrun with {config.batch_shares} processes and without --sync_bn"
         if config.batch_shares == 1:

@@ -14,12 +14,13 @@ class Ending:
     """How a child process ended.
 
     code: its exit code, as subprocess gives it. outcome: its own report, or None. had_memory_kill: whether the system
-    killed any process for lack of memory while the child ran.
+    killed any process for lack of memory while the child ran. has_timed_out: whether --run_timeout stopped it.
     """
 
     code: int
     outcome: Outcome | None = None
     had_memory_kill: bool = False
+    has_timed_out: bool = False
 
     @property
     def is_stopped(self) -> bool:
@@ -32,15 +33,19 @@ class Ending:
         return self.outcome is not None and self.outcome.kind == "busy"
 
     @property
-    def reason(self) -> str:
-        """Why the child failed, in one line."""
+    def is_certain(self) -> bool:
+        """Whether another attempt would fail in the same way: the flags are wrong, or the time is too short."""
+        return self.has_timed_out or (self.outcome is not None and self.outcome.kind == "usage")
+
+    def reason(self, cure: str = "lower --jobs or --batch_size") -> str:
+        """Return why the child failed, in one line. cure: what to do if the memory was too small."""
         # If one process dies, torchrun stops the others, so a report of kind "stopped" does not give the reason.
         if self.outcome is not None and self.outcome.kind != "stopped":
             return self.outcome.reason
         number = -self.code if self.code < 0 else self.code - 128  # shells report signal n as exit code 128 + n
         if number == signal.SIGKILL:
             certainty = "" if self.had_memory_kill else " (signal 9), most likely"
-            return f"killed by the system{certainty} for lack of memory: lower --jobs or --batch_size"
+            return f"killed by the system{certainty} for lack of memory: {cure}"
         with contextlib.suppress(ValueError):
             return f"ended by signal {number} ({signal.Signals(number).name})"
         return f"exit code {self.code}, see the log"

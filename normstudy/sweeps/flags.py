@@ -1,18 +1,18 @@
 """The flags of run_sweep.py."""
 
 import argparse
-import re
 from collections.abc import Callable
 
 from config import FLAGS, GROUP_TITLES
 from normstudy.cli import Parser, add_flag, argparse_type, boolean, count, number
 from normstudy.storage import MEASUREMENTS
+from normstudy.sweeps.durations import parse_duration
+from normstudy.sweeps.flag_values import gpu_numbers, measurements, slurm_minutes, tuning
 from normstudy.sweeps.presets import PRESETS
 
 MEASUREMENT_FLAGS = tuple(f"{name}_flags" for name in MEASUREMENTS)
 USUAL_MEASUREMENTS = "hessian,class_similarity"
 NOT_SWEPT = ("c_dir", "overwrite")  # flags about one existing run
-RATE_AXES = ("init_lr", "lr")  # flags that --tune can choose
 TUNING_FRACTION = 0.1  # --val_fraction of a tuned sweep that does not set it
 
 
@@ -35,6 +35,8 @@ out and counted. Run the same command again to continue. Choices and defaults: m
   python run_sweep.py --norm_type=BatchNorm,LayerNorm --seed=0,1,2 --tune=init_lr:0.1,0.3,1,3
   python run_sweep.py --preset=original --seed=0,1,2 --jobs=4 --gpus=0,1
   python run_sweep.py --preset=original --cluster=slurm --slurm_partition=gpu --slurm_gpus=1 --slurm_time=8:00:00
+  python run_sweep.py --status                            the sweep that was started last in results/
+  python run_sweep.py --follow=3                          the log of its third run
 exit codes: 0 all done (with --wait=False: queued), 1 a run failed or is unfinished, 2 wrong flags, 130 Ctrl-C,
 99 SIGTERM, SIGUSR1 or SIGUSR2 (run the command again)""",
     )
@@ -45,25 +47,29 @@ exit codes: 0 all done (with --wait=False: queued), 1 a run failed or is unfinis
     tuned = (
         "Tune the learning rate of each combination, such as init_lr:0.1,0.3,1,3 or lr:0.01,0.1. The first seed is "
         "trained at every rate, the other seeds only at the rate with the highest validation accuracy. Sets "
-        f"--val_fraction={TUNING_FRACTION} if it is not given. Needs --cluster=local"
+        f"--val_fraction={TUNING_FRACTION} if it is not given"
     )
-    add_flag(sweep, "tune", None, tuned, _tuning)
+    add_flag(sweep, "tune", None, tuned, tuning)
     add_flag(sweep, "cluster", "local", "Where the runs are executed", choices=("local", "slurm"))
     at_once = (
-        "Maximum number of runs (on Slurm: jobs) at once. Local runs share the cores (default: 1; on Slurm, no limit)"
+        "Maximum number of runs at once, which share the cores. On Slurm, the maximum number of training jobs and of "
+        "measuring jobs (default: 1; on Slurm, no limit)"
     )
     add_flag(sweep, "jobs", None, at_once, count)
     add_flag(
         sweep, "processes", 1, "Number of processes per run, started by torchrun. On CUDA, each has its own GPU", count
     )
-    shared = "Numbers of the GPUs over which local runs are distributed, such as 0,1 (default: as main.py chooses)"
-    add_flag(sweep, "gpus", None, shared, _gpus)
+    shared = (
+        "Numbers of the GPUs over which runs are distributed, such as 0,1. Needs --cluster=local (default: as main.py "
+        "chooses)"
+    )
+    add_flag(sweep, "gpus", None, shared, gpu_numbers)
     add_flag(
         sweep,
         "measure",
         USUAL_MEASUREMENTS,
         f"Measurements of each run, separated by commas ({', '.join(MEASUREMENTS)}), or none",
-        _measurements,
+        measurements,
     )
     for name, flag in zip(MEASUREMENTS, MEASUREMENT_FLAGS, strict=True):
         passed_on = (
@@ -71,8 +77,33 @@ exit codes: 0 all done (with --wait=False: queued), 1 a run failed or is unfinis
             "several measurements of each run (default: the preset's)"
         )
         sweep.add_argument(f"--{flag}", action="append", default=[], metavar=flag.upper(), help=passed_on)
-    add_flag(sweep, "fail_fast", False, "With --cluster=local, stop at the first run that fails", boolean)
-    add_flag(sweep, "retry_failed", False, "Also run the runs that failed before", boolean)
+    again = (
+        "Number of times that a failed training or measurement is started again, after the other runs and in later "
+        "sweeps. Wrong flags and --run_timeout are final. The default is for failures that come from outside, such as "
+        "lack of memory"
+    )
+    add_flag(sweep, "retries", 1, again, number(int, low=0, high=1000))
+    limit = (
+        "Maximum time of a run with its measurements, such as 90m, 2h or 1h30m; a number alone counts minutes. A run "
+        "that takes longer is stopped, saves its state and counts as failed; --retry_failed continues it. On Slurm, "
+        "training and measurements each have this time (default: no limit)"
+    )
+    add_flag(sweep, "run_timeout", None, limit, parse_duration)
+    add_flag(
+        sweep, "fail_fast", False, "Stop at the first run that fails after its retries. Needs --cluster=local", boolean
+    )
+    add_flag(sweep, "retry_failed", False, "Also run the runs that failed before, and count retries anew", boolean)
+    looking = parser.add_argument_group("looking at a sweep, which may be running elsewhere")
+    shown = (
+        "Only show which runs are done, running, waiting or failed, and the time left. Without flags of a sweep, it is "
+        "the one that was started last in results_dir"
+    )
+    add_flag(looking, "status", False, shown, boolean)
+    followed = (
+        "Only show the log of one run as it grows, until the run ends. RUN is its number in --status or the beginning "
+        "of its name"
+    )
+    looking.add_argument("--follow", default=None, metavar="RUN", help=followed)
     slurm = parser.add_argument_group("jobs on Slurm (--cluster=slurm)")
     of_job = "When the time is up, the job saves its state and is queued again"
     add_flag(
@@ -100,12 +131,15 @@ exit codes: 0 all done (with --wait=False: queued), 1 a run failed or is unfinis
         meta = option.metadata
         if option.name not in NOT_SWEPT:
             parse = argparse_type(meta["type"], meta["choices"])
+            is_boolean, is_swept = meta["type"] is boolean, not meta["runtime"]
             groups[meta["group"]].add_argument(
                 *meta["flags"],
                 f"--{option.name}",
                 dest=option.name,
-                type=parse if meta["runtime"] else _list_of(parse),
-                metavar=option.name.upper() + ("" if meta["runtime"] else ",..."),
+                type=_list_of(parse) if is_swept else parse,
+                nargs="?" if is_boolean else None,
+                const=((True,) if is_swept else True) if is_boolean else None,
+                metavar=option.name.upper() + ",..." * is_swept,
                 help=meta["help"].replace("%", "%%"),
             )
     return parser
@@ -118,45 +152,7 @@ def _list_of(parse: Callable[[str], object]) -> Callable[[str], tuple[object, ..
     return convert
 
 
-def _tuning(text: str) -> tuple[str, tuple[float, ...]]:
-    """Return (axis, its rates in ascending order) of a text such as init_lr:0.1,1. Raises ValueError for other text."""
-    axis, _, values = text.partition(":")
-    if axis not in RATE_AXES:
-        raise ValueError(f"{text!r} does not begin with {' or '.join(f'{each}:' for each in RATE_AXES)}")
-    parse = number(float, above=0)
-    rates = sorted({parse(value) for value in values.split(",")})
-    if len(rates) < 2:
-        raise ValueError(f"{text!r} has fewer than two rates to choose from")
-    return axis, tuple(rates)
-
-
-def slurm_minutes(text: str) -> int:
-    """Return the minutes, rounded up, of a time in Slurm's notation. Raises ValueError for other text."""
-    pattern = r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?"
-    found = re.fullmatch(pattern, text)
-    if found is None:
-        raise ValueError(f"{text!r} is not a time as minutes, hours:minutes:seconds or days-hours")
-    days, *rest = found.groups()
-    parts = [int(part) for part in rest if part is not None]
-    if days is None and len(parts) < 3:  # minutes, minutes:seconds
-        parts = [0, *parts]
-    hours, minutes, seconds = (*parts, 0, 0)[:3]
-    total = 60 * (24 * int(days or 0) + hours) + minutes + (seconds > 0)
-    if total < 1:
-        raise ValueError(f"{text!r} is not a time above zero")
-    return total
-
-
-def _gpus(text: str) -> tuple[str, ...]:
-    numbers = text.split(",")
-    if not all(number.isdecimal() for number in numbers):
-        raise ValueError(f"{text!r} is not a list of numbers such as 0,1")
-    return tuple(numbers)
-
-
-def _measurements(text: str) -> tuple[str, ...]:
-    names = () if text == "none" else tuple(text.split(","))
-    unknown = [name for name in names if name not in MEASUREMENTS]
-    if unknown:
-        raise ValueError(f"{unknown[0]!r} is not one of {', '.join(MEASUREMENTS)}, none")
-    return names
+def own_flags(parser: argparse.ArgumentParser) -> list[str]:
+    """Return the names of the sweep's own flags; all other flags of its parser are main.py's."""
+    theirs = {option.name for option in FLAGS} | {"help"}
+    return [action.dest for action in parser._actions if action.dest not in theirs]

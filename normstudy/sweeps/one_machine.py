@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from normstudy.cli import progress_bar, sharing_environment, stops_at_safe_points
 from normstudy.sweeps.grid import SweepRun
-from normstudy.sweeps.run_status import log_path
-from normstudy.sweeps.workers import DONE, ELSEWHERE, FAILED, STOPPED, Worker, thread_environment
+from normstudy.sweeps.run_parts import log_path
+from normstudy.sweeps.workers import DONE, ELSEWHERE, FAILED, STOPPED, Result, Worker, thread_environment
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -40,7 +40,8 @@ class OneMachine:
     def work(self, runs: Sequence[SweepRun], ahead: Sequence[SweepRun]) -> None:
         """Execute the runs in `ahead`, which are the remaining ones of `runs`.
 
-        A signal stops the child processes, which save their state, and is then raised as a KeyboardInterrupt.
+        A run that fails is started again after the others, up to --retries times. A signal stops the child processes,
+        which save their state, and is then raised as a KeyboardInterrupt.
         """
         with (
             concurrent.futures.ThreadPoolExecutor(self.jobs) as pool,
@@ -56,8 +57,10 @@ class OneMachine:
                         self.show(lines)
                         ended, _ = concurrent.futures.wait(futures, 0.5, concurrent.futures.FIRST_COMPLETED)
                         for future in ended:
-                            result, reason = future.result()
-                            self.report(futures.pop(future), result, reason, bar)
+                            run, result = futures.pop(future), future.result()
+                            self.report(run, result, bar)
+                            if result.kind == FAILED and not result.is_final and not self.worker.is_stopping:
+                                futures[pool.submit(self.work_off, run)] = run
                         points.check()
                         if self.counts[FAILED] and self.options["fail_fast"]:
                             self.worker.stop()
@@ -76,20 +79,25 @@ class OneMachine:
                 words = f"  {name}: {last_line(log_path(run)).removeprefix(f'{name} ')}"
             line.set_description_str(words[:width])
 
-    def report(self, run: SweepRun, result: str, reason: str, bar: tqdm) -> None:
+    def report(self, run: SweepRun, result: Result, bar: tqdm) -> None:
         """Count and print the result of a run."""
-        self.counts[result] += 1
+        self.counts[result.kind] += result.is_final
         name = run.directory.path.name
         words = {
             DONE: f"done: {name}",
-            FAILED: f"failed: {name}: {reason} (see {log_path(run)})",
+            FAILED: f"{'failed' if result.is_final else 'will be tried again'}: {name}: {result.reason}",
             ELSEWHERE: f"another process is working on {name}",
         }
-        if result in words:
-            bar.write(words[result])
-        bar.update(result in (DONE, FAILED))
+        if result.kind in words:
+            bar.write(words[result.kind] + (f" (see {log_path(run)})" if result.kind == FAILED else ""))
+        bar.update(result.kind in (DONE, FAILED) and result.is_final)
 
-    def work_off(self, run: SweepRun) -> tuple[str, str]:
+    @property
+    def is_stopped(self) -> bool:
+        """Whether no further runs are started, because of --fail_fast or a signal."""
+        return self.worker.is_stopping
+
+    def work_off(self, run: SweepRun) -> Result:
         """Execute a run in a free slot, with the slot's cores and GPUs; return the result of Worker.work_off."""
         slot = self.slots.get()
         self.running[slot] = run
@@ -117,6 +125,6 @@ def last_line(path: Path) -> str:
     """Return the last line of a log, or an empty string if there is none."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - 1000))
-        lines = file.read().decode(errors="replace").strip().splitlines()
+        lines = file.read().decode(errors="replace").strip().splitlines()  # also at the \r of progress bars
         return lines[-1] if lines else ""
     return ""

@@ -1,18 +1,20 @@
 """The choice of a learning rate for each combination of a sweep, by validation accuracy and never by test accuracy."""
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from config import ONLY_WITH, Config
+from config import Config, applies
 from normstudy.cli import UsageError
 from normstudy.storage import read_summary, write_csv
+from normstudy.sweeps.failures import read_failures
 from normstudy.sweeps.flags import TUNING_FRACTION
 from normstudy.sweeps.grid import SweepRun
 from normstudy.sweeps.presets import PRESETS
-from normstudy.sweeps.run_status import failure_path, runs_by_status
+from normstudy.sweeps.run_parts import TRAINING, is_trained
+from normstudy.sweeps.run_status import Statuses, runs_by_status
 
 RESULT_COLUMNS = ("axis", "rate", "validation_accuracy", "status", "reached_loss", "chosen", "edge", "run")
 
@@ -151,8 +153,7 @@ def combinations_of(runs: Sequence[SweepRun], axis: str) -> list[Combination]:
 def _applicable_settings(config: Config) -> dict[str, Any]:
     """Return the settings that change a run's results. Those that are unset or do not apply are empty text."""
     settings = {field.name: getattr(config, field.name) for field in fields(config) if not field.metadata["runtime"]}
-    unused = {name for name, (owner, wanted) in ONLY_WITH.items() if settings[owner] not in wanted}
-    return {name: "" if value is None or name in unused else value for name, value in settings.items()}
+    return {name: "" if value is None or not applies(name, settings) else value for name, value in settings.items()}
 
 
 def read_tuning(combination: Combination) -> Tuning:
@@ -162,26 +163,29 @@ def read_tuning(combination: Combination) -> Tuning:
 
 
 def _read_trial(rate: float, run: SweepRun) -> Trial:
-    if run.directory.summary.exists():
+    if is_trained(run):
         summary = read_summary(run.directory)
         accuracy = summary["validation_accuracy"] if summary["status"] == "done" else None
         return Trial(rate, summary["status"], accuracy, summary.get("reached_loss", True))
-    if failure_path(run).exists():
+    if TRAINING in read_failures(run):
         return Trial(rate, "failed", None)
     return Trial(rate, "unfinished" if run.directory.path.exists() else "new", None)
 
 
-def tuned_runs_by_status(tunings: Sequence[Tuning]) -> dict[str, list[SweepRun]]:
+def tuned_runs_by_status(tunings: Sequence[Tuning], retries: int, queued: Container[str] = ()) -> Statuses:
     """Return {status: runs}, as runs_by_status does, of all tuning runs and of the runs at the chosen rates.
 
     A tuning run at another rate is done when it has ended, because it is not measured.
     """
+    return runs_by_status(runs_of_tunings(tunings), retries, queued)
+
+
+def runs_of_tunings(tunings: Sequence[Tuning]) -> list[SweepRun]:
+    """Return the runs at the chosen rates, with their measurements, and the other tuning runs, which have none."""
     chosen = [run for tuning in tunings for run in tuning.chosen_runs()]
     paths = {run.directory.path for run in chosen}
-    others = [run for tuning in tunings for run in tuning.combination.tuning_runs() if run.directory.path not in paths]
-    ended = [run for run in others if run.directory.summary.exists()]
-    by_status = runs_by_status(chosen + [run for run in others if not run.directory.summary.exists()])
-    return by_status | {"done": by_status["done"] + ended}
+    others = [run for tuning in tunings for run in tuning.combination.tuning_runs()]
+    return chosen + [run for run in others if run.directory.path not in paths]
 
 
 def write_tuning(path: Path, tunings: Sequence[Tuning]) -> None:

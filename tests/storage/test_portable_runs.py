@@ -11,6 +11,7 @@ from helpers import complaint
 import main
 from config import parse_args
 from models import build_from_config
+from normstudy.cli import UsageError
 from normstudy.storage import files, run_directory, run_settings
 from normstudy.training import loop
 from normstudy.training.evaluation import Evaluation
@@ -101,6 +102,13 @@ def test_a_flag_given_with_c_dir_counts_even_if_it_equals_the_default(train, tmp
     for flags, wanted in ([], ("cpu", "last")), (["--device=auto", "--keep=all"], ("auto", "all")):
         config, _ = run_settings.open_run(parse_args([f"--c_dir={run.path}", *flags]))
         assert (config.device, config.keep) == wanted
+
+
+def test_a_flag_given_with_c_dir_that_does_not_apply_to_its_run_is_refused(train, tmp_path):
+    run = train(tmp_path, "--norm_type=LayerNorm", "--epochs=1")
+    for flag in ("--sync_bn", "--download"):
+        with pytest.raises(UsageError, match=f"{flag} applies only to"):
+            run_settings.open_run(parse_args([f"--c_dir={run.path}", flag]))
 
 
 def test_every_tensor_is_stored_on_the_cpu(tmp_path):

@@ -10,11 +10,12 @@ import pytest
 
 import run_sweep
 from normstudy.cli import UsageError, outcome
-from normstudy.sweeps import endings, flags, grid, run_status, workers
+from normstudy.sweeps import command, endings, failures, grid, run_parts, workers
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--dataset=Synthetic", "--image_size=8", "--train_samples=50", "--test_samples=20", "--batch_size=16"]
 SMALL += ["--device=cpu", "--epochs=1"]
+OPTIONS = {"retries": 9, "run_timeout": None, "cluster": "local"}
 SCRIPT = """
 import os, signal, sys, time
 from normstudy.cli import Busy, RunError, UsageError, run_command
@@ -37,9 +38,9 @@ def work_off(tmp_path, monkeypatch):
 
     def work(line, processes=1):
         (tmp_path / "main.py").write_text(SCRIPT.format(line))
-        result, reason = workers.Worker({"measure": (), "processes": processes}).work_off(run)
-        noted = run_status.failure_path(run)
-        assert (noted.read_text() if noted.exists() else None) == (f"{reason}\n" if result == workers.FAILED else None)
+        result, reason, _ = workers.Worker(OPTIONS | {"processes": processes}).work_off(run)
+        noted = [failure.reason for failure in failures.read_failures(run).values()]
+        assert noted == ([reason] if result == workers.FAILED else [])
         return result, reason
 
     return work
@@ -103,8 +104,8 @@ def test_a_kill_for_lack_of_memory_is_confirmed_by_the_counter(work_off, monkeyp
 
 
 def test_the_signal_of_a_shell_is_understood():
-    assert endings.Ending(137).reason == UNKNOWN_MEMORY
-    assert endings.Ending(139).reason == "ended by signal 11 (SIGSEGV)"
+    assert endings.Ending(137).reason() == UNKNOWN_MEMORY
+    assert endings.Ending(139).reason() == "ended by signal 11 (SIGSEGV)"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the counter")
@@ -127,10 +128,10 @@ def test_the_first_of_several_processes_gives_the_reason(work_off):
     assert work_off(line, processes=2) == (workers.FAILED, "main.py: error: no images")
 
 
-def test_of_several_processes_one_that_is_killed_leaves_no_reason(work_off):
-    """torchrun stops the first process, which then reports that it was stopped. This is not a reason."""
+def test_of_several_processes_one_that_is_killed_gives_the_reason(work_off):
+    """torchrun stops the first process, which then reports that it was stopped. This is not the reason."""
     line = f"{KILL} if os.environ['RANK'] == '1' else time.sleep(60)"
-    assert work_off(line, processes=2) == (workers.FAILED, "exit code 1, see the log")
+    assert work_off(line, processes=2) == (workers.FAILED, UNKNOWN_MEMORY)
 
 
 def test_outcomes_are_written_where_the_environment_says_so(tmp_path, monkeypatch):
@@ -192,29 +193,29 @@ def test_a_run_may_be_measured_several_times(trained, capsys):
 
 def test_a_measurement_that_fails_gives_its_reason(trained, capsys):
     flag = "--class_similarity_flags=--checkpoint=epoch_0099"
-    assert sweep(trained, "--measure=class_similarity", "--retry_failed", flag) == 1
+    assert sweep(trained, "--measure=class_similarity", "--retry_failed", "--retries=0", flag) == 1
     [noted] = trained.glob("logs/*.failed")
-    assert noted.read_text().startswith("left out: ")
-    assert f"({noted.read_text().strip()}), see " in capsys.readouterr().out
+    assert noted.read_text().startswith("class_similarity, attempt 1: left out: ")
+    assert "(class_similarity: left out: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("seed", [0, 1], ids=["to measure", "to train"])
 def test_a_run_that_another_process_works_on_has_not_failed(trained, capsys, seed):
-    given = vars(flags.build_parser().parse_args([*SMALL, f"--results_dir={trained}", f"--seed={seed}"]))
-    [run], _ = grid.expand({name: value for name, value in given.items() if name not in run_sweep.OWN})
+    parsed = command.parse_command([*SMALL, f"--results_dir={trained}", f"--seed={seed}"])
+    [run], _ = grid.expand(parsed.grid)
     with run.directory.lock():
         assert sweep(trained, f"--seed={seed}", "--measure=class_similarity", "--retry_failed") == 1
     said = capsys.readouterr().out
     assert f"another process is working on {run.directory.path.name}" in said
     assert "0 of 1 runs are done, 1 unfinished" in said
-    assert not run_status.failure_path(run).exists()
+    assert not run_parts.failure_path(run).exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux enforces the limit")
 def test_too_little_memory_is_a_reason(tmp_path):
     """Images take 51 GB each, in a process that is limited to 32 GB."""
     size = 32 * 2**30
-    argv = [*SMALL, "--image_size=65536", f"--results_dir={tmp_path}", "--measure=none"]
+    argv = [*SMALL, "--image_size=65536", f"--results_dir={tmp_path}", "--measure=none", "--retries=0"]
     done = subprocess.run(
         [sys.executable, str(ROOT / "run_sweep.py"), *argv],
         capture_output=True,
@@ -224,4 +225,5 @@ def test_too_little_memory_is_a_reason(tmp_path):
     )
     assert done.returncode == 1, done.stderr
     [noted] = tmp_path.glob("logs/*.failed")
-    assert noted.read_text() == "main.py: error: cpu has too little memory: lower --batch_size or --image_size\n"
+    reason = "main.py: error: cpu has too little memory: lower --batch_size or --image_size"
+    assert noted.read_text() == f"training, attempt 1: {reason}\n"

@@ -5,14 +5,13 @@ import collections
 import pytest
 
 import run_sweep
-from normstudy.sweeps import flags, grid, same_networks
+from normstudy.sweeps import command, grid, same_networks
 
 
 def sorted_out(*argv):
     """Return the runs of a grid that are kept, the pairs that are left out, and the line about them."""
-    given = vars(flags.build_parser().parse_args(argv))
-    preset = given.get("preset")
-    runs, _ = grid.expand({name: value for name, value in given.items() if name not in run_sweep.OWN}, preset)
+    parsed = command.parse_command(argv)
+    runs, _ = grid.expand(parsed.grid, parsed.options["preset"])
     kept, repeats = same_networks.without_repeats(runs)
     assert [run for run in runs if run in kept] == kept
     assert len(kept) + len(repeats) == len(runs)

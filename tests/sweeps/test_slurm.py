@@ -11,10 +11,9 @@ import pytest
 from helpers import content
 
 import run_sweep
-from config import Config
 from normstudy.cli import UsageError
 from normstudy.storage import files, run_directory
-from normstudy.sweeps import flags, grid, run_status, slurm
+from normstudy.sweeps import flag_values, slurm_queue
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--dataset=Synthetic", "--image_size=8", "--test_samples=20", "--batch_size=16"]
@@ -67,7 +66,9 @@ class TestOnSlurm:
         said = capsys.readouterr().out
         assert "2 runs in" in said
         assert "2 queued" in said
-        assert said.count("job array") == 1
+        assert "queued 2 runs as job array" in said
+        assert "queued their measurements as job array" in said
+        assert said.count("job array") == 2
         assert sweep(tmp_path, *flags) == 0
         said = capsys.readouterr().out
         assert said.count("done: vgg") + said.count("2 done") * 2 == 2
@@ -103,7 +104,7 @@ class TestOnSlurm:
         wait_for(lambda: files.read_torch(run.last)["epoch"] >= 2)
         subprocess.run(stop.format(job=job_of(tmp_path / "stopped")).split(), check=True)
         assert sweep(tmp_path / "stopped", *LONG) == 0
-        log = run_status.log_path(grid.SweepRun(Config(), (), run)).read_text()
+        log = run.log.read_text()
         assert log.count("of 8 epochs done") == 2
         assert log.count("epochs are saved; run the same command again") == 1, (
             "the run was killed instead of being asked to save"
@@ -113,11 +114,62 @@ class TestOnSlurm:
         subprocess.run([word for word in argv if "measure" not in word], check=True, capture_output=True)
         assert content(run) == content(the_run(tmp_path / "undisturbed"))
 
+    def test_measuring_jobs_wait_for_their_training_and_leave_with_a_failed_one(self, tmp_path, capsys):
+        """The images of ImageFolder do not exist. The other training is queued again once, and then measured."""
+        argv = [f"--data_dir={tmp_path / 'nowhere'}", "--dataset=ImageFolder,Synthetic", "--retries=0", "--epochs=5"]
+        argv += ["--train_samples=100", "--probe_layers=False", "--measure=class_similarity"]
+        assert sweep(tmp_path, *argv, "--wait=False") == 0
+        training, measuring = sorted(
+            (path.stem.removeprefix("slurm-") for path in (tmp_path / "logs").glob("slurm-*.json")), key=int
+        )
+        wait_for(lambda: list(tmp_path.glob("*_Synthetic_*/checkpoints/last.pt")))
+        subprocess.run(["scancel", "--signal=USR2", f"{training}_1"], check=True)
+        states = ["squeue", "--noheader", "--array", f"--jobs={measuring}", "--format=%t %r"]
+        queued = subprocess.run(states, capture_output=True, text=True, check=True).stdout
+        assert "PD Dependency" in queued
+        assert sweep(tmp_path, *argv) == 1
+        said = capsys.readouterr().out
+        assert "1 of 2 runs are done, 1 failed" in said
+        assert "nowhere" in said
+        [log] = (tmp_path / "logs").glob("*_Synthetic_*.log")
+        assert log.read_text().count("$ python main.py") == 2
+        assert log.read_text().count("$ python run_class_similarity.py") == 1
+
+    def test_a_measurement_that_failed_is_a_job_alone(self, tmp_path, capsys):
+        """A single run makes a job without an array, on which its measurement depends."""
+        argv = ["--epochs=1", "--train_samples=50", "--measure=class_similarity", "--retries=0"]
+        wrong = "--class_similarity_flags=--checkpoint=epoch_0099"
+        assert sweep(tmp_path, *argv, wrong) == 1
+        assert "(class_similarity: left out: " in capsys.readouterr().out
+        assert sweep(tmp_path, *argv, "--retry_failed") == 0
+        assert "queued the measurements of 1 trained runs" in capsys.readouterr().out
+        [log] = (tmp_path / "logs").glob("*.log")
+        assert log.read_text().count("$ python main.py") == 1
+
+    def test_a_run_is_shown_and_stopped_by_its_time_limit(self, tmp_path, capsys):
+        argv = ["--epochs=200", "--train_samples=100", "--measure=none", "--run_timeout=20s"]
+        assert sweep(tmp_path, *argv, "--wait=False") == 0
+        wait_for(lambda: list(tmp_path.glob("logs/*.log")))
+        capsys.readouterr()
+        assert run_sweep.main([f"--results_dir={tmp_path}", "--status"]) == 0
+        said = capsys.readouterr().out
+        assert "its jobs were queued on Slurm" in said
+        assert "1 runs: 0 done, 1 running, 0 waiting, 0 failed" in said
+        assert sweep(tmp_path, *argv) == 1
+        assert "stopped after 20 s by --run_timeout" in capsys.readouterr().out
+
+    def test_rates_are_tuned(self, tmp_path, capsys):
+        argv = ["--seed=0,1", "--tune=lr:0.001,0.01", "--epochs=1", "--train_samples=50", "--measure=none"]
+        assert sweep(tmp_path, *argv, "--wait=False") == 0
+        assert "run the same command again when the tuning runs have ended" in capsys.readouterr().out
+        assert sweep(tmp_path, *argv) == 0
+        assert "3 of 3 runs are done" in capsys.readouterr().out
+
     def test_a_cancelled_job_saves_and_stays_away(self, tmp_path, capsys):
         assert sweep(tmp_path, *LONG, "--wait=False") == 0
         wait_for(lambda: list(tmp_path.glob("*/checkpoints/last.pt")))
         subprocess.run(["scancel", job_of(tmp_path)], check=True)
-        wait_for(lambda: not slurm.queued_runs(tmp_path))
+        wait_for(lambda: not slurm_queue.queued_runs(tmp_path))
         run = the_run(tmp_path)
         assert not (run.path / ".owner").exists(), "a child process is still running"
         log = (tmp_path / "logs" / f"{run.path.name}.log").read_text()
@@ -139,23 +191,23 @@ class TestOnSlurm:
     [("90", 90), ("90:00", 90), ("1:30:00", 90), ("0:30", 1), ("2-0", 2880), ("1-12:30", 2190), ("1-0:0:1", 1441)],
 )
 def test_times_are_read_as_slurm_reads_them(text, minutes):
-    assert flags.slurm_minutes(text) == minutes
+    assert flag_values.slurm_minutes(text) == minutes
 
 
 @pytest.mark.parametrize("text", ["", "0", "1h", "1:2:3:4", "-5", "1-"])
 def test_what_is_no_time_is_refused(text):
     with pytest.raises(ValueError, match=r"is not a time (as minutes|above zero)"):
-        flags.slurm_minutes(text)
+        flag_values.slurm_minutes(text)
 
 
 def test_flags_of_sbatch_are_handed_on():
-    assert slurm._parse_flags("--qos=low --exclusive --comment='two words'") == {
+    assert flag_values.sbatch_flags("--qos=low --exclusive --comment='two words'") == {
         "qos": "low",
         "exclusive": True,
         "comment": "two words",
     }
     with pytest.raises(UsageError, match="qos"):
-        slurm._parse_flags("qos=low")
+        flag_values.sbatch_flags("qos=low")
 
 
 def test_without_slurm_it_is_a_usage_error(tmp_path):

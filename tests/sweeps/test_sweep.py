@@ -14,7 +14,7 @@ import run_sweep
 from config import FLAGS, parse_args
 from normstudy.cli import UsageError
 from normstudy.storage import files
-from normstudy.sweeps import flags, grid, presets
+from normstudy.sweeps import command, flags, grid, presets
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--dataset=Synthetic", "--image_size=8", "--train_samples=50", "--test_samples=20", "--batch_size=16"]
@@ -22,9 +22,8 @@ SMALL += ["--device=cpu", "--epochs=1", "--measure=class_similarity"]
 
 
 def expand(*argv):
-    given = vars(flags.build_parser().parse_args(argv))
-    preset = given.get("preset")
-    return grid.expand({name: value for name, value in given.items() if name not in run_sweep.OWN}, preset)
+    parsed = command.parse_command(argv)
+    return grid.expand(parsed.grid, parsed.options["preset"])
 
 
 def rows(results):
@@ -87,7 +86,8 @@ def test_main_understands_the_flags_of_every_run(preset):
 
 
 def test_every_flag_of_main_can_be_swept():
-    swept = {action.dest for action in flags.build_parser()._actions} - set(run_sweep.OWN) - {"help"}
+    parser = flags.build_parser()
+    swept = {action.dest for action in parser._actions} - {"help"} - set(flags.own_flags(parser))
     assert swept == {option.name for option in FLAGS} - set(flags.NOT_SWEPT)
 
 
@@ -133,7 +133,7 @@ def swept(tmp_path_factory):
 def test_a_sweep_trains_measures_and_tabulates_every_run(swept):
     assert sorted(row["Norm"] for row in rows(swept)) == ["LayerNorm", "RMSNorm"]
     assert all(float(row["Class Similarity"]) for row in rows(swept))
-    logs = [path.read_text() for path in (swept / "logs").iterdir()]
+    logs = [path.read_text() for path in (swept / "logs").glob("*.log")]
     assert len(logs) == 2
     assert all("epoch 1/1" in log and "class similarity" in log for log in logs)
 
@@ -165,7 +165,7 @@ def test_a_measurement_that_is_missing_is_made_and_nothing_else(swept, capsys):
 
 def test_failures_are_carried_past_shown_and_retried_on_request(tmp_path, capsys):
     """The images of ImageFolder do not exist; those of Synthetic are generated."""
-    flags = ["--dataset=ImageFolder,Synthetic", "--measure=none"]
+    flags = ["--dataset=ImageFolder,Synthetic", "--measure=none", "--retries=0"]
     assert sweep(tmp_path, *flags) == 1
     said = capsys.readouterr().out
     assert "1 of 2 runs are done, 1 failed" in said
@@ -178,7 +178,9 @@ def test_failures_are_carried_past_shown_and_retried_on_request(tmp_path, capsys
 
 
 def test_fail_fast_stops_at_the_first_failure(tmp_path, capsys):
-    assert sweep(tmp_path, "--dataset=ImageFolder", "--seed=0,1,2,3", "--fail_fast", "--measure=none") == 1
+    assert (
+        sweep(tmp_path, "--dataset=ImageFolder", "--seed=0,1,2,3", "--fail_fast", "--measure=none", "--retries=0") == 1
+    )
     assert "3 of 4 runs are done" not in capsys.readouterr().out
     assert len(list((tmp_path / "logs").glob("*.failed"))) == 1
 
