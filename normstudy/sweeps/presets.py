@@ -72,7 +72,7 @@ PRESETS: dict[str, tuple[Grid, ...]] = {
             "batch_size": (50,),
             "epochs": (3,),
             # As few products as give everything that the defaults give, with the errors over probes and over images.
-            "hessian_flags": "--samples=20 --lanczos_steps=5 --num_probes=1 --trace_probes=2 --image_blocks=2",
+            "hessian_flags": "--samples=20 --lanczos_steps=4 --num_probes=1 --trace_probes=2 --image_blocks=2",
             "class_similarity_flags": "--samples=100",
         },
     ),
