@@ -68,8 +68,9 @@ class Run:
 
     @functools.cached_property
     def measurements(self) -> dict[str, dict[str, Any]]:
-        """{name of the file without .json: its content} of all measurements, such as hessian_epoch_0005."""
-        paths = [path for name in MEASUREMENTS for path in self.directory.measurements(name)]
+        """{name of the file without .json: its content} of all measurements, such as hessian-filter_epoch_0005."""
+        names = dict.fromkeys((*MEASUREMENTS, *self.directory.measurement_names()))
+        paths = [path for name in names for path in self.directory.measurements(name)]
         return {path.stem: read_json(path) for path in paths}
 
     def model(self, epoch: int | None = None) -> Network:

@@ -51,6 +51,12 @@ def test_a_run_gives_everything_that_it_left(run):
         loaded.model(3)
 
 
+def test_measurements_of_other_matrices_are_read_too(run):
+    (run.path / "hessian-filter.json").write_text("{}")
+    (run.path / "hessian-filter_epoch_0005.json").write_text("{}")
+    assert {"hessian-filter", "hessian-filter_epoch_0005"} <= normstudy.load_run(run.path).measurements.keys()
+
+
 def test_images_that_have_moved_are_found(run, tmp_path):
     loaded = normstudy.load_run(run.path)
     shutil.copytree(loaded.config.data_dir, tmp_path / "moved")
