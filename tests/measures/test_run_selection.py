@@ -33,7 +33,7 @@ def test_a_run_without_its_settings_is_not_passed_over(run, results, capsys):
     [
         (lambda run: [str(run.checkpoint(6))], "give this folder, and --checkpoint for one checkpoint"),
         (lambda run: [str(run.path.parent)], "--results_dir="),
-        (lambda run: [str(run.path), "--samples=5"], "raise --samples"),
+        (lambda run: [str(run.path), "--samples=5"], "use --samples=10 or more"),
     ],
     ids=["file", "folder above", "too few images"],
 )
