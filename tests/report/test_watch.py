@@ -245,7 +245,7 @@ def states_of(number, folder, **settings):
 
 
 def panels_of(drawing):
-    return drawing.figure.axes
+    return drawing.draw().axes
 
 
 @pytest.mark.parametrize("number", [1, 5, 12, 15])
