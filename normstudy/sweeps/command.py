@@ -11,6 +11,7 @@ from normstudy.cli import UsageError
 from normstudy.sweeps.flag_values import sbatch_flags
 from normstudy.sweeps.flags import MEASUREMENT_FLAGS, build_parser, own_flags
 from normstudy.sweeps.grid import SweepRun, expand, with_measurements
+from normstudy.sweeps.presets import PRESETS
 from normstudy.sweeps.same_networks import describe_repeats, without_repeats
 from normstudy.sweeps.tuning import grid_with_rates
 
@@ -50,6 +51,8 @@ def parse_command(argv: Sequence[str]) -> SweepCommand:
     given = {name: parsed.pop(name) for name in names}
     given = {name: value for name, value in given.items() if value is not None}
     defaults = vars(parser.parse_args([]))
+    preset = PRESETS[given["preset"]].options if "preset" in given else {}
+    defaults |= vars(parser.parse_args([f"--{name}={value}" for name, value in preset.items()]))
     options = {name: given.get(name, defaults[name]) for name in names}
     command = SweepCommand(tuple(argv), parsed, options, frozenset(given))
     _check_together(command)

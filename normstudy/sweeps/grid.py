@@ -45,7 +45,7 @@ def expand(
     runs: dict[str, SweepRun] = {}
     left_out: collections.Counter[str] = collections.Counter()
     seen, used = set(), set[str]()
-    for grid in PRESETS[preset] if preset else ({},):
+    for grid in PRESETS[preset].grids if preset else ({},):
         measuring = {name: _strings(grid[name]) for name in grid if name in MEASUREMENT_FLAGS}
         grid = {name: grid[name] for name in grid if name not in MEASUREMENT_FLAGS} | swept
         for values in itertools.product(*grid.values()):

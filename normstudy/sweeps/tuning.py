@@ -121,7 +121,7 @@ def grid_with_rates(given: Mapping[str, Any], preset: str | None, axis: str, rat
 
     Raises UsageError if the axis is swept already.
     """
-    swept = {*given, *(name for grid in (PRESETS[preset] if preset else ()) for name in grid)}
+    swept = {*given, *(name for grid in (PRESETS[preset].grids if preset else ()) for name in grid)}
     if axis in swept:
         raise UsageError(f"--tune={axis}:... cannot be combined with --{axis}: leave out one of them")
     tuned = {**given, axis: tuple(rates)}

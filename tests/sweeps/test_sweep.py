@@ -79,6 +79,19 @@ def test_flags_beside_a_preset_replace_and_multiply():
     assert runs[0].config.dataset == "Synthetic"
 
 
+def test_a_preset_brings_flags_of_the_sweep_which_can_be_replaced():
+    parsed = command.parse_command(["--preset=converged"])
+    assert parsed.options["tune"] == ("lr", (0.005, 0.01, 0.02, 0.04, 0.08, 0.16))
+    runs, _ = command.runs_of(parsed)
+    assert len(runs) == 8 * 6 * 5
+    measured = ["class_similarity", "hessian", "hessian-element", "hessian-filter", "hessian-train-filter", "measures"]
+    assert all(sorted(run.measurements) == measured for run in runs)
+    parsed = command.parse_command(["--preset=converged", "--tune=lr:1,2", "--measure=none", "--norm_type=RMSNorm"])
+    runs, _ = command.runs_of(parsed)
+    assert [run.config.lr for run in runs] == 5 * [1.0, 2.0]
+    assert not any(run.measurements for run in runs)
+
+
 @pytest.mark.parametrize("preset", presets.PRESETS)
 def test_main_understands_the_flags_of_every_run(preset):
     runs, _ = expand(f"--preset={preset}", "--results_dir=some/where", "--device=cpu")
