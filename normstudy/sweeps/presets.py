@@ -23,7 +23,7 @@ ORIGINAL_NORMS = (
 
 
 class Preset(NamedTuple):
-    """The runs of all grids. options: {flag of the sweep: its value, as in a command line}, which given flags replace."""
+    """The runs of all grids. options: {flag of the sweep: value as in a command line}, which flags replace."""
 
     grids: tuple[Grid, ...]
     options: Mapping[str, str] = MappingProxyType({})
