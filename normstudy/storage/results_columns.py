@@ -129,11 +129,10 @@ def explanation() -> str:
     return f"""{README_TITLE}
 
 Each run has its own folder, `<arch>_<norm>_<dataset>_…_seed<seed>_<8 hex>`. The 8 hex digits are a hash of every
-setting that changes the numbers. `results.csv` has one row for each run that has ended. A run adds its row when it
-ends. `python run_report.py` rebuilds the table from the folders (with `--collect`, it does only that), so the table can
-be deleted. This drops the rows of folders that were moved away, and keeps the old table as `results.old.csv`. A
-subfolder with its own `results.csv` is another study. `results/cpu_study` comes with the program; its `FINDINGS.md`
-describes the results.
+setting that changes the numbers. Each run adds its row to `results.csv` when it ends. `python run_report.py` rebuilds
+the table from the folders (with `--collect`, it does only that), so the table can be deleted. Rebuilding drops the rows
+of folders that were moved away, and keeps the old table as `results.old.csv`. A subfolder with its own `results.csv` is
+another study. `results/cpu_study` comes with the program; its `FINDINGS.md` describes the results.
 
 ## Columns of results.csv
 The first {len(ORIGINAL_COLUMNS)} columns are those of the original study's table, so that the two can be concatenated.
