@@ -36,7 +36,8 @@ EVERY_STEP = "--checkpoint_minutes=1e-9"
 KILLS, KILL_SECONDS = 50, 240  # number of random kills, and the time limit for them
 
 processes = multiprocessing.get_context("forkserver")  # its children start at once, with torch loaded
-processes.set_forkserver_preload(["normstudy.training", "main", "PIL.Image", "torch._dynamo"])  # optimizers load the last
+# The last one is what the first optimizer of a process would load.
+processes.set_forkserver_preload(["normstudy.training", "main", "PIL.Image", "torch._dynamo"])
 
 
 def child(argv, fatal_operation=None):
