@@ -17,6 +17,7 @@ from normstudy.cli.signals import PREEMPTIONS, Preempted, raise_stop, set_stop_h
 
 REQUEUE = 99  # Grid Engine runs a job with this exit code again; Slurm's RequeueExit and LSF's bsub -Q can do the same
 INTERRUPTED = 130
+SPIN_COUNT = "GOMP_SPINCOUNT"
 
 
 def run_command(main: Callable[[], object]) -> NoReturn:
@@ -113,14 +114,34 @@ def end_process(code: int) -> NoReturn:
     os._exit(code)
 
 
-def loading_modules() -> contextlib.AbstractContextManager[None]:
-    """Return a context in which a command imports its modules, after checking its flags so that --help is immediate.
+@contextlib.contextmanager
+def loading_modules() -> Iterator[None]:
+    """A context in which a command imports its modules, after checking its flags so that --help is immediate.
 
     As no work has started, a signal ends the process immediately, without an exception, which an import could swallow.
     Outside run_command, as in a notebook, signal handlers stay as they are.
     """
     is_command = signal.getsignal(signal.SIGINT) is raise_stop
-    return stop_handlers(_end_at_once) if is_command else contextlib.nullcontext()
+    with stop_handlers(_end_at_once) if is_command else contextlib.nullcontext(), _brief_spinning():
+        yield
+
+
+@contextlib.contextmanager
+def _brief_spinning() -> Iterator[None]:
+    """A context for the import of torch, whose threads (GNU OpenMP) then spin for microseconds while they wait.
+
+    By default they spin for milliseconds, and thereby use up their session's share of cores that another session uses
+    as well: training beside one busy program then takes eight times as long (benchmarks/busy_cores.py). The library
+    reads the variable once, when it is loaded. A user's own setting stays.
+    """
+    if "OMP_WAIT_POLICY" in os.environ or SPIN_COUNT in os.environ:
+        yield
+        return
+    os.environ[SPIN_COUNT] = "3000"
+    try:
+        yield
+    finally:
+        os.environ.pop(SPIN_COUNT, None)
 
 
 def _end_at_once(number: int, frame: FrameType | None) -> NoReturn:

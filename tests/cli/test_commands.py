@@ -150,6 +150,21 @@ def test_outside_a_command_loading_leaves_signals_alone():
     assert current_handlers() == before
 
 
+def test_threads_spin_briefly_unless_the_user_says_how_they_wait(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    with loading_modules():
+        assert int(os.environ["GOMP_SPINCOUNT"]) < 10_000
+    assert "GOMP_SPINCOUNT" not in os.environ
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    with loading_modules():
+        assert "GOMP_SPINCOUNT" not in os.environ
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    with loading_modules():
+        assert os.environ["GOMP_SPINCOUNT"] == "7"
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+
+
 def test_inside_a_command_loading_takes_signals_and_gives_them_back():
     before = current_handlers()
     with stop_handlers(raise_stop):
