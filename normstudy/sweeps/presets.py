@@ -68,6 +68,7 @@ CPU_STUDY = (
 
 QUICK: Grid = {
     "arch": ("vgg",),
+    "cfg": ("cfg_10_narrow",),
     "norm_type": ("BatchNorm", "LayerNorm", "Plain"),
     "dataset": ("Synthetic",),
     "train_samples": (500,),
