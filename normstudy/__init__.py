@@ -15,6 +15,9 @@ __all__ = ["Run", "load_run", "load_table"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'normstudy' has no attribute {name!r}")
-    from normstudy import notebook
+    from normstudy.cli import loading_modules
+
+    with loading_modules():
+        from normstudy import notebook
 
     return getattr(notebook, name)
