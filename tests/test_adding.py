@@ -16,20 +16,23 @@ ROOT = Path(__file__).parent.parent
 NAME = "MeanAbsoluteNorm"
 SMALL = ["--dataset=Synthetic", "--train_samples=60", "--test_samples=20", "--image_size=16", "--batch_size=20"]
 SMALL += ["--epochs=1", "--device=cpu", "--results_dir=results"]
+NARROW = "--cfg=cfg_10_narrow"
 
 EVERYTHING = f"""
 import sys
+from pathlib import Path
 import torch
 import main, run_class_similarity, run_hessian, run_report
 from models import build_model
 
 SMALL = sys.argv[1:]
-for arch in ("vgg", "resnet-56", "vit"):
-    patches = ["--patch_size=8"] if arch == "vit" else []
-    main.main([f"--arch={{arch}}", "--norm_type=mean absolute norm", *SMALL, *patches])
-    model = build_model(arch, norm_type="{NAME}", num_classes=10, image_size=16, patch_size=8 if patches else 16)
+sizes = {{"vit": {{"patch_size": 8}}}}
+for arch, flags in {{"vgg": ["--cfg=cfg_10_narrow"], "resnet-56": [], "vit": ["--patch_size=8"]}}.items():
+    main.main([f"--arch={{arch}}", "--norm_type=mean absolute norm", *SMALL, *flags])
+    model = build_model(arch, norm_type="{NAME}", num_classes=10, image_size=16, **sizes.get(arch, {{}}))
     assert any(type(module).__name__ == "{NAME}" for module in model.modules())
-assert run_hessian.main(["--results_dir=results", "--samples=10", "--lanczos_steps=2", "--trace_probes=1"]) == 0
+[vgg] = map(str, Path("results").glob("vgg_*"))
+assert run_hessian.main([vgg, "--samples=10", "--lanczos_steps=2", "--num_probes=1", "--trace_probes=1"]) == 0
 assert run_class_similarity.main(["--results_dir=results", "--samples=20"]) == 0
 assert run_report.main(["--results_dir=results", "--resamples=100"]) == 0
 """
@@ -127,7 +130,7 @@ from normstudy.curvature import hessian_matvec
 from models import build_model
 
 torch.manual_seed(0)
-model = build_model("vgg", norm_type="BatchRMSNorm", num_classes=3).double()
+model = build_model("vgg", norm_type="BatchRMSNorm", num_classes=3, cfg="cfg_10_narrow").double()
 images, labels = torch.randn(6, 3, 16, 16).double(), torch.arange(6) % 3
 model(images)
 matvec, size = hessian_matvec(model.eval(), [(images, labels)])
@@ -141,12 +144,20 @@ torch.testing.assert_close(matvec(vector), torch.cat([each.flatten() for each in
 
 
 def test_one_with_statistics_of_the_batch_has_the_hessian_of_its_eval_mode(extended):
-    call(extended, "main.py", "--norm_type=BatchRMSNorm", *SMALL[:-1], "--results_dir=batch")
+    call(extended, "main.py", "--norm_type=BatchRMSNorm", NARROW, *SMALL[:-1], "--results_dir=batch")
     call(extended, "-c", FOLDED)
 
 
 def test_one_with_groups_takes_their_number_and_running_statistics(extended):
-    call(extended, "main.py", "--norm_type=GroupMaximumNorm", "--p_grouping=0.25", *SMALL[:-1], "--results_dir=grouped")
+    call(
+        extended,
+        "main.py",
+        "--norm_type=GroupMaximumNorm",
+        "--p_grouping=0.25",
+        NARROW,
+        *SMALL[:-1],
+        "--results_dir=grouped",
+    )
     [run] = (extended / "grouped").glob("vgg_GroupMaximumNorm_Synthetic_p0.25_*")
     look = f"import torch; print(torch.load('{run}/checkpoints/epoch_0001.pt')['blocks.0.norm.running_maximum'])"
     sizes = [float(x) for x in re.findall(r"\d+\.\d+", call(extended, "-c", look))]
@@ -208,7 +219,7 @@ def test_a_measure_is_one_function_and_one_line(tmp_path):
     )
     with open(folder / "normstudy" / "measures" / "simple_measures.py", "a", encoding="utf-8") as file:
         file.write(f"\n\n{function}")
-    call(folder, "-c", MEASURE, *SMALL)
+    call(folder, "-c", MEASURE, *SMALL, NARROW)
     [run] = (folder / "results").glob("vgg_*")
     assert json.loads((run / "measures.json").read_text(encoding="utf-8"))["weight_sparsity"] == 0
     [row] = csv.DictReader((folder / "results" / "results.csv").read_text(encoding="utf-8").splitlines())
@@ -244,7 +255,7 @@ def test_a_measuring_command_has_its_picture_column_and_place_in_the_report(tmp_
     (folder / "normstudy" / "measures" / "sparsity.py").write_text(measure, encoding="utf-8")
     (folder / "normstudy" / "plots" / "sparsity.py").write_text(picture, encoding="utf-8")
     (folder / "run_sparsity.py").write_text(command, encoding="utf-8")
-    call(folder, "-c", COMMAND, *SMALL)
+    call(folder, "-c", COMMAND, *SMALL, NARROW)
     [run] = (folder / "results").glob("vgg_*")
     assert (run / "sparsity.png").exists()
     [row] = csv.DictReader((folder / "results" / "results.csv").read_text(encoding="utf-8").splitlines())
