@@ -16,6 +16,11 @@ settings.register_profile("default", deadline=None)  # on a busy machine, a flus
 settings.load_profile("default")
 
 
+def pytest_collection_modifyitems(items):
+    """Run the tests of Slurm first: they wait most of the time, and at the end no other test would use the cores."""
+    items.sort(key=lambda item: "slurm" not in item.keywords)
+
+
 def pytest_runtest_setup(item):
     if item.get_closest_marker("cuda") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA GPU")
