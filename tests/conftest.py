@@ -18,7 +18,7 @@ settings.load_profile("default")
 
 def pytest_collection_modifyitems(items):
     """Run the tests of Slurm first: they wait most of the time, and at the end no other test would use the cores."""
-    items.sort(key=lambda item: "slurm" not in item.keywords)
+    items.sort(key=lambda item: item.get_closest_marker("slurm") is None)
 
 
 def pytest_runtest_setup(item):

@@ -131,8 +131,8 @@ def _brief_spinning() -> Iterator[None]:
     """A context for the import of torch, whose threads (GNU OpenMP) then spin for microseconds while they wait.
 
     By default they spin for milliseconds, and thereby use up their session's share of cores that another session uses
-    as well: training beside one busy program then takes eight times as long (benchmarks/busy_cores.py). The library
-    reads the variable once, when it is loaded. A user's own setting stays.
+    as well: beside one busy program, training then takes two to eight times as long as with brief spinning
+    (benchmarks/busy_cores.py). The library reads the variable once, when it is loaded. A user's own setting stays.
     """
     if "OMP_WAIT_POLICY" in os.environ or SPIN_COUNT in os.environ:
         yield

@@ -11,7 +11,7 @@ from normstudy.storage import RunDirectory, read_csv
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FEW_EPOCHS = 30  # number of epochs up to which each point has a marker
+FEW_POINTS = 30  # number of points of a line up to which each has a marker
 
 
 def draw_curves(run: RunDirectory, title: str) -> None:
@@ -26,17 +26,20 @@ def draw_curves(run: RunDirectory, title: str) -> None:
 
 
 def _draw_quantity(panel: Axes, rows: list[dict[str, str]], quantity: str, scale: float, label: str) -> None:
-    """Draw the quantity, multiplied by `scale`, as a line for each split that has finite values."""
-    epochs = [int(row["epoch"]) for row in rows]
+    """Draw the quantity, multiplied by `scale`, as a line for each split that has finite values.
+
+    Epochs in which a split was not evaluated (`--eval_every`) are left out, so that its points are joined.
+    """
     for split, name, colour, marker in (
         ("train", "train (running mean, augmented)", TRAIN, "o"),
         ("validation", "validation", VALIDATION, "^"),
         ("test", "test", TEST, "s"),
     ):
-        values = [float(row[f"{split}_{quantity}"] or "nan") * scale for row in rows]
-        if any(map(math.isfinite, values)):
-            shown = marker if len(epochs) <= FEW_EPOCHS else None
-            panel.plot(epochs, values, color=colour, marker=shown, mfc="none", ms=6, label=name)
+        found = [(int(row["epoch"]), float(row[f"{split}_{quantity}"] or "nan") * scale) for row in rows]
+        points = [(epoch, value) for epoch, value in found if math.isfinite(value)]
+        if points:
+            shown = marker if len(points) <= FEW_POINTS else None
+            panel.plot(*zip(*points, strict=True), color=colour, marker=shown, mfc="none", ms=6, label=name)
     panel.set(xlabel="epoch", ylabel=label)
     panel.grid(alpha=0.3)
     tick_whole_numbers(panel.xaxis)

@@ -54,6 +54,8 @@ def parse_command(argv: Sequence[str]) -> SweepCommand:
     preset = PRESETS[given["preset"]].options if "preset" in given else {}
     defaults |= vars(parser.parse_args([f"--{name}={value}" for name, value in preset.items()]))
     options = {name: given.get(name, defaults[name]) for name in names}
+    if "tune" not in given and options["tune"] and options["tune"][0] in parsed:
+        options["tune"] = None  # a given rate replaces those that the preset tunes
     command = SweepCommand(tuple(argv), parsed, options, frozenset(given))
     _check_together(command)
     return command

@@ -90,6 +90,8 @@ def test_a_preset_brings_flags_of_the_sweep_which_can_be_replaced():
     runs, _ = command.runs_of(parsed)
     assert [run.config.lr for run in runs] == 5 * [1.0, 2.0]
     assert not any(run.measurements for run in runs)
+    runs, _ = command.runs_of(command.parse_command(["--preset=converged", "--lr=0.3", "--norm_type=RMSNorm"]))
+    assert [(run.config.lr, run.config.seed) for run in runs] == [(0.3, seed) for seed in range(5)]
 
 
 @pytest.mark.parametrize("preset", presets.PRESETS)
