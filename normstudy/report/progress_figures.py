@@ -26,7 +26,7 @@ COLUMNS = 4
 PANEL_LETTERS = 36  # that fit into a line above a panel
 PANEL_SIZE = (2.3, 1.6)  # inches
 MIN_WIDTH = 10  # epochs on the x axis, of a run with as many; beyond, a curve takes at least half of the width
-FEW_EPOCHS = 30  # number of epochs up to which each point has a marker
+FEW_POINTS = 30  # number of points of a line up to which each has a marker
 QUANTITIES = {"test_accuracy": ("test accuracy (%)", 100.0), "train_loss": ("train loss (nats per image)", 1.0)}
 COMPARED = ("arch", "dataset")  # settings that the finished runs in a panel share with its run
 
@@ -104,7 +104,8 @@ def _finished_runs(
 def _draw_run(panel: Axes, run: TrainingRun, quantity: str, factor: float) -> np.ndarray:
     """Draw the curve of a run in training, with its title; return the values that were drawn."""
     settings = run.settings
-    marker = "o" if len(run.epochs) <= FEW_EPOCHS else None
+    has_few = sum(math.isfinite(row[quantity]) for row in run.epochs) <= FEW_POINTS
+    marker = "o" if has_few else None
     colour = norm_colour(str(settings.get("norm_type")))
     values = _draw_curve(panel, run.epochs, quantity, factor, color=colour, marker=marker, ms=3, lw=1.6, zorder=2)
     if not len(values):

@@ -92,10 +92,10 @@ def _converged() -> Preset:
     measures. A finding has an adjusted p below 0.05 and a 95 % interval without zero. Everything else, such as the
     other measures, the gap, and associations within a norm, is exploratory.
 
-    - Networks: VGG cfg_10 on 2,500 training images of CIFAR-10, equally many of each class (5,000, of which half are
-      held out for validation, so that the standard error of a validation accuracy is one point). SGD with momentum and
-      a constant learning rate, without warmup, until the training cross-entropy is at most 0.1 in eval mode. All
-      networks thus stop at about the same training loss. A run that does not reach it in 60 epochs is left out.
+    - Networks: VGG cfg_10, trained on 2,500 images of CIFAR-10, 250 of each class. As many again are held out for
+      validation, so that the standard error of a validation accuracy is one point. SGD with momentum and a constant
+      learning rate, without warmup, until the training cross-entropy is at most 0.1 in eval mode. All networks thus
+      stop at about the same training loss. A run that does not reach it in 60 epochs is left out.
     - Norms: eight, chosen by the design, and more as time allows. None is left out for its results.
     - Rate: of six, each twice the one before, the one with the best validation accuracy of seed 0. If it is the
       smallest or the largest, the grid is extended until it is not, or until training diverges or never ends.

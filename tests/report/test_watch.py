@@ -269,6 +269,17 @@ def test_runs_without_test_accuracy_or_settings_have_panels(tmp_path):
     assert [text.get_text() for text in second.texts] == ["no value yet"]
 
 
+def test_a_late_first_evaluation_can_be_seen(tmp_path):
+    """A single point has no line, so it needs a marker, however many epochs there are."""
+    states = states_of(1, tmp_path)
+    rows = [dict.fromkeys(run_states.SHOWN, float(epoch)) | {"test_accuracy": float("nan")} for epoch in range(1, 41)]
+    rows[-1]["test_accuracy"] = 0.5
+    states.training[0] = states.training[0]._replace(epochs=rows)
+    [panel] = panels_of(progress_figures.draw_progress(states, tmp_path, run_states.FileCache()))
+    [line] = [line for line in panel.lines if len(line.get_xdata())]
+    assert (list(line.get_xdata()), line.get_marker()) == ([40], "o")
+
+
 def test_equal_reasons_are_one_sentence_and_all_runs_are_in_the_table(tmp_path):
     failures = [
         run_states.Failure(RunDirectory(tmp_path / f"run<{place}>"), "failed", "too little memory")
