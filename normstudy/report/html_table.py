@@ -52,8 +52,9 @@ def interval(title: str, low: str = "low", high: str = "high", digits: int = 3) 
 def p_value(title: str, name: str | None = None) -> Column:
     """Return a column of p values."""
 
-    def cell(row: Row) -> tuple[str, str]:
-        return format_p_value(row[name or title]), format_number(row[name or title], 6)
+    def cell(row: Row) -> tuple[str, object]:
+        p = row[name or title]
+        return format_p_value(p), "" if p != p else float(p)
 
     return Column(title, cell, is_number=True)
 

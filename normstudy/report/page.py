@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -29,8 +30,18 @@ def format_number(value: object, digits: int = 3) -> str:
     if isinstance(value, (bool, np.bool_)):
         return "on" if value else "off"
     if isinstance(value, float) and math.isfinite(value) and value == round(value) and abs(value) < 1e6:
-        return f"{value:.0f}"
-    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
+        return format_fixed(value, 0)
+    return _with_minus(f"{value:.{digits}g}") if isinstance(value, float) else str(value)
+
+
+def format_fixed(value: float, places: int = 2, sign: Literal["", "+"] = "") -> str:
+    """Format a number with fixed decimal places; sign="+" shows the sign of positive numbers too."""
+    return _with_minus(f"{value:{sign}.{places}f}")
+
+
+def _with_minus(number: str) -> str:
+    """Turn the hyphen in front of a number into a minus sign."""
+    return number.replace("-", "−", 1) if number.startswith("-") else number
 
 
 def format_p_value(p: float) -> str:

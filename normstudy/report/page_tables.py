@@ -16,7 +16,7 @@ from normstudy.report.html_table import (
     table_html,
     text,
 )
-from normstudy.report.page import RawHTML, escaped, format_interval, note_html
+from normstudy.report.page import RawHTML, escaped, format_fixed, format_interval, note_html
 from normstudy.report.tables import OUTCOMES, Row
 
 BASELINE_COLUMNS = (
@@ -74,7 +74,10 @@ def cells_table_html(cells: pd.DataFrame) -> str:
 
 
 def correlations_table_html(correlations: pd.DataFrame, titles: Mapping[str, str]) -> str:
-    """Return the table of the frame of correlate_measures; titles: {measure: title}."""
+    """Return the table of the frame of correlate_measures, without coefficients of no settings.
+
+    titles: {measure: title}.
+    """
     columns = (
         Column("measure", lambda row: titles[row["measure"]]),
         text("outcome"),
@@ -88,7 +91,7 @@ def correlations_table_html(correlations: pd.DataFrame, titles: Mapping[str, str
         p_value("p"),
         p_value("p (Holm)", "p_holm"),
     )
-    return table_html(correlations, columns, csv="tables/correlations.csv")
+    return table_html(correlations[correlations["n_settings"] > 0], columns, csv="tables/correlations.csv")
 
 
 def baseline_table_html(differences: pd.DataFrame) -> str:
@@ -139,7 +142,7 @@ def comparison_html(orders: pd.DataFrame, signs: pd.DataFrame, titles: Mapping[s
 
 def _rho(row: Row, where: str) -> str:
     rho, low, high, n = (row[f"{name} {where}"] for name in ("rho", "low", "high", "n"))
-    return f"{rho:.2f} ({format_interval(low, high, 2)}; n = {n})"
+    return f"{format_fixed(rho)} ({format_interval(low, high, 2)}; n = {n})"
 
 
 def runs_table_html(

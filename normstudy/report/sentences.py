@@ -9,7 +9,7 @@ import pandas as pd
 
 from normstudy.report.association import LEAST_BETWEEN, WITHOUT_RUNNING
 from normstudy.report.correlation import BETWEEN, FINDINGS, OVER_SEEDS, OVER_SETTINGS, select
-from normstudy.report.page import format_count, format_interval, format_number, format_p_value
+from normstudy.report.page import format_count, format_fixed, format_interval, format_number, format_p_value
 from normstudy.report.primary import Included
 from normstudy.report.rankings import setting_effects
 from normstudy.report.tables import (
@@ -84,10 +84,11 @@ def _tested(count: int, sure: int | None = None) -> str:
 
 
 def _coefficient(row: Mapping[str, Any], is_short: bool = False) -> str:
+    rho, limits = format_fixed(row["value"]), format_interval(row["low"], row["high"], 2)
     if is_short:
-        return f"ρ = {row['value']:.2f} ({format_interval(row['low'], row['high'], 2)}; p {_equals(row['p_holm'])})"
+        return f"ρ = {rho} ({limits}; p {_equals(row['p_holm'])})"
     return (
-        f"ρ = {row['value']:.2f} (95 % interval {format_interval(row['low'], row['high'], 2)}; {row['n_norms']} norms, "
+        f"ρ = {rho} (95 % interval {limits}; {row['n_norms']} norms, "
         f"{format_count(int(row['n_cells']), 'cell')}; p {_equals(row['p_holm'])} after Holm's adjustment)"
     )
 
@@ -100,7 +101,7 @@ def _within_sentences(row: Row, correlations: pd.DataFrame) -> str:
         if np.isfinite(within["value"]):
             sign = " The sign is the opposite." if within["value"] * row["value"] < 0 else ""
             p = f" (p {_equals(within['p'])})" if np.isfinite(within["p"]) else ""
-            words.append(f"{way[0].upper()}{way[1:]}: ρ = {within['value']:.2f}{p}.{sign}")
+            words.append(f"{way[0].upper()}{way[1:]}: ρ = {format_fixed(within['value'])}{p}.{sign}")
     return " ".join(words)
 
 
@@ -112,10 +113,11 @@ def _overturn(influences: Mapping[str, float]) -> str:
         return "Any one norm: without it, too few are left for a coefficient."
     weakest = min(known, key=lambda norm: abs(known[norm]))
     low, high = min(known.values()), max(known.values())
-    words = f"Without {weakest}, ρ is {known[weakest]:.2f}. Without any one norm, it is {low:.2f} to {high:.2f}."
+    words = f"Without {weakest}, ρ is {format_fixed(known[weakest])}."
+    words += f" Without any one norm, it is {format_fixed(low)} to {format_fixed(high)}."
     words += " One norm decides about its sign." if low < 0 < high else ""
     if without_statistics is not None:
-        words += f" Without the norms that keep running statistics, ρ is {without_statistics:.2f}."
+        words += f" Without the norms that keep running statistics, ρ is {format_fixed(without_statistics)}."
     return words
 
 
@@ -213,7 +215,8 @@ def effect_sentences(table: pd.DataFrame) -> list[str]:
     return [
         f"{effect.axis}: {_shown(effect.settings[1])} instead of {_shown(effect.settings[0])} changed "
         f"{SHORT_OUTCOMES[outcome]} by "
-        f"{effect.value:+.1f} points on average over norms (95 % interval {format_interval(effect.low, effect.high)}; "
+        f"{format_fixed(effect.value, 1, '+')} points on average over norms (95 % interval "
+        f"{format_interval(effect.low, effect.high)}; "
         f"{effect.n} groups of runs that are equal in everything else but the seed)."
         for outcome in ("Test Accuracy", "Gap")
         for effect in setting_effects(table, outcome)

@@ -12,7 +12,7 @@ from normstudy.report import page
 
 
 def test_numbers_are_short_and_missing_ones_empty():
-    shown = {float("inf"): "inf", 3.0: "3", 0.12345: "0.123", 1e-7: "1e-07", True: "on"}
+    shown = {float("inf"): "inf", 3.0: "3", -3.0: "−3", 0.12345: "0.123", -0.5: "−0.5", 1e-7: "1e-07", True: "on"}
     assert [page.format_number(value) for value in shown] == list(shown.values())
     assert page.format_number(float("nan")) == page.format_number(None) == ""
 

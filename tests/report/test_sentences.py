@@ -43,12 +43,12 @@ def test_a_finding_of_the_primary_analysis_is_stated_with_its_numbers_and_its_ba
     [finding] = found_in(study())
     assert finding.measure == "Class Similarity"
     assert finding.claim == "Between norms, higher class similarity goes with lower test accuracy."
-    assert finding.evidence.startswith("ρ = -1.00 (95 % interval -1 to ")
+    assert finding.evidence.startswith("ρ = −1.00 (95 % interval −1 to ")
     assert re.search(r"7 norms, 1 cell; p (<|=) 0\.00\d+ after Holm's adjustment", finding.evidence)
-    assert re.search(r"Within norms over seeds: ρ = -1\.00 \(p (<|=) 0\.00\d+\)\.", finding.evidence)
+    assert re.search(r"Within norms over seeds: ρ = −1\.00 \(p (<|=) 0\.00\d+\)\.", finding.evidence)
     assert finding.evidence.endswith("It is the only measure of the primary analysis that these runs have.")
     # fewer than five norms are left without those that keep running statistics
-    assert finding.overturn == "Without BatchNorm, ρ is -1.00. Without any one norm, it is -1.00 to -1.00."
+    assert finding.overturn == "Without BatchNorm, ρ is −1.00. Without any one norm, it is −1.00 to −1.00."
     stages, rates = basis_of(study())
     assert stages.startswith(
         "The runs did not stop at a common training loss: their training accuracies are 80 to 80 %"
@@ -103,7 +103,7 @@ def test_effects_are_of_axes_that_change_alone():
     ]
     [accuracy, gap] = sentences.effect_sentences(runs_of(rows))
     assert accuracy.startswith("Batch Size & epochs: 256 instead of 16 changed test accuracy by +8.0 points")
-    assert "by -8.0 points" in gap
+    assert "by −8.0 points" in gap
 
 
 def ranks(**bounds):
