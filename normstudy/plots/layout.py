@@ -15,10 +15,13 @@ if TYPE_CHECKING:
 
 NAME_SIZE = 7.0  # points
 NAME_HEIGHT = 0.125  # inches from one name to the next
+BEHIND_POINTS = 2.05  # zorder above the error bars and below the markers of matplotlib's errorbar
 MARKER = 4.0  # pixels around a point that no name should cover
 DISTANCES = (5.0, 14.0, 26.0, 40.0)  # pixels between a point and its name
 NEAREST = 10  # number of places so near a point that its name needs no line to it
-NAME_WIDTH = 1.35  # inches for the longest name of a norm
+NAME_WIDTH = 1.8  # inches to the right of a panel for the longest name of a norm, with the line that leads to it
+LEADER = np.array([0.0, 0.13, 0.18])  # inches to the right of a panel: a line to a name is bent here
+NAME_START = 0.21  # inches to the right of a panel
 
 
 def panel_grid(
@@ -47,8 +50,8 @@ def panel_grid(
 def label_line_ends(panel: Axes) -> None:
     """Write the label of each line to the right of the panel, at the height of the line's end.
 
-    Names that would touch are moved apart as little as possible. A line that ends earlier than others, or outside the
-    frame, is named above the panel. Call this when the scales and limits are final.
+    Names that would touch are moved apart as little as possible. A line that ends earlier than others is named at its
+    end, and one that ends outside the frame above the panel. Call this when the scales and limits are final.
     """
     lines = [line for line in panel.lines if not str(line.get_label()).startswith("_")]
     panel.get_xlim(), panel.get_ylim()  # matplotlib computes them on demand
@@ -56,19 +59,22 @@ def label_line_ends(panel: Axes) -> None:
     drawn = [np.asarray(line.get_data(), dtype=float) for line in lines]
     finite = [points[:, np.isfinite(points[1])] for points in drawn]
     last = max((points[0, -1] for points in finite if points.size), default=0.0)
-    ends, early = [], []
+    ends, early, outside = [], [], []
     for line, points in zip(lines, finite, strict=True):
-        height = to_panel.transform(points[:, -1])[1] if points.size and points[0, -1] >= last else np.nan
-        if -0.01 <= height <= 1.01:
+        height = to_panel.transform(points[:, -1])[1] if points.size else np.nan
+        if not -0.01 <= height <= 1.01:
+            outside.append(printable(line.get_label()))
+        elif points[0, -1] >= last:
             ends.append((height, line))
         else:
-            early.append(printable(line.get_label()))
+            early.append((str(line.get_label()), *points[:, -1]))
     ends.sort(key=lambda end: end[0])
-    inches = panel.get_window_extent().height / panel.figure.dpi
-    places = spread_out([height for height, _ in ends], NAME_HEIGHT / inches)
+    frame = panel.get_window_extent()  # pixels
+    wide, high = frame.width / panel.figure.dpi, frame.height / panel.figure.dpi
+    places = spread_out([height for height, _ in ends], NAME_HEIGHT / high)
     for (height, line), place in zip(ends, places, strict=True):
         panel.plot(
-            [1.0, 1.04, 1.06],
+            1 + LEADER / wide,
             [height, place, place],
             color=line.get_color(),
             lw=1.2,
@@ -78,9 +84,11 @@ def label_line_ends(panel: Axes) -> None:
             scaley=False,
         )
         name = printable(line.get_label())
-        panel.text(1.07, place, name, va="center", fontsize=NAME_SIZE, transform=panel.transAxes)
+        panel.text(1 + NAME_START / wide, place, name, va="center", fontsize=NAME_SIZE, transform=panel.transAxes)
     if early:
-        words = f"ends earlier, or outside: {', '.join(early)}"
+        label_points(panel, *zip(*early, strict=True))
+    if outside:
+        words = f"ends outside: {', '.join(outside)}"
         panel.text(0, 1.02, words, va="bottom", fontsize=NAME_SIZE, transform=panel.transAxes)
 
 
@@ -101,12 +109,14 @@ def spread_out(heights: Sequence[float], gap: float) -> list[float]:
 
 def label_points(panel: Axes, names: Sequence[str], x: Sequence[float], y: Sequence[float]) -> None:
     """Write a name near each point, where it covers as little as possible; the scales and limits must be final."""
-    from matplotlib.patheffects import withStroke
-
     panel.get_xlim(), panel.get_ylim()  # matplotlib computes them on demand
     points = panel.transData.transform(np.column_stack([x, y]))  # pixels
-    halo = [withStroke(linewidth=2, foreground="white")]
-    texts = [panel.text(0, 0, printable(name), fontsize=NAME_SIZE, path_effects=halo, zorder=4) for name in names]
+    # A white box, not an outline of the letters, which SVG files would store as thousands of curves.
+    white = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
+    texts = [
+        panel.text(across, up, printable(name), fontsize=NAME_SIZE, bbox=white, zorder=BEHIND_POINTS)
+        for across, up, name in zip(x, y, names, strict=True)
+    ]
     sizes = [np.array(text.get_window_extent().size) for text in texts]
     taken = [np.concatenate([point - MARKER, point + MARKER]) for point in points]  # (left, bottom, right, top)
     to_data = panel.transData.inverted()

@@ -14,6 +14,7 @@ from scipy import stats
 from config import WEIGHT_NORMS
 from normstudy.report.association import compare_between
 from normstudy.report.correlation import conditions_of, points_of
+from normstudy.report.primary import included_runs
 from normstudy.report.probe_statistics import ProbeStatistics
 from normstudy.report.rankings import EQUAL_SETTINGS
 from normstudy.report.tables import (
@@ -97,7 +98,7 @@ def _verdict(found: Comparison) -> str:
 
 
 def _class_similarity(runs: Runs) -> Iterator[Comparison]:
-    usable = runs.table[~runs.table["has_failed"]]
+    usable = included_runs(runs.table).runs
     for outcome in ("Train Accuracy", "Test Accuracy", "Gen. Ratio"):
         for rival, words in RIVALS.items():
             both = usable.dropna(subset=["Class Similarity", rival, outcome])
@@ -111,8 +112,7 @@ def _class_similarity(runs: Runs) -> Iterator[Comparison]:
 
 
 def _best_and_worst(runs: Runs) -> Iterator[Comparison]:
-    ranks = runs.ranking[runs.ranking["at"] == EQUAL_SETTINGS]
-    for network, own in ranks.groupby("network", sort=False):
+    for (network, at), own in runs.ranking.groupby(["network", "at"], sort=False):
         count = len(own)
         for norm, is_best in (("BatchNorm", True), ("EvoNormBO", True), ("InstanceNorm", False), ("Plain", False)):
             row = own[own["norm"] == norm]
@@ -126,7 +126,8 @@ def _best_and_worst(runs: Runs) -> Iterator[Comparison]:
                 bounds, value = (low - count + 1.5, high - count + 1.5), place - count + 1.5
             extreme = "the two best" if is_best else "the two worst"
             words = f"rank {place:g} of {count} ({low:g} to {high:g}); value: ranks inside {extreme}"
-            yield Comparison(f"{network}, {norm}", words, value, *bounds, count, np.nan)
+            where = f"{network}, {norm}" if at == EQUAL_SETTINGS else f"{network}, {norm}, {at}"
+            yield Comparison(where, words, value, *bounds, count, np.nan)
 
 
 def _outliers(runs: Runs) -> Iterator[Comparison]:
@@ -135,7 +136,7 @@ def _outliers(runs: Runs) -> Iterator[Comparison]:
         names = {name: prefix + name for name in ("trace", "max_eigen", "eigen_variance")}
         if not prefix:
             names = {"trace": "Trace", "max_eigen": "Max Eigen", "eigen_variance": "Eigen Variance"}
-        table = runs.table
+        table = included_runs(runs.table).runs
         if not all(name in table for name in names.values()):
             continue
         values = {key: pd.to_numeric(table[name], errors="coerce") for key, name in names.items()}
@@ -143,7 +144,7 @@ def _outliers(runs: Runs) -> Iterator[Comparison]:
         squares = dimension * (values["eigen_variance"] + (values["trace"] / dimension) ** 2)
         share = values["max_eigen"] ** 2 / squares
         is_share = (share > 0) & (share <= 1)  # not so in tables whose trace is not that of the same matrix
-        usable = table.assign(share=share)[is_share & ~table["has_failed"]]
+        usable = table.assign(share=share)[is_share]
         for network, measured in largest_cells(usable, ["Model"]).groupby("Model"):
             by_norm = measured.groupby("Norm")["share"].mean()
             if len(by_norm) < MIN_POINTS or "BatchNorm" not in by_norm:

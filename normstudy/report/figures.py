@@ -29,6 +29,7 @@ from normstudy.report.tables import (
     in_largest_cells,
     pairs_with_groupings,
 )
+from normstudy.report.tuning import at_comparable_rates, pairs_at_comparable_rates
 from normstudy.storage import remove_leftovers
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ NORM_MEANS = (
     "runs. ρ is Spearman's, between norms within cells."
 )
 LAST_OF_BLOCKS = "Of several layers in a block, the last is drawn; probes.png of a run shows all."
+BEST_RATES = " Where learning rates were tuned, each norm is at its best one."
 WHERE = ", in the cell of each network that has the most "
 
 
@@ -137,12 +139,11 @@ def _of_measures(data: ReportData, statistics: ReportStatistics) -> Iterator[Dra
     heatmaps = partial(draw_correlations, statistics.correlations, statistics.granulated, statistics.titles)
     yield Drawing("correlations", caption, heatmaps)
     titles = {name: title for name, title in statistics.titles.items() if name in MEASURES}
-    runs = data.table[~data.table["has_failed"]]
+    included = primary.included_runs(data.table)
     for outcome in DRAWN_OUTCOMES:
+        caption = f"{outcome} and each measure. {NORM_MEANS}" + (BEST_RATES if included.tuned else "")
         name = f"measures_{outcome.lower().replace(' ', '_')}"
-        yield Drawing(
-            name, f"{outcome} and each measure. {NORM_MEANS}", partial(draw_association, runs, titles, outcome)
-        )
+        yield Drawing(name, caption, partial(draw_association, included.runs, titles, outcome))
 
 
 def _of_claims(data: ReportData) -> Iterator[Drawing]:
@@ -152,27 +153,36 @@ def _of_claims(data: ReportData) -> Iterator[Drawing]:
 
 
 def _of_networks(data: ReportData) -> Iterator[Drawing]:
-    measurement, measured = comparable_spectra(data.folders)
+    best_rates = BEST_RATES if at_comparable_rates(data.table).tuned else ""
+    measurement, measured = comparable_spectra(pairs_at_comparable_rates(data.table, data.folders))
     caption = (
         f"Spectral density of the {SPECTRA[measurement]} (eval mode): the first run of each norm{WHERE}norms. Grey: "
         f"{BASELINE}. A Ritz value is drawn as a Gaussian as wide as the distance to the next, at least "
-        f"{NODE_WIDTH} in asinh λ. A density has no error bar."
+        f"{NODE_WIDTH} in asinh λ. A density has no error bar.{best_rates}"
     )
     yield Drawing("densities", caption, partial(draw_densities, in_largest_cells(measured), measurement))
-    by_norm = in_largest_cells(data.probed)
-    by_grouping = in_largest_cells(pairs_with_groupings(data.probed), "Grouping")
+    trained = pairs_at_comparable_rates(data.table, data.probed)
     for moment, words in MOMENT_WORDS.items():
-        caption = f"Layer statistics over depth at {words}: mean over a norm's runs{WHERE}norms. {LAST_OF_BLOCKS}"
+        probed, rates = (data.probed, "") if moment == "first" else (trained, best_rates)
+        by_norm = in_largest_cells(probed)
+        by_grouping = in_largest_cells(pairs_with_groupings(probed), "Grouping")
+        caption = (
+            f"Layer statistics over depth at {words}: mean over a norm's runs{WHERE}norms. {LAST_OF_BLOCKS}{rates}"
+        )
         if moment == "first":
             caption += " The head of a ViT is initialized with zeros, so no gradient reaches the layers before it."
         yield Drawing(f"depth_{moment}", caption, partial(draw_statistics, by_norm, moment))
-        caption = f"The norm with the most groupings, over depth at {words}: mean over the runs{WHERE}groupings."
+        caption = f"The norm with the most groupings, over depth at {words}: mean over the runs{WHERE}groupings.{rates}"
         yield Drawing(f"groupings_{moment}", caption, partial(draw_groupings_of_norm, by_grouping, moment))
-    caption = f"Layer statistics over training: mean over sites and a norm's runs{WHERE}norms. Diverged runs end early."
+    by_norm = in_largest_cells(trained)
+    caption = (
+        f"Layer statistics over training: mean over sites and a norm's runs{WHERE}norms. A line ends with the first of "
+        f"the runs that ends without diverging.{best_rates}"
+    )
     yield Drawing("iterations", caption, partial(draw_statistics, by_norm, "mean"))
     caption = (
         f"Weights of convolutions and linear layers over training: mean over weights and a norm's runs{WHERE}norms. "
         "The effective learning rate is that of a weight whose scale does not change the output: the rate divided by "
-        "‖w‖² (for AdamW, by ‖w‖)."
+        f"‖w‖² (for AdamW, by ‖w‖).{best_rates}"
     )
     yield Drawing("weights", caption, partial(draw_statistics, by_norm, "mean", tuple(WEIGHT_TITLES)))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+COLUMNS = 3  # panels in a row, if there is only one network
 LOG_RANGE = 30  # ratio of largest to smallest value from which the axis of a measure is logarithmic
 
 
@@ -65,11 +66,12 @@ def norm_means(points: pd.DataFrame) -> NormMeans | None:
 def draw_association(runs: pd.DataFrame, measures: Mapping[str, str], outcome: str) -> Figure | None:
     """Draw norms' means of measures {column: title} and an outcome, with their spread.
 
-    Each measure has a row of panels, and each network a column. Norms are named at their points. Return None if no cell
-    has two norms.
+    Each measure has a row of panels, and each network a column; of a single network, several measures share a row.
+    Norms are named at their points. Return None if no cell has two norms.
     """
     networks = in_order(runs["Model"], ARCHS)
-    found, logarithmic = {}, set[str]()
+    found: dict[str, dict[str, NormMeans]] = {}
+    logarithmic = set[str]()
     for measure in measures:
         points = run_points(runs, measure, outcome)
         x = points["x"]
@@ -85,19 +87,24 @@ def draw_association(runs: pd.DataFrame, measures: Mapping[str, str], outcome: s
     networks = [network for network in networks if any(network in own for own in found.values())]
     if not networks:
         return None
-    size = (3.05, 2.35) if len(networks) > 2 else (4.2, 2.9)
-    figure, panels = panel_grid(len(found), len(networks), size, left=0.68, above=0.42, below=0.55)
-    for (measure, own), row in zip(found.items(), panels, strict=True):
-        for network, panel in zip(networks, row, strict=True):
-            if network not in own:
-                panel.remove()
-                continue
-            _draw_norms(panel, own[network], measure in logarithmic)
-            norms, cells = len(own[network].means), own[network].n_cells
-            rho = f"ρ = {own[network].rho:.2f}, ".replace("-", "−") if np.isfinite(own[network].rho) else ""
-            panel.set_title(f"{network}: {rho}{norms} norms, {cells} cell{'s' * (cells != 1)}", fontsize="small")
-            panel.set_xlabel(measures[measure], fontsize="small")
-            panel.set_ylabel(OUTCOMES[outcome], fontsize="small")
+    columns = len(networks) if len(networks) > 1 else min(COLUMNS, len(found))
+    size = (3.05, 2.35) if columns > 2 else (4.2, 2.9)
+    rows = -(-len(found) * len(networks) // columns)
+    figure, panels = panel_grid(rows, columns, size, left=0.68, above=0.42, below=0.55)
+    shown = [(measure, network) for measure in found for network in networks]
+    for panel, (measure, network) in zip(panels.flat, shown, strict=False):
+        if network not in found[measure]:
+            panel.remove()
+            continue
+        drawn = found[measure][network]
+        _draw_norms(panel, drawn, measure in logarithmic)
+        norms, cells = len(drawn.means), drawn.n_cells
+        rho = f"ρ = {drawn.rho:.2f}, ".replace("-", "−") if np.isfinite(drawn.rho) else ""
+        panel.set_title(f"{network}: {rho}{norms} norms, {cells} cell{'s' * (cells != 1)}", fontsize="small")
+        panel.set_xlabel(measures[measure], fontsize="small")
+        panel.set_ylabel(OUTCOMES[outcome], fontsize="small")
+    for panel in panels.flat[len(shown) :]:
+        panel.remove()
     return figure
 
 
@@ -128,9 +135,9 @@ def draw_correlations(correlations: pd.DataFrame, granulated: pd.DataFrame, titl
     * marks coefficients whose p value is significant after Holm's adjustment.
     """
     measures = list(dict.fromkeys(correlations["measure"]))
-    height = 2.2 + 0.5 * len(measures)
+    height = 2.2 + 0.33 * len(measures)
     figure, [panels] = new_figure(1, 3, figsize=(15, height))
-    figure.subplots_adjust(left=0.17, right=0.93, bottom=1.2 / height, top=1 - 0.45 / height, wspace=0.08)
+    figure.subplots_adjust(left=0.225, right=0.93, bottom=1.2 / height, top=1 - 0.45 / height, wspace=0.08)
     frames = {
         "between norms (Spearman's ρ)": correlations[correlations["way"] == BETWEEN],
         "within norms over settings (Spearman's ρ)": correlations[correlations["way"] == OVER_SETTINGS],
@@ -147,7 +154,7 @@ def draw_correlations(correlations: pd.DataFrame, granulated: pd.DataFrame, titl
                 entry = select(frame, measure, outcome)
                 star = "*" if "p_holm" in entry and (entry["p_holm"] < SIGNIFICANT).any() else ""
                 ink = "white" if abs(value) > 0.6 else "black"
-                words = f"{value:.2f}{star}" if np.isfinite(value) else "–"
+                words = f"{value:.2f}{star}".replace("-", "−") if np.isfinite(value) else "–"
                 panel.text(column, row, words, ha="center", va="center", color=ink, fontsize="small")
         panel.set_xticks(range(len(OUTCOMES)), [name.replace(" ", "\n") for name in OUTCOMES])
         panel.set_yticks(range(len(measures)), [titles[name] for name in measures] if panel is panels[0] else [])

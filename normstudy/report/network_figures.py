@@ -214,7 +214,7 @@ def draw_statistics(
     for key, row_of_panels in zip(keys, panels, strict=True):
         for network, panel in zip(networks, row_of_panels, strict=True):
             for norm in norms:
-                own = [part for row, part in probed if (row["Model"], row["Norm"]) == (network, norm)]
+                own = [(row, part) for row, part in probed if (row["Model"], row["Norm"]) == (network, norm)]
                 if own:
                     _draw_mean(panel, own, key, moment, colours.get(norm, OTHER_COLOUR), norm)
             _scale_and_frame(panel, key in LOGARITHMIC_PROBES)
@@ -230,10 +230,17 @@ def draw_statistics(
     return figure
 
 
-def _draw_mean(panel: Axes, parts: Sequence[ProbeStatistics], key: str, moment: str, colour: str, name: str) -> None:
-    """Draw the mean of a statistic over the runs whose value is finite at that point."""
-    if moment == "mean":  # a run that diverged ends early
+def _draw_mean(
+    panel: Axes, runs: Sequence[tuple[Row, ProbeStatistics]], key: str, moment: str, colour: str, name: str
+) -> None:
+    """Draw the mean of a statistic over the runs whose value is finite at that point.
+
+    Over iterations, it ends where the first run ends that did not diverge: the mean of the others would jump there.
+    """
+    parts = [part for _, part in runs]
+    if moment == "mean":
         x = max((part.iterations for part in parts), key=lambda iterations: iterations[-1])
+        x = x[x <= min((part.iterations[-1] for row, part in runs if not row["has_failed"]), default=x[-1])]
         curves = [np.interp(x, part.iterations, part.values[key][moment], right=np.nan) for part in parts]
     else:
         kind = "conv" if key in CONV_KEYS else "activation" if key in PROBE_KEYS else "weight"

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from normstudy.report.tuning import at_best_rates, is_late
+from normstudy.report.tuning import at_comparable_rates, is_late
 
 OUTCOME = "Test Accuracy"
 MEASURES = (  # those that are defined alike for every norm
@@ -35,12 +35,7 @@ def included_runs(table: pd.DataFrame) -> Included:
 
     In a network of which rates were tuned, they are those at the best rates; the others keep all rates.
     """
-    found = at_best_rates(table)
-    runs, untuned, edges, networks = table, table.iloc[:0], [], set[str]()
-    if found is not None:
-        networks, edges = set(found.runs["Model"]), found.edges
-        in_tuned = found.untuned["Model"].isin(networks)
-        runs, untuned = pd.concat([found.runs, found.untuned[~in_tuned]]), found.untuned[in_tuned]
+    runs, untuned, tuned, edges = at_comparable_rates(table)
     late = is_late(runs)
     reasons = {
         "failed": _names(runs[runs["has_failed"]]),
@@ -50,7 +45,7 @@ def included_runs(table: pd.DataFrame) -> Included:
     runs = runs[~runs["has_failed"] & ~late]
     losses = set(runs["stop_at_loss"].astype(str)) if "stop_at_loss" in runs else {""}
     loss = losses.pop() if len(losses) == 1 else ""
-    return Included(runs, reasons, sorted(networks), edges, loss if loss not in ("", "nan", "None") else None)
+    return Included(runs, reasons, tuned, edges, loss if loss not in ("", "nan", "None") else None)
 
 
 def _names(runs: pd.DataFrame) -> list[str]:

@@ -1,11 +1,14 @@
 """The learning rate of each norm that was tuned: the one with the highest validation accuracy."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
 
-from normstudy.report.tables import hyperparameters, setting_keys
+from normstudy.report.tables import Row, hyperparameters, setting_keys
+
+T = TypeVar("T")
 
 RATES = ("init_lr", "lr")
 TUNED = "tuned"  # stands for the rate in the columns of rates
@@ -54,6 +57,38 @@ def at_best_rates(table: pd.DataFrame) -> Tuned | None:
     untuned = pd.concat(others) if others else known.iloc[:0]
     runs = pd.concat(kept).drop(columns=extra).assign(**dict.fromkeys(rates, TUNED))
     return Tuned(runs, untuned.drop(columns=extra), edges)
+
+
+class Comparable(NamedTuple):
+    """The runs at which norms are compared: at their best rates in the networks `tuned`, at all rates in the others.
+
+    untuned: the runs of the tuned networks whose settings have one rate. edges: as in Tuned.
+    """
+
+    runs: pd.DataFrame
+    untuned: pd.DataFrame
+    tuned: list[str]
+    edges: list[str]
+
+
+def at_comparable_rates(table: pd.DataFrame) -> Comparable:
+    """Return the Comparable runs. Failed ones are among them, and those that did not reach their training loss."""
+    found = at_best_rates(table)
+    if found is None:
+        return Comparable(table, table.iloc[:0], [], [])
+    networks = set(found.runs["Model"])
+    is_tuned = found.untuned["Model"].isin(networks)
+    runs = pd.concat([found.runs, found.untuned[~is_tuned]])
+    return Comparable(runs, found.untuned[is_tuned], sorted(networks), found.edges)
+
+
+def pairs_at_comparable_rates(table: pd.DataFrame, pairs: Sequence[tuple[Row, T]]) -> list[tuple[Row, T]]:
+    """Return the pairs (row, anything) of the runs of at_comparable_rates, with its rows."""
+    if not pairs:  # a table without folders need not name its runs
+        return []
+    rows = {(row["table"], row["run"]): row for row in at_comparable_rates(table).runs.to_dict("records")}
+    names = [(row["table"], row["run"]) for row, _ in pairs]
+    return [(rows[name], thing) for name, (_, thing) in zip(names, pairs, strict=True) if name in rows]
 
 
 def is_late(table: pd.DataFrame) -> pd.Series:

@@ -126,6 +126,22 @@ def test_ranks_hold_if_their_interval_lies_within_the_two_best_or_worst():
     }
 
 
+def test_tuned_norms_are_compared_at_their_best_rates_which_differ():
+    """Cells of one rate would hold too few of the norms, because only the runs at the best rate are measured."""
+    rows = []
+    for place, (norm, spectrum) in enumerate(zip(NORMS, spectra([0.9, 0.4, 0.5, 0.6, 0.5, 0.4]), strict=True)):
+        own = {"Norm": norm, "Test Accuracy": 50 + place}
+        best = {"lr": 0.1 * 2 ** (place % 3), "validation_accuracy": 0.5, "Class Similarity": place, **spectrum}
+        best |= {"Trace": spectrum["Trace"] * (1 + place), "Eigen Mean": spectrum["Eigen Mean"] * (1 + place)}
+        rows += [own | best | {"seed": seed, "Test Accuracy": 50 + place + 0.1 * seed} for seed in (0, 1)]
+        rows.append(own | {"lr": 0.9, "validation_accuracy": 0.3, "seed": 0})
+    frame = compared(rows)
+    assert {f"vgg, {norm}, best rate" for norm in ("BatchNorm", "Plain")} <= set(frame["where"])
+    assert "vgg, eval mode" in set(frame["where"])
+    similarity = frame[frame["compared"].str.contains("of class similarity")]
+    assert set(similarity["n"]) == {len(NORMS)}
+
+
 def test_made_up_images_say_nothing_about_claims():
     rows = [
         {"Norm": norm, "Dataset": "Synthetic", "Test Accuracy": i + 0.1 * s * i, "seed": s}

@@ -2,11 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
 from normstudy.report import network_figures
-from normstudy.report.probe_statistics import read_probe_statistics
+from normstudy.report.probe_statistics import ProbeStatistics, read_probe_statistics
 from normstudy.storage import RunDirectory
 
 
@@ -29,6 +30,19 @@ def test_one_recorded_iteration_is_drawn():
     panel = Figure().subplots()
     panel.plot([0], [3.0], marker=".")
     network_figures._scale_and_frame(panel, True)
+
+
+def test_a_mean_over_iterations_ends_with_the_first_run_that_did_not_diverge():
+    """Where a run ends, the mean of the others would jump."""
+    runs = []
+    for last, level, has_failed in ((40, 1.0, False), (30, 3.0, False), (10, 5.0, True)):
+        iterations = np.arange(0, last + 1, 10)
+        values = {"std": {"mean": np.full(len(iterations), level)}}
+        runs.append(({"has_failed": has_failed}, ProbeStatistics({}, iterations, values)))
+    panel = Figure().subplots()
+    network_figures._draw_mean(panel, runs, "std", "mean", "black", "BatchNorm")
+    [line] = panel.lines
+    assert np.asarray(line.get_data()).tolist() == [[0, 10, 20, 30], [3, 3, 2, 2]]
 
 
 def test_norms_are_compared_by_scaled_spectra_where_several_have_them(tmp_path):

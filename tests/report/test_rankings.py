@@ -214,6 +214,19 @@ def test_a_network_without_tuning_keeps_its_runs_beside_a_tuned_one():
     assert said[-1].startswith("In the other cells, all norms have the same learning rate")
 
 
+def test_pictures_are_of_the_best_rates_where_rates_were_tuned():
+    table = tuned_runs().assign(table="results.csv")
+    table["run"] = [f"run {index}" for index in range(len(table))]
+    rows = table.to_dict("records")
+    chosen = tuning.pairs_at_comparable_rates(table, [(row, row["run"]) for row in rows])
+    kept = tuning.at_comparable_rates(table).runs
+    assert sorted(name for _, name in chosen) == sorted(kept["run"])
+    assert {row["init_lr"] for row, _ in chosen} == {"tuned"}
+    assert tuning.at_comparable_rates(table.drop(columns="validation_accuracy")).runs["run"].tolist() == list(
+        table["run"]
+    )
+
+
 def test_runs_at_one_rate_are_not_tuned():
     runs = tuned_runs()
     assert tuning.at_best_rates(runs[runs["init_lr"] == "1"]) is None
