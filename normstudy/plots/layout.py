@@ -19,7 +19,7 @@ BEHIND_POINTS = 2.05  # zorder above the error bars and below the markers of mat
 MARKER = 4.0  # pixels around a point that no name should cover
 DISTANCES = (5.0, 14.0, 26.0, 40.0)  # pixels between a point and its name
 NEAREST = 10  # number of places so near a point that its name needs no line to it
-NAME_WIDTH = 1.8  # inches to the right of a panel for the longest name of a norm, with the line that leads to it
+NAME_WIDTH = 1.7  # inches to the right of a panel for the longest name of a norm, with the line that leads to it
 LEADER = np.array([0.0, 0.13, 0.18])  # inches to the right of a panel: a line to a name is bent here
 NAME_START = 0.21  # inches to the right of a panel
 
