@@ -11,8 +11,11 @@ from normstudy.report.claims import verdict
 from normstudy.report.correlation import points_of
 from normstudy.report.resampling import RESAMPLES
 from normstudy.report.tables import MEASURES, MIN_POINTS, OUTCOMES, Row, average_over_seeds, largest_cells, setting_keys
+from normstudy.report.tuning import at_comparable_rates
 
 SHARED = ["Model", "Dataset", "Batch Size", "Mom & WD", "SkipInit"]
+SWITCHES = {"Mom & WD": "momentum and weight decay", "SkipInit": "SkipInit"}
+ON_OR_OFF = {"true": "on", "false": "off"}
 
 
 def compare_tables(
@@ -30,7 +33,7 @@ def compare_tables(
     same_data: names of data sets that count as one. resamples, seed: the number of resamples for the intervals, and
     their seed.
     """
-    ours, theirs = (_comparable(each, same_data) for each in (table, other))
+    ours, theirs = (_comparable(each, same_data) for each in (at_comparable_rates(table).runs, other))
     ours = largest_cells(ours, SHARED, "Label")
     ours, theirs = (each.assign(cell=setting_keys(each, SHARED)) for each in (ours, theirs))
     labels_of_cells = {}
@@ -63,12 +66,19 @@ def _orders(ours: pd.DataFrame, theirs: pd.DataFrame, labels_of_cells: Mapping[s
     """Order each cell's norms by mean test accuracy in both tables, best first; add Kendall's τ and its p value."""
     rows = []
     for cell, labels in labels_of_cells.items():
-        here, there = (each[each["cell"] == cell].groupby("Label")["Test Accuracy"].mean() for each in (ours, theirs))
+        own, others = (each[each["cell"] == cell] for each in (ours, theirs))
+        here, there = (each.groupby("Label")["Test Accuracy"].mean() for each in (own, others))
         n = len(labels)
         tau, p = stats.kendalltau(here, there.reindex(here.index)) if n >= MIN_POINTS else (np.nan, np.nan)
         orders = [", ".join(means.sort_values(ascending=False).index) for means in (here, there)]
-        rows.append([cell.replace("|", ", "), *orders, n, float(tau), float(p), verdict(tau, p, n)])
+        rows.append([_cell_name(own.iloc[0]), *orders, n, float(tau), float(p), verdict(tau, p, n)])
     return pd.DataFrame(rows, columns=["cell", "order here", "order there", "norms", "tau", "p", "verdict"])
+
+
+def _cell_name(run: pd.Series) -> str:
+    """Return the values of SHARED in words."""
+    switches = [f"{words} {ON_OR_OFF[run[name]]}" for name, words in SWITCHES.items() if run[name] in ON_OR_OFF]
+    return ", ".join([str(run["Model"]), str(run["Dataset"]), f"batch {run['Batch Size']:g}", *switches])
 
 
 def _signs(ours: pd.DataFrame, theirs: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:

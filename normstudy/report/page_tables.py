@@ -43,7 +43,7 @@ CLAIM_COLUMNS = (
     text("under", "conditions"),
 )
 ORDER_COLUMNS = (
-    text("cell (network, data set, batch size, momentum & weight decay, SkipInit)", "cell"),
+    text("cell"),
     text("order in these runs", "order here"),
     text("order in the other table", "order there"),
     number("norms"),

@@ -28,11 +28,20 @@ def test_orders_of_norms_are_compared_in_cells_that_both_have():
     page = beside(runs_of(ours), runs_of(theirs), ("ImageFolder", "CIFAR-10"), resamples=100)
     [line] = table_rows(page)
     expected = stats.kendalltau([81, 76.5, 70.5, 78.5, 50.5, 60.5], [90, 80, 60, 89, 51, 62])
-    assert line[0] == "vgg, CIFAR-10, 256.0, true, false"
+    assert line[0] == "vgg, CIFAR-10, batch 256, momentum and weight decay on, SkipInit off"
     assert line[1] == "BatchNorm, EvoNormBO, LayerNorm, InstanceNorm, RMSNorm, Plain"
     assert line[2] == "BatchNorm, EvoNormBO, LayerNorm, RMSNorm, InstanceNorm, Plain"
     assert line[3:] == ["6", f"{expected.statistic:.3g}", f"{expected.pvalue:.2g}", "agrees"]
     assert "No measure has enough settings in both tables" in page
+
+
+def test_tuned_norms_are_in_the_order_of_their_best_rates():
+    ours = []
+    for place, row in enumerate(study([80, 76, 70, 79, 50])):
+        ours.append(row | {"lr": 0.1 * 2 ** (place % 3), "validation_accuracy": 0.5})
+        ours.append(row | {"lr": 0.9, "validation_accuracy": 0.4, "Test Accuracy": 99 - place})
+    [line] = table_rows(beside(runs_of(ours), runs_of(study([90, 80, 60, 89, 51])), resamples=100))
+    assert line[1] == "BatchNorm, EvoNormBO, LayerNorm, InstanceNorm, Plain"
 
 
 def test_skipinit_is_of_resnets_alone():
