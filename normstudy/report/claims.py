@@ -107,7 +107,7 @@ def _class_similarity(runs: Runs) -> Iterator[Comparison]:
             found = compare_between(points.assign(rival=others["y"]), runs.resamples, runs.seed)
             if np.isfinite(found.value):
                 compared = f"|ρ| of class similarity minus |ρ| of {words} (Hessian), with {OUTCOMES[outcome]}"
-                where = f"between norms, {found.n_cells} cells"
+                where = f"between norms, {found.n_cells} cell{'s' * (found.n_cells != 1)}"
                 yield Comparison(where, compared, found.value, found.low, found.high, found.n_norms, np.nan)
 
 

@@ -90,11 +90,16 @@ def table_html(
     marks = [f' data-words="{escaped(each)}"' for each in words] or [""] * len(lines)
     body = "".join(f"<tr{mark}>{line}</tr>" for mark, line in zip(marks, lines, strict=True))
     mark = f' id="{identity}"' if identity else ""
-    link = f'<p class="csv"><a href="{escaped(csv)}">{escaped(csv)}</a></p>' if csv else ""
+    link = csv_link(csv) if csv else ""
     return (
         f'<div class="scroll"><table class="sortable"{mark}><thead><tr>{heads}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>{link}"
     )
+
+
+def csv_link(path: str) -> str:
+    """Return a link to a CSV file, whose path is relative to the page."""
+    return f'<p class="csv"><a href="{escaped(path)}">{escaped(path)}</a></p>'
 
 
 def _cell_html(cell: object, is_number: bool) -> str:

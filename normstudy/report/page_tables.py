@@ -8,6 +8,7 @@ import pandas as pd
 from normstudy.report.explanations import NOTES
 from normstudy.report.html_table import (
     Column,
+    csv_link,
     interval,
     number,
     number_with_error,
@@ -30,17 +31,15 @@ BASELINE_COLUMNS = (
     text("verdict"),
     number("seeds for ±1 point", "seeds_needed"),
 )
+VERDICTS = ("agrees", "does not agree", "inconclusive")
 CLAIM_COLUMNS = (
-    text("claim"),
-    text("verdict"),
     text("compared"),
+    text("here", "where"),
     number("value (positive: as claimed)", "value", 3),
     interval("95 % interval", digits=2),
     number("n"),
     p_value("p"),
-    text("here", "where"),
-    text("by", "source"),
-    text("under", "conditions"),
+    text("verdict"),
 )
 ORDER_COLUMNS = (
     text("cell"),
@@ -99,9 +98,15 @@ def baseline_table_html(differences: pd.DataFrame) -> str:
     return note_html(NOTES["baseline"]) + table_html(differences, BASELINE_COLUMNS, csv="tables/baseline.csv")
 
 
-def claims_table_html(claims: pd.DataFrame) -> str:
-    """Return the table of the frame of compare_claims."""
-    return note_html(NOTES["claims"]) + table_html(claims, CLAIM_COLUMNS, csv="tables/claims.csv")
+def claims_html(claims: pd.DataFrame) -> str:
+    """Return a block for each claim in the frame of compare_claims: what it says, a sum of the verdicts, its table."""
+    blocks = []
+    for (says, source, conditions), rows in claims.groupby(["claim", "source", "conditions"], sort=False):
+        counts = {words: int(rows["verdict"].str.startswith(words).sum()) for words in VERDICTS}
+        verdicts = ", ".join(f"{count} {words}" for words, count in counts.items() if count)
+        about = f"Claimed by {source} ({conditions}). Comparisons here: {verdicts}."
+        blocks.append(f"<h3>{escaped(says)}</h3>{note_html(about)}{table_html(rows, CLAIM_COLUMNS)}")
+    return note_html(NOTES["claims"]) + "".join(blocks) + csv_link("tables/claims.csv")
 
 
 def granulated_table_html(granulated: pd.DataFrame, titles: Mapping[str, str]) -> str:

@@ -118,7 +118,7 @@ def _training_table(runs: Sequence[TrainingRun], now: float, results_dir: Path) 
         *[validation] * is_validated,
         column("test acc. (%)", lambda run: _number_cell(100 * run.latest("test_accuracy"))),
         column("time since last epoch or start", lambda run: _duration_cell(now - run.heard)),
-        column("training time left (estimate)", lambda run: _duration_cell(run.seconds_left(now))),
+        column("training time left (estimate)", lambda run: _duration_cell(run.seconds_left(now), run.may_stop_early)),
     ]
     return table_html(pd.DataFrame({"run": runs}), columns)
 
@@ -148,9 +148,9 @@ def _number_cell(value: float) -> tuple[str, object]:
     return shown, value if shown else ""
 
 
-def _duration_cell(seconds: float | None) -> tuple[str, object]:
-    """Return a table cell with a duration, which is sorted by its seconds."""
-    return ("", "") if seconds is None else (format_duration(seconds), round(seconds))
+def _duration_cell(seconds: float | None, is_bound: bool = False) -> tuple[str, object]:
+    """Return a table cell with a duration, which is sorted by its seconds. is_bound: whether it is a maximum."""
+    return ("", "") if seconds is None else ("at most " * is_bound + format_duration(seconds), round(seconds))
 
 
 def format_duration(seconds: float) -> str:

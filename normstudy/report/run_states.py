@@ -86,6 +86,11 @@ class TrainingRun(NamedTuple):
         return total if isinstance(total, int) else None
 
     @property
+    def may_stop_early(self) -> bool:
+        """Whether the run stops when it reaches a training loss, so that the remaining time is at most the estimate."""
+        return self.settings.get("stop_at_loss") is not None
+
+    @property
     def epochs_of_total(self) -> str:
         """How far the run is, as text: 3 of 60."""
         return f"{self.last_epoch} of {'?' if self.total_epochs is None else self.total_epochs}"

@@ -15,7 +15,7 @@ from normstudy.report.page import details_html, escaped, format_count, list_html
 from normstudy.report.page_tables import (
     baseline_table_html,
     cells_table_html,
-    claims_table_html,
+    claims_html,
     comparison_html,
     correlations_table_html,
     granulated_table_html,
@@ -133,7 +133,7 @@ def _claims(statistics: ReportStatistics, pictures: ReportPictures) -> str:
     """Return the claims that these runs can speak to, or nothing."""
     if statistics.claims.empty:
         return ""
-    return _pictures_html(*pictures.claims) + claims_table_html(statistics.claims)
+    return _pictures_html(*pictures.claims) + claims_html(statistics.claims)
 
 
 def _measures(data: ReportData, statistics: ReportStatistics, pictures: ReportPictures) -> str:

@@ -76,7 +76,8 @@ def read_states(runs: Sequence[SweepRun], retries: int) -> tuple[list[RunState],
         known = {part: seconds for part, seconds in left.items() if seconds is not None}
         if state == RUNNING and known:
             only = "" if len(known) == len(left) else f" of {next(iter(known))}"
-            detail += f", about {describe_duration(sum(known.values()))}{only} left"
+            about = "at most" if TRAINING in known and run.config.stop_at_loss is not None else "about"
+            detail += f", {about} {describe_duration(sum(known.values()))}{only} left"
         unknown = tuple(part for part in left if part not in known)
         states.append(RunState(number, run, state, detail, sum(known.values()), unknown))
     return states, estimates

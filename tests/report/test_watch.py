@@ -258,6 +258,15 @@ def test_each_run_in_training_has_a_panel_up_to_twelve(tmp_path, number):
     assert panels[-1].get_xlabel() == "epoch"
 
 
+def test_the_time_of_a_run_that_stops_at_a_loss_is_a_maximum(tmp_path):
+    for settings, shown in (({}, "50 s"), ({"stop_at_loss": 0.1}, "at most 50 s")):
+        states = states_of(1, tmp_path, **settings)
+        epochs = [row | {"epoch": epoch, "seconds": 10.0} for epoch, row in enumerate(states.training[0].epochs, 2)]
+        run = states.training[0]._replace(epochs=epochs)
+        [row] = table_rows(progress._training_table([run], 10.0, tmp_path))
+        assert row[-1] == shown
+
+
 def test_runs_without_test_accuracy_or_settings_have_panels(tmp_path):
     states = states_of(2, tmp_path)
     epochs = [row | {"test_accuracy": float("nan")} for row in states.training[0].epochs]

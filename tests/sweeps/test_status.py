@@ -48,6 +48,15 @@ def states(lines):
     return found
 
 
+def test_the_time_of_a_run_that_stops_at_a_loss_is_a_maximum(sweeps, status):
+    sweeps.plan({"1": "waits"})
+    process = sweeps.start(*sweeps.flags(0, 1), "--stop_at_loss=0.1", "--lr_schedule=constant")
+    wait_until(lambda: list(sweeps.results.glob("*_seed1_*/metrics.csv")))
+    assert states(status())[1] == ("running", "training, 1 of 4 epochs done, at most 50 s left")
+    sweeps.go()
+    assert process.wait(60) == 0
+
+
 def test_a_sweep_in_another_process_is_shown_with_its_time_left(sweeps, status):
     """The epochs take 10 s and the measurement 20 s. Run 2 has one of four epochs, so it takes 50 s, and run 3 60 s."""
     sweeps.plan({"1": "fails", "2": "waits"})
