@@ -76,7 +76,7 @@ def test_another_table_is_set_beside(tmp_path):
     section = section_of(page, "Comparison with another table")
     assert f"40 runs of {tmp_path / 'other.csv'}; other and CIFAR-10 count as one data set." in section
     [order] = pd.read_csv(tmp_path / "out" / "tables" / "orders.csv").to_dict("records")
-    assert (order["cell"], order["norms"]) == ("vgg, CIFAR-10, 16.0, true, false", 6)
+    assert (order["cell"], order["norms"]) == ("vgg, CIFAR-10, batch 16, momentum and weight decay on, SkipInit off", 6)
     signs = pd.read_csv(tmp_path / "out" / "tables" / "signs.csv").set_index(["measure", "outcome"])
     row = signs.loc[("Class Similarity", "Test Accuracy")]
     assert min(row["rho here"], row["rho there"]) >= 0.9
