@@ -3,12 +3,10 @@
 import contextlib
 import sys
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 from torch import nn
 
-BNMode = Literal["eval", "train"]
 BN_MODES = ("eval", "train")
 
 

@@ -21,7 +21,6 @@ EXACT = re.compile(r"[+-]?\d+(?:[.,]0+)?")  # a whole number, also as a number w
 NUMBER = re.compile(r"[+-]?(?:\d+(?:[.,]\d*)?|[.,]\d+)(?:[eE][+-]?\d+)?")
 AMBIGUOUS = re.compile(r"[+-]?[1-9]\d{0,2}[.,]\d{3}")  # a decimal number, or thousands
 SETTING_TYPES = {field.name: field.type for field in dataclasses.fields(Config)}
-NOT_NUMBERS = ("Model", "Norm", "Dataset", "status", "torch", "data", "run")
 
 
 def _kind(setting: str) -> type:
