@@ -17,6 +17,7 @@ from normstudy.report.resampling import RESAMPLES, resample_counts
 
 PERMUTATIONS = 9999
 WITHOUT_RUNNING = "without running statistics"
+WITHOUT_TUNING = "without the seed that chose the rates"
 CHUNK = 500  # permutations or resamples computed at once
 LEAST_BETWEEN, LEAST_WITHIN = 5, 3  # entities in a block for a coefficient
 
@@ -266,5 +267,7 @@ def _interval(value: float, resampled: np.ndarray, n: int, is_single: bool = Fal
     half = stats.t.ppf(0.975, n - 1) * z.std(ddof=1)
     if is_single or abs(value) >= limit:
         half = max(half, stats.norm.ppf(0.975) * math.sqrt((1 + value**2 / 2) / (n - 3)))
+    if half < 1e-9:  # resamples that all agree say nothing
+        return np.nan, np.nan
     low, high = float(np.tanh(centre - half)), float(np.tanh(centre + half))
     return min(low, value), max(high, value)

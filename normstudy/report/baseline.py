@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from normstudy.report.rankings import BEST_RATE, EQUAL_SETTINGS, LEAST_CELLS, Contrast
+from normstudy.report.rankings import LEAST_CELLS, Contrast
 from normstudy.report.tables import hyperparameters, setting_keys
-from normstudy.report.tuning import at_best_rates
+from normstudy.report.tuning import ways_to_compare
 
 BASELINE = "BatchNorm"
 EQUIVALENT = 1.0  # points of accuracy within which norms count as equivalent
@@ -26,11 +26,7 @@ def differences_to(table: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFram
     """
     rows = []
     for network in table["Model"].unique():
-        runs = table[table["Model"] == network]
-        tuned = at_best_rates(runs)
-        for at, chosen in ((EQUAL_SETTINGS, runs), (BEST_RATE, None if tuned is None else tuned.runs)):
-            if chosen is None:
-                continue
+        for at, chosen in ways_to_compare(table[table["Model"] == network]):
             for norm, pairs in _pairs(chosen, baseline).items():
                 contrast, spread = _contrast(pairs)
                 low, high = contrast.interval()

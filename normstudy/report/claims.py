@@ -16,7 +16,6 @@ from normstudy.report.association import compare_between
 from normstudy.report.correlation import conditions_of, points_of
 from normstudy.report.primary import included_runs
 from normstudy.report.probe_statistics import ProbeStatistics
-from normstudy.report.rankings import EQUAL_SETTINGS
 from normstudy.report.tables import (
     MIN_POINTS,
     OUTCOMES,
@@ -26,6 +25,7 @@ from normstudy.report.tables import (
     largest_cells,
     pairs_with_groupings,
 )
+from normstudy.report.tuning import EQUAL_SETTINGS
 
 ORIGINAL, LUBANA, GHORBANI = "the original study", "Lubana et al. 2021", "Ghorbani et al. 2019"
 RIVALS = {"Trace": "trace", "Eigen Mean": "mean", "Eigen Variance": "variance", "Max Eigen": "largest eigenvalue"}
@@ -112,7 +112,9 @@ def _class_similarity(runs: Runs) -> Iterator[Comparison]:
 
 
 def _best_and_worst(runs: Runs) -> Iterator[Comparison]:
-    for (network, at), own in runs.ranking.groupby(["network", "at"], sort=False):
+    for network, own in runs.ranking.groupby("network", sort=False):
+        at = own["at"].iloc[0]  # the best rate, if rates were tuned
+        own = own[own["at"] == at]
         count = len(own)
         for norm, is_best in (("BatchNorm", True), ("EvoNormBO", True), ("InstanceNorm", False), ("Plain", False)):
             row = own[own["norm"] == norm]

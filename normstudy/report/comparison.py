@@ -11,7 +11,7 @@ from normstudy.report.claims import verdict
 from normstudy.report.correlation import points_of
 from normstudy.report.resampling import RESAMPLES
 from normstudy.report.tables import MEASURES, MIN_POINTS, OUTCOMES, Row, average_over_seeds, largest_cells, setting_keys
-from normstudy.report.tuning import at_comparable_rates
+from normstudy.report.tuning import at_comparable_rates, in_time
 
 SHARED = ["Model", "Dataset", "Batch Size", "Mom & WD", "SkipInit"]
 SWITCHES = {"Mom & WD": "momentum and weight decay", "SkipInit": "SkipInit"}
@@ -33,7 +33,7 @@ def compare_tables(
     same_data: names of data sets that count as one. resamples, seed: the number of resamples for the intervals, and
     their seed.
     """
-    ours, theirs = (_comparable(each, same_data) for each in (at_comparable_rates(table).runs, other))
+    ours, theirs = (_comparable(at_comparable_rates(each).runs, same_data) for each in (table, other))
     ours = largest_cells(ours, SHARED, "Label")
     ours, theirs = (each.assign(cell=setting_keys(each, SHARED)) for each in (ours, theirs))
     labels_of_cells = {}
@@ -51,8 +51,8 @@ def compare_tables(
 
 
 def _comparable(table: pd.DataFrame, same_data: Sequence[str]) -> pd.DataFrame:
-    """Return the runs that did not fail, with the columns of SHARED spelled alike in all tables."""
-    usable = table[~table["has_failed"]].copy()
+    """Return the runs that are not failed or late, with the columns of SHARED spelled alike in all tables."""
+    usable = in_time(table[~table["has_failed"]]).copy()
     if same_data:
         usable["Dataset"] = usable["Dataset"].where(~usable["Dataset"].isin(same_data), same_data[-1])
     for name in ("Mom & WD", "SkipInit"):

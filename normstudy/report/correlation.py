@@ -10,7 +10,7 @@ from normstudy.report import primary
 from normstudy.report.association import LEAST_BETWEEN, PERMUTATIONS, Association, between_norms, within_norms
 from normstudy.report.resampling import RESAMPLES
 from normstudy.report.tables import OUTCOMES, hyperparameters, setting_keys
-from normstudy.report.tuning import RATES
+from normstudy.report.tuning import RATES, in_time, of_tuning_seeds
 from normstudy.storage import MEASURE_COLUMNS, OF_CLASS_SIMILARITY
 
 BETWEEN, OVER_SETTINGS, OVER_SEEDS, POOLED = (
@@ -21,7 +21,7 @@ BETWEEN, OVER_SETTINGS, OVER_SEEDS, POOLED = (
 )
 COLUMNS = ["measure", "outcome", "way", "coefficient", *Association._fields[:-1], "p", "p_holm", "family"]
 FINDINGS = 3  # at most, on the first screen
-FEW_PERMUTATIONS = 999  # of exploratory associations
+FEW_PERMUTATIONS = 999  # of exploratory associations within norms
 
 
 def correlate_measures(
@@ -31,18 +31,21 @@ def correlate_measures(
 
     The ways are defined in docs/report.md; "pooled over settings" has neither interval nor p, since settings are not
     independent, and "within norms over settings" has none if rates vary, since a rate is the same one for all norms.
+    Rates are compared by the runs of the seed that chose among them.
 
     family is "primary", "within norms" (the measures and the outcome of the primary analysis within norms), or
     "exploratory" (all others). p_holm adjusts p for the other rows of its family with the same way (Holm 1979).
     """
     included = primary.included_runs(table)
-    everything = primary.included_runs(table.drop(columns="validation_accuracy", errors="ignore")).runs
+    everything = in_time(table[~table["has_failed"]])
+    over_rates = in_time(of_tuning_seeds(table).loc[lambda runs: ~runs["has_failed"]])
     rows = []
     for measure in measures:
         for outcome in OUTCOMES:
             is_primary = measure in primary.MEASURES and outcome == primary.OUTCOME
             permutations = PERMUTATIONS if is_primary else FEW_PERMUTATIONS
-            for way, found in _ways(included.runs, everything, measure, outcome, resamples, permutations, seed):
+            runs = included.runs, over_rates, everything
+            for way, found in _ways(*runs, measure, outcome, resamples, permutations, seed):
                 family = "primary" if way == BETWEEN else "within norms" if way != POOLED else "exploratory"
                 family = family if is_primary else "exploratory"
                 rows.append([measure, outcome, way, "Spearman", *found, np.nan, family])
@@ -54,6 +57,7 @@ def correlate_measures(
 
 def _ways(
     included: pd.DataFrame,
+    over_rates: pd.DataFrame,
     everything: pd.DataFrame,
     measure: str,
     outcome: str,
@@ -62,10 +66,10 @@ def _ways(
     seed: int,
 ) -> Iterator[tuple[str, Association]]:
     settings = points_of(included, measure, outcome)
-    yield BETWEEN, between_norms(settings, resamples, permutations, seed)
-    of_rates = points_of(everything, measure, outcome, ignored=RATES)
+    yield BETWEEN, between_norms(settings, resamples, PERMUTATIONS, seed)
+    of_rates = points_of(over_rates, measure, outcome, ignored=RATES)
     over_settings = within_norms(of_rates, False, resamples, permutations, seed)
-    if any(everything[name].astype(str).nunique() > 1 for name in RATES if name in everything):
+    if any(over_rates[name].astype(str).nunique() > 1 for name in RATES if name in over_rates):
         over_settings = over_settings._replace(low=np.nan, high=np.nan, p=np.nan)  # rates are common to all norms
     yield OVER_SETTINGS, over_settings
     runs = points_of(everything, measure, outcome, by_seed=True)

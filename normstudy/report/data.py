@@ -8,7 +8,7 @@ import pandas as pd
 
 from normstudy.cli import UsageError
 from normstudy.report import primary
-from normstudy.report.association import without_each_norm
+from normstudy.report.association import UNDEFINED, WITHOUT_TUNING, Association, between_norms, without_each_norm
 from normstudy.report.baseline import BASELINE, differences_to
 from normstudy.report.claims import Runs, compare_claims
 from normstudy.report.comparison import compare_tables
@@ -19,6 +19,7 @@ from normstudy.report.probe_statistics import ProbeStatistics, add_probe_measure
 from normstudy.report.rankings import rank_labels, rank_norms, summarize_cells
 from normstudy.report.resampling import RESAMPLES
 from normstudy.report.tables import MEASURES, MIN_POINTS, Row, as_groupings, average_over_seeds, spelled_norm
+from normstudy.report.tuning import at_comparable_rates, in_time, of_tuning_seeds
 from normstudy.storage import RunDirectory
 
 
@@ -64,8 +65,8 @@ class ReportStatistics:
     titles: {column: title} of the measures that enough settings have. ranking: of rank_norms. groupings: a ranking of
     norms with their groupings. baseline: of differences_to. influences: {measure: {norm: ρ without it}} for the
     FINDINGS measures of the primary analysis with the smallest p; behind: {measure: the runs that it rests on}, of
-    runs_behind. comparison: the frames (orders, signs) of
-    compare_tables, or None without another table.
+    runs_behind. rates: the association of the chosen learning rates with the outcome of the primary analysis.
+    comparison: the frames (orders, signs) of compare_tables, or None without another table.
     """
 
     titles: dict[str, str]
@@ -78,6 +79,7 @@ class ReportStatistics:
     claims: pd.DataFrame
     influences: dict[str, dict[str, float]]
     behind: dict[str, pd.DataFrame]
+    rates: Association
     comparison: tuple[pd.DataFrame, pd.DataFrame] | None
 
 
@@ -122,20 +124,42 @@ def compute_statistics(data: ReportData, options: ReportOptions) -> ReportStatis
     if data.other_table is not None:
         comparison = compare_tables(table, data.other_table, options.same_data, resamples, seed)
     correlations = correlate_measures(table, titles, resamples=resamples, seed=seed)
-    included = included_runs(table).runs
-    influences = {
-        name: without_each_norm(points_of(included, name, primary.OUTCOME)) for name in closest_measures(correlations)
-    }
+    included = included_runs(table)
+    compared = in_time(at_comparable_rates(table).runs)
+    closest = closest_measures(correlations)
     return ReportStatistics(
         titles=titles,
         ranking=ranking,
-        groupings=rank_labels(as_groupings(table), "Label"),
+        groupings=rank_labels(as_groupings(compared), "Label"),
         baseline=differences_to(table, options.baseline or BASELINE),
         by_cell=summarize_cells(table),
         correlations=correlations,
-        influences=influences,
-        behind={name: runs_behind(included, name, primary.OUTCOME) for name in influences},
-        granulated=granulated_table(settings, titles, resamples=resamples, seed=seed),
+        influences={name: influences_on(included.runs, name) for name in closest},
+        behind={name: runs_behind(included.runs, name, primary.OUTCOME) for name in closest},
+        rates=association_of_rates(included),
+        granulated=granulated_table(
+            average_over_seeds(in_time(of_tuning_seeds(table))), titles, resamples=resamples, seed=seed
+        ),
         claims=compare_claims(Runs(table, ranking, data.probed, resamples, seed)),
         comparison=comparison,
     )
+
+
+def influences_on(included: pd.DataFrame, measure: str) -> dict[str, float]:
+    """Return {what is left out: the primary analysis's coefficient without it}.
+
+    It is one norm, the norms that keep running statistics, or the seed whose validation accuracies chose the rates.
+    """
+    found = without_each_norm(points_of(included, measure, primary.OUTCOME))
+    if "is_tuning_seed" in included:
+        others = included[~(included["is_tuning_seed"] == True)]  # noqa: E712 - NaN where nothing was tuned
+        points = points_of(others, measure, primary.OUTCOME)
+        found[WITHOUT_TUNING] = between_norms(points, resamples=2, permutations=0).value
+    return found
+
+
+def association_of_rates(included: primary.Included) -> Association:
+    """Associate the norms' best learning rates with the outcome; UNDEFINED if no rates were tuned."""
+    if not included.tuned:
+        return UNDEFINED
+    return between_norms(points_of(included.runs, "peak_rate", primary.OUTCOME), resamples=2, permutations=0)

@@ -6,6 +6,9 @@ CELL_NOTE = (
     "A cell is a set of runs with equal hyperparameters, network and data set included: they differ only in the norm, "
     "its grouping and the seed."
 )
+TUNED_NOTE = (
+    " Where learning rates were tuned, each norm is at its own best rate, and a cell does not distinguish rates."
+)
 NOTES = {
     "no runs": "There are no runs yet.",
     "no accuracy": "No run has a test accuracy.",
@@ -15,7 +18,7 @@ NOTES = {
     "no shared measure": "No measure has enough settings in both tables.",
     "baseline": "Paired by cell and seed. “Within chance”: neither a difference nor its absence is shown. "
     "“Equivalent”: the interval lies within ±1 point. The last column is the number of seeds with which a difference "
-    "of 1 point would be found in four of five cases.",
+    "of 1 point would be found in four of five cases. Verdicts are not adjusted for the number of norms.",
     "claims": "n counts norms, or groupings. p values are not adjusted for the number of claims.",
     "orders": "Order of the norms by mean test accuracy, best first, with Kendall's τ between the two orders. In this "
     "section, only the settings in the first column define a cell. If these runs differ in other hyperparameters "
@@ -38,7 +41,12 @@ METHODS = [
     "(Welch). The interval of a rank holds the ranks that pairwise comparisons with all other norms leave open "
     "(Bonferroni). The error from the choice of test images is not in these intervals, since all norms are tested on "
     "the same images; the table of cells gives it for single accuracies.",
-    "Best rate: each norm at the learning rate with the highest validation accuracy; test images play no part.",
+    "Best rate: each norm at the learning rate with the highest validation accuracy of one seed, among the rates at "
+    "which training reached its loss (--stop_at_loss); test images play no part. The seed that chose the rate is one "
+    "of those that are averaged, and was lucky on average; the summary gives the primary coefficient without it. "
+    "Intervals are for the chosen rates, and do not contain the error of the choice.",
+    "Late runs, which did not reach the training loss at which they were to stop, are in no ranking, coefficient or "
+    "claim. At equal settings, the cells with a late run are left out of rankings, unless all cells have one.",
     "Same network: InstanceNorm is GroupNorm with p = 1, and LayerNorm on feature maps is GroupNorm with one group. "
     "They count as one norm, and are listed under both names among the groupings.",
     "Unscaled curvature (Hessian trace, eigenvalues) changes with the size of weights that a norm makes irrelevant, so "
@@ -47,7 +55,8 @@ METHODS = [
     "Setting: norm, grouping and all hyperparameters but the seed. For correlations, a setting is one point, the mean "
     "over its runs, because seeds of one setting are not independent evidence of a trend over norms.",
     "Within norms: the mean of Spearman's ρ over the settings of a norm in a cell (groupings and rates, permuted "
-    "jointly over cells), or over the seeds of a setting. Pooled: one coefficient over all settings, which includes "
+    "jointly over cells), or over the seeds of a setting. Rates are compared by the seed that chose among "
+    "them. Pooled: one coefficient over all settings (at the best rates, if rates were tuned), which includes "
     "differences between networks; it has no p value because settings of a norm are not independent.",
     "Intervals of Ψ: the central 95 % of resampled groups. p (Holm): adjusted for all rows of the same family and way "
     f"(Holm 1979). Verdicts: “agrees” or “does not agree” if an interval excludes zero or p < {SIGNIFICANT}; otherwise "

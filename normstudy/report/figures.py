@@ -29,7 +29,7 @@ from normstudy.report.tables import (
     in_largest_cells,
     pairs_with_groupings,
 )
-from normstudy.report.tuning import at_comparable_rates, pairs_at_comparable_rates
+from normstudy.report.tuning import at_comparable_rates, in_time, pairs_at_comparable_rates
 from normstudy.storage import remove_leftovers
 
 if TYPE_CHECKING:
@@ -106,10 +106,11 @@ def _draw_and_save(draw: Callable[[], Figure | None], path: Path) -> None:
 
 
 def _of_findings(data: ReportData, statistics: ReportStatistics) -> Iterator[Drawing]:
-    runs = primary.included_runs(data.table).runs
+    included = primary.included_runs(data.table)
+    runs, rates = included.runs, BEST_RATES if included.tuned else ""
     for place, measure in enumerate(statistics.influences, 1):
         title = data.titles[measure]
-        caption = f"{title[0].upper()}{title[1:]} and test accuracy. {NORM_MEANS}"
+        caption = f"{title[0].upper()}{title[1:]} and test accuracy. {NORM_MEANS}{rates}"
         yield Drawing(f"finding_{place}", caption, partial(draw_association, runs, {measure: title}, primary.OUTCOME))
 
 
@@ -125,7 +126,9 @@ def _of_norms(data: ReportData, statistics: ReportStatistics) -> Iterator[Drawin
             "Test accuracy by grouping: mean and standard deviation over all runs of a norm with the same network, "
             "data set and batch size, which may differ in other hyperparameters. n is the number of runs of a line."
         )
-        yield Drawing("groupings", caption, partial(draw_groupings, as_groupings(data.table)))
+        compared = at_comparable_rates(data.table)
+        caption += BEST_RATES if compared.tuned else ""
+        yield Drawing("groupings", caption, partial(draw_groupings, as_groupings(in_time(compared.runs))))
 
 
 def _of_measures(data: ReportData, statistics: ReportStatistics) -> Iterator[Drawing]:

@@ -18,12 +18,13 @@ MEASURES = (  # those that are defined alike for every norm
 class Included(NamedTuple):
     """The runs of the primary analysis and the others.
 
-    reasons: {why runs are left out: their names}. tuned: the networks whose norms are at their best rates. edges: the
-    settings whose best rate is at the edge of those tried. loss: the training loss at which all runs stopped, or None
-    if they ended after a number of epochs.
+    reasons: {why runs are left out: their names}. other_rates: the runs at rates that were not chosen. tuned: the
+    networks whose norms are at their best rates. edges: the settings whose best rate is at the edge of those tried.
+    loss: the training loss at which all runs stopped, or None if they ended after a number of epochs.
     """
 
     runs: pd.DataFrame
+    other_rates: pd.DataFrame
     reasons: dict[str, list[str]]
     tuned: list[str]
     edges: list[str]
@@ -35,17 +36,17 @@ def included_runs(table: pd.DataFrame) -> Included:
 
     In a network of which rates were tuned, they are those at the best rates; the others keep all rates.
     """
-    runs, untuned, tuned, edges = at_comparable_rates(table)
+    runs, other_rates, untuned, tuned, edges = at_comparable_rates(table)
     late = is_late(runs)
     reasons = {
         "failed": _names(runs[runs["has_failed"]]),
         "did not reach the training loss": _names(runs[late & ~runs["has_failed"]]),
-        "have one learning rate where others were tuned": _names(untuned),
+        "had one learning rate where others were tuned": _names(untuned),
     }
     runs = runs[~runs["has_failed"] & ~late]
     losses = set(runs["stop_at_loss"].astype(str)) if "stop_at_loss" in runs else {""}
     loss = losses.pop() if len(losses) == 1 else ""
-    return Included(runs, reasons, tuned, edges, loss if loss not in ("", "nan", "None") else None)
+    return Included(runs, other_rates, reasons, tuned, edges, loss if loss not in ("", "nan", "None") else None)
 
 
 def _names(runs: pd.DataFrame) -> list[str]:

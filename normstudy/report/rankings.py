@@ -13,9 +13,8 @@ from scipy import stats
 
 from config import ARCHS
 from normstudy.report.tables import CELL, axes_of, hyperparameters, setting_keys
-from normstudy.report.tuning import at_best_rates
+from normstudy.report.tuning import is_late, ways_to_compare
 
-EQUAL_SETTINGS, BEST_RATE = "equal settings", "best rate"
 COLUMNS = ["network", "norm", "at", "n", "failed", "mean", "advantage", "low", "high", "rank_low", "rank_high"]
 LEAST_CELLS = 5  # from this number on, an interval shows the variation over cells, else that over seeds alone
 LEVEL = 0.95
@@ -53,14 +52,21 @@ class Contrast(NamedTuple):
 def summarize_cells(table: pd.DataFrame) -> pd.DataFrame:
     """Compute mean, s.d. and n of each outcome for each norm (and grouping) in each cell, and count the failed runs.
 
+    If runs did not reach their training loss, they are counted as "late", and are in no mean.
     The columns that define a cell are those of CELL and all other hyperparameters that differ within the table.
     "Test Accuracy image error" is the standard error of a test accuracy due to the choice of test images, in points.
     """
     keys = ["Label", *dict.fromkeys([*CELL, *hyperparameters(table)])]
-    groups = table.assign(**{name: table[name].astype(str) for name in keys[1:]}).groupby(keys, sort=True)
+    outcomes = ["Test Accuracy", "Train Accuracy", "Gen. Ratio"]
+    late = is_late(table) & ~table["has_failed"]
+    texts = {name: table[name].astype(str) for name in keys[1:]}
+    shown = {name: table[name].where(~late) for name in outcomes}
+    groups = table.assign(**texts, **shown, late=late).groupby(keys, sort=True)
     counts = pd.DataFrame({"n": groups.size(), "failed": groups["has_failed"].sum()})
+    if late.any():
+        counts["late"] = groups["late"].sum()
     parts = [counts]
-    for name in ("Test Accuracy", "Train Accuracy", "Gen. Ratio"):
+    for name in outcomes:
         parts.append(groups[name].agg(["mean", "std"]).rename(columns={"mean": f"{name} mean", "std": f"{name} s.d."}))
     if "test_samples" in table:
         share = parts[1]["Test Accuracy mean"] / 100
@@ -73,7 +79,8 @@ def rank_norms(table: pd.DataFrame) -> pd.DataFrame:
     """Rank the norms of each network by test accuracy; return a frame with COLUMNS, best first.
 
     At "equal settings", norms are compared within cells. At the "best rate", each norm is taken at the learning rate
-    with the highest validation accuracy, and cells do not distinguish rates; these rows exist if rates were tuned.
+    with the highest validation accuracy, and cells do not distinguish rates; these rows come first, and exist if rates
+    were tuned. See ways_to_compare for the runs that are left out.
 
     `advantage` is the mean over cells of a norm's mean minus the mean of the norms' means in the cell. A norm's mean in
     a cell is the mean over its settings. Cells with one norm are left out. low and high are the t-interval of the
@@ -83,11 +90,8 @@ def rank_norms(table: pd.DataFrame) -> pd.DataFrame:
     """
     parts = []
     for network in _networks(table):
-        runs = table[table["Model"] == network]
-        parts.append(rank_labels(runs, "Norm").assign(network=network, at=EQUAL_SETTINGS))
-        tuned = at_best_rates(runs)
-        if tuned is not None:
-            parts.append(rank_labels(tuned.runs, "Norm").assign(network=network, at=BEST_RATE))
+        for at, runs in ways_to_compare(table[table["Model"] == network]):
+            parts.append(rank_labels(runs, "Norm").assign(network=network, at=at))
     parts = [part for part in parts if len(part)]
     if not parts:
         return pd.DataFrame(columns=COLUMNS)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from normstudy.report.data import ReportData, ReportOptions, ReportStatistics
-from normstudy.report.explanations import CELL_NOTE, METHODS, NOTES
+from normstudy.report.explanations import CELL_NOTE, METHODS, NOTES, TUNED_NOTE
 from normstudy.report.explorer import explorer_content
 from normstudy.report.figures import Picture, ReportPictures
 from normstudy.report.page import details_html, escaped, format_count, list_html, note_html, picture_html, render
@@ -33,6 +33,7 @@ from normstudy.report.sentences import (
     ranking_sentences,
     sharpness_sentences,
 )
+from normstudy.report.tuning import in_time
 from normstudy.storage import RunDirectory
 
 LINKED = ("summary.json", "metrics.csv", "curves.png", "probes.png", "hessian.png", "class_similarity.png")
@@ -42,7 +43,7 @@ def page_sections(
     data: ReportData, statistics: ReportStatistics, pictures: ReportPictures, options: ReportOptions
 ) -> list[tuple[str, str]]:
     """Return (heading, HTML) of each section that has content."""
-    effects = effect_sentences(data.table)
+    effects = effect_sentences(in_time(data.table))
     marks = finding_marks(data.table, statistics.behind)
     explorer = explorer_content(data, marks, options.results_dir)
     links = {row["run"]: _links(run, options.results_dir) for row, run in data.folders}
@@ -93,7 +94,7 @@ def _summary(data: ReportData, statistics: ReportStatistics, pictures: ReportPic
         runs=format_count(len(table), "run"),
         failed=int(table["has_failed"].sum()),
         norms=format_count(table["Norm"].nunique(), "norm"),
-        cell_note=CELL_NOTE,
+        cell_note=CELL_NOTE + (TUNED_NOTE if included.tuned else ""),
         findings=[
             {
                 "finding": finding,
@@ -105,9 +106,9 @@ def _summary(data: ReportData, statistics: ReportStatistics, pictures: ReportPic
             else {"finding": finding, "place": 0}
             for finding in found
         ],
-        basis=list(basis_sentences(included)),
+        basis=list(basis_sentences(included, statistics.rates)),
         family=correlations_table_html(family, data.titles) if len(family) else "",
-        limits=limitation_sentences(table, statistics.correlations),
+        limits=limitation_sentences(table, included.runs, statistics.correlations),
     )
 
 
@@ -123,7 +124,10 @@ def _norms(data: ReportData, statistics: ReportStatistics, pictures: ReportPictu
         else:
             content += note_html(NOTES["no baseline"])
         cells = cells_table_html(statistics.by_cell)
-        content += details_html("Every norm in every cell: mean and s.d. over runs (n includes failed runs)", cells)
+        content += details_html(
+            "Every norm in every cell: mean and s.d. over runs (n includes failed and late runs, the means do not)",
+            cells,
+        )
     if len(statistics.groupings) > 1:
         content += details_html("Norms by grouping", ranking_table_html(statistics.groupings, "Label"))
     return content

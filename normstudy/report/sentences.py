@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from normstudy.report.association import LEAST_BETWEEN, WITHOUT_RUNNING
+from normstudy.report.association import LEAST_BETWEEN, WITHOUT_RUNNING, WITHOUT_TUNING, Association
 from normstudy.report.correlation import BETWEEN, FINDINGS, OVER_SEEDS, OVER_SETTINGS, select
 from normstudy.report.page import format_count, format_fixed, format_interval, format_number, format_p_value
 from normstudy.report.primary import Included
@@ -21,6 +21,7 @@ from normstudy.report.tables import (
     average_over_seeds,
     hyperparameters,
 )
+from normstudy.report.tuning import is_late
 
 SHORT_OUTCOMES = {
     "Test Accuracy": "test accuracy",
@@ -99,8 +100,9 @@ def _within_sentences(row: Row, correlations: pd.DataFrame) -> str:
     for way in (OVER_SETTINGS, OVER_SEEDS):
         [within] = select(correlations, row["measure"], row["outcome"], way).to_dict("records")
         if np.isfinite(within["value"]):
-            sign = " The sign is the opposite." if within["value"] * row["value"] < 0 else ""
-            p = f" (p {_equals(within['p'])})" if np.isfinite(within["p"]) else ""
+            is_opposite = within["value"] * row["value"] < 0 and within["p_holm"] < SIGNIFICANT
+            sign = " The sign is the opposite." if is_opposite else ""
+            p = f" (p {_equals(within['p_holm'])} after Holm's adjustment)" if np.isfinite(within["p_holm"]) else ""
             words.append(f"{way[0].upper()}{way[1:]}: ρ = {format_fixed(within['value'])}{p}.{sign}")
     return " ".join(words)
 
@@ -108,16 +110,18 @@ def _within_sentences(row: Row, correlations: pd.DataFrame) -> str:
 def _overturn(influences: Mapping[str, float]) -> str:
     """Say how the coefficient depends on single norms."""
     known = {norm: rho for norm, rho in influences.items() if np.isfinite(rho)}
-    without_statistics = known.pop(WITHOUT_RUNNING, None)
+    without_statistics, without_tuning = known.pop(WITHOUT_RUNNING, None), known.pop(WITHOUT_TUNING, None)
     if not known:
         return "Any one norm: without it, too few are left for a coefficient."
     weakest = min(known, key=lambda norm: abs(known[norm]))
     low, high = min(known.values()), max(known.values())
-    words = f"Without {weakest}, ρ is {format_fixed(known[weakest])}."
-    words += f" Without any one norm, it is {format_fixed(low)} to {format_fixed(high)}."
+    words = f"Without {weakest}, ρ is {format_fixed(known[weakest])}. " if low < high else ""
+    words += f"Without any one norm, ρ is {format_fixed(low)} to {format_fixed(high)}."
     words += " One norm decides about its sign." if low < 0 < high else ""
     if without_statistics is not None:
         words += f" Without the norms that keep running statistics, ρ is {format_fixed(without_statistics)}."
+    if without_tuning is not None:
+        words += f" Without the seed that chose the learning rates, ρ is {format_fixed(without_tuning)}."
     return words
 
 
@@ -129,8 +133,11 @@ def behind_sentence(runs: pd.DataFrame, points: pd.DataFrame) -> str:
     return f"It rests on {format_count(len(points), 'run')} in {cells}{others}."
 
 
-def basis_sentences(included: Included) -> Iterator[str]:
-    """Yield which runs are left out of the primary analysis, and at which training loss the others are compared."""
+def basis_sentences(included: Included, rates: Association) -> Iterator[str]:
+    """Yield which runs are left out of the primary analysis, and at which loss and which rates the others are compared.
+
+    rates: the association of the chosen rates with the outcome.
+    """
     for reason, names in included.reasons.items():
         if names:
             counts = Counter(names)
@@ -138,21 +145,51 @@ def basis_sentences(included: Included) -> Iterator[str]:
             shown = ", ".join(distinct[:LEFT_OUT_SHOWN]) + (", …" if len(distinct) > LEFT_OUT_SHOWN else "")
             yield f"Left out: {format_count(len(names), 'run')} that {reason} ({shown})."
     accuracies = included.runs["Train Accuracy"].dropna()
+    span = f"{accuracies.min():.0f} to {accuracies.max():.0f} %" if len(accuracies) else ""
     if included.loss is not None:
-        yield f"All runs stopped at a training loss of {included.loss}."
-    elif len(accuracies):
+        yield f"The runs stopped at a training loss of {included.loss}."
+        if span:
+            yield (
+                f"Their training accuracies are {span}. The closer they are, the more the gap and the ratio merely "
+                "repeat test accuracy."
+            )
+    elif span:
         yield (
-            "The runs did not stop at a common training loss: their training accuracies are "
-            f"{accuracies.min():.0f} to {accuracies.max():.0f} %. So the measures are compared at different stages of "
-            "training, and an association may show which norms train faster."
+            f"The runs did not stop at a common training loss: their training accuracies are {span}. So the measures "
+            "are compared at different stages of training, and an association may show which norms train faster."
         )
+    yield from _tuning_sentences(included, rates)
+    yield from rate_sentences(included)
+
+
+def _tuning_sentences(included: Included, rates: Association) -> Iterator[str]:
+    """Yield how learning rates were chosen, which they are, and how they go with the outcome."""
+    if not included.tuned:
+        return
     everywhere = set(included.runs["Model"]) <= set(included.tuned)
-    if included.tuned:
-        where = "" if everywhere else f"In {', '.join(included.tuned)}, each"
-        yield f"{where or 'Each'} norm is at its best learning rate, chosen by validation accuracy."
+    where = "Each" if everywhere else f"In {', '.join(included.tuned)}, each"
+    yield (
+        f"{where} norm is at its best learning rate: that with the highest validation accuracy of one seed, among the "
+        "rates at which training reached its loss, if it had one."
+    )
+    others = included.other_rates
+    late, failed = int(is_late(others[~others["has_failed"]]).sum()), int(others["has_failed"].sum())
+    yield (
+        f"Runs at other rates are not part of it: {len(others)}, of which {late} did not reach the training loss and "
+        f"{failed} failed."
+    )
+    for network in included.tuned:
+        own = included.runs[included.runs["Model"] == network]
+        chosen = own.groupby("Label", sort=False)["peak_rate"].unique()
+        named = ", ".join(f"{label} {' and '.join(f'{r:g}' for r in sorted(each))}" for label, each in chosen.items())
+        yield f"Best peak rates in {network}: {named}."
+    if np.isfinite(rates.value):
+        yield (
+            f"Between norms, ρ of the best rate and test accuracy is {format_fixed(rates.value)}: the stronger it is, "
+            "the less the other associations can be told apart from an effect of the rate."
+        )
     if included.edges:
         yield f"The best peak rate is the smallest or the largest that was tried for {'; '.join(included.edges)}."
-    yield from rate_sentences(included)
 
 
 def rate_sentences(included: Included) -> Iterator[str]:
@@ -194,7 +231,10 @@ def sharpness_sentences(correlations: pd.DataFrame, titles: Mapping[str, str]) -
             each = "; ".join(f"{titles[row['measure']]} {_coefficient(row, is_short=True)}" for row in rows)
             sure = [titles[row["measure"]] for row in rows if row["p_holm"] < SIGNIFICANT]
             verdict = f"significant: {', '.join(sure)}" if sure else "none is significant"
-            yield f"Sharpness and {SHORT_OUTCOMES[outcome]}, between norms: {verdict}. {each}."
+            families = (
+                "p is adjusted within the primary analysis or, for the other measures, within all of this section"
+            )
+            yield f"Sharpness and {SHORT_OUTCOMES[outcome]}, between norms: {verdict}. {each}. {families}."
     if len(sharpness) and not set(sharpness["measure"]) - set(UNSCALED):
         yield "All of this curvature is unscaled: its size depends on the norm, so it cannot be compared between norms."
 
@@ -229,23 +269,22 @@ def other_table_sentence(runs: int, names: Sequence[str], same_data: Sequence[st
     return f"The other table: {runs} runs of {','.join(names)}{same}."
 
 
-def limitation_sentences(table: pd.DataFrame, correlations: pd.DataFrame) -> list[str]:
-    """Return the conclusions that these runs do not support."""
+def limitation_sentences(table: pd.DataFrame, included: pd.DataFrame, correlations: pd.DataFrame) -> list[str]:
+    """Return the conclusions that these runs do not support. included: those of the primary analysis."""
     has_coefficients = not table["has_failed"].all() and correlations["value"].notna().any()
     causes = "Causes: changing a measure that goes with an outcome need not change the outcome."
     return [
-        *_limits_of_repetition(table),
+        *_limits_of_repetition(included),
         *_limits_of_failures(table),
         *_limits_of_coverage(table),
         *([causes] if has_coefficients else []),
     ]
 
 
-def _limits_of_repetition(table: pd.DataFrame) -> Iterator[str]:
+def _limits_of_repetition(included: pd.DataFrame) -> Iterator[str]:
     """Yield the limits due to few runs of a setting."""
-    usable = table[~table["has_failed"]]
-    names = ["Label", *hyperparameters(table)]
-    sizes = usable.groupby([usable[name].astype(str) for name in names]).size() if len(usable) else None
+    names = ["Label", *hyperparameters(included)]
+    sizes = included.groupby([included[name].astype(str) for name in names]).size() if len(included) else None
     if sizes is not None and sizes.median() < 3:
         yield (
             f"Differences between two single settings: at least half of the {len(sizes)} settings have no more than "

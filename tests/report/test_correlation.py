@@ -110,7 +110,7 @@ def test_runs_that_failed_or_did_not_reach_the_loss_are_left_out_and_named():
     assert included.reasons == {
         "failed": ["vgg LayerNorm"],
         "did not reach the training loss": ["vgg BatchNorm"],
-        "have one learning rate where others were tuned": [],
+        "had one learning rate where others were tuned": [],
     }
     assert included.loss == "0.1"
     assert len(included.runs) == 10

@@ -7,7 +7,8 @@ from report_helpers import random_runs, runs_of
 from report_simulations import effect, ranking
 from scipy import stats
 
-from normstudy.report import primary, rankings, sentences, tables, tuning
+from normstudy.report import association, data, primary, rankings, sentences, tables, tuning
+from normstudy.report.baseline import differences_to
 
 pytestmark = pytest.mark.filterwarnings("error")
 NORMS = ["BatchNorm", "LayerNorm", "RMSNorm"]
@@ -199,7 +200,7 @@ def test_rates_are_peak_rates_whichever_flag_set_them():
 def test_norms_that_were_not_tuned_are_named():
     included = primary.included_runs(tuned_runs())
     assert included.tuned == ["vgg"]
-    assert included.reasons["have one learning rate where others were tuned"] == ["vgg RMSNorm"]
+    assert included.reasons["had one learning rate where others were tuned"] == ["vgg RMSNorm"]
     assert included.edges == ["vgg LayerNorm at 0.01"]
 
 
@@ -209,9 +210,67 @@ def test_a_network_without_tuning_keeps_its_runs_beside_a_tuned_one():
     included = primary.included_runs(table)
     assert included.tuned == ["vgg"]
     assert included.runs["Model"].value_counts().to_dict() == {"vgg": 4, "vit": 2}
-    said = list(sentences.basis_sentences(included))
-    assert "In vgg, each norm is at its best learning rate, chosen by validation accuracy." in said
+    said = list(sentences.basis_sentences(included, association.UNDEFINED))
+    assert any(
+        each.startswith("In vgg, each norm is at its best learning rate: that with the highest") for each in said
+    )
+    assert "Runs at other rates are not part of it: 4, of which 0 did not reach the training loss and 0 failed." in said
+    assert "Best peak rates in vgg: BatchNorm 0.1, LayerNorm 0.01." in said
     assert said[-1].startswith("In the other cells, all norms have the same learning rate")
+
+
+def late_study():
+    """Three norms at three rates with seed 0 and at their best one with seed 1. Plain is late at 0.3, with 99 %."""
+    rows = []
+    for norm, best, accuracy in (("BatchNorm", 0.1, 60), ("LayerNorm", 0.1, 50), ("Plain", 0.2, 40)):
+        for rate in (0.1, 0.2, 0.3):
+            is_late = (norm, rate) == ("Plain", 0.3)
+            row = {"Norm": norm, "lr": rate, "reached_loss": not is_late, "stop_at_loss": 0.1, "seed": 0}
+            row |= {"validation_accuracy": 0.9 if is_late else 0.5 - abs(rate - best)}
+            rows.append(row | {"Test Accuracy": 99 if is_late else accuracy, "Class Similarity": rate})
+        rows.append(rows[-1] | {"lr": best, "seed": 1, "reached_loss": True, "Test Accuracy": accuracy + 2})
+    return runs_of(rows)
+
+
+def test_late_runs_are_in_no_ranking_and_equal_settings_need_all_norms():
+    table = late_study()
+    ranks = rankings.rank_norms(table).set_index(["at", "norm"])
+    assert ranks.loc["best rate", "n"].to_dict() == {"BatchNorm": 2, "LayerNorm": 2, "Plain": 2}
+    assert ranks.loc["best rate", "mean"].to_dict() == {"BatchNorm": 61, "LayerNorm": 51, "Plain": 41}
+    assert ranks.loc["equal settings", "n"].to_dict() == {"BatchNorm": 3, "LayerNorm": 3, "Plain": 3}  # 0.3 is left out
+    cells = rankings.summarize_cells(table)
+    late = cells[(cells["Label"] == "Plain") & (cells["lr"] == "0.3")]
+    assert late["late"].tolist() == [1]
+    assert late["Test Accuracy mean"].isna().all()
+    [plain] = [
+        row for row in differences_to(table).to_dict("records") if (row["norm"], row["at"]) == ("Plain", "best rate")
+    ]
+    assert plain["difference"] == pytest.approx(-20)
+    said = list(sentences.basis_sentences(primary.included_runs(table), association.UNDEFINED))
+    assert "Runs at other rates are not part of it: 6, of which 1 did not reach the training loss and 0 failed." in said
+
+
+def test_rates_are_compared_by_the_seed_that_chose_among_them():
+    """A mean over two seeds at the best rate alone would differ from the other rates by the seeds."""
+    table = late_study()
+    kept = tuning.of_tuning_seeds(table)
+    assert kept["seed"].tolist() == [0] * 9
+    assert list(kept.columns) == list(table.columns)
+    untuned = table.drop(columns="validation_accuracy")
+    assert len(tuning.of_tuning_seeds(untuned)) == len(table)
+
+
+def test_the_primary_coefficient_is_given_without_the_seed_that_chose_the_rates():
+    """Test accuracy falls with class similarity among the seeds that chose no rate, and rises in the others."""
+    rows = []
+    for place, norm in enumerate(("BatchNorm", "LayerNorm", "Plain", "RMSNorm", "EvoNormBO")):
+        for rate, seed in ((0.1, 0), (0.2, 0), (0.2, 1)):
+            row = {"Norm": norm, "lr": rate, "seed": seed, "validation_accuracy": rate, "Class Similarity": place}
+            rows.append(row | {"Test Accuracy": 50 - place if seed else 50 + 9 * place})
+    included = primary.included_runs(runs_of(rows))
+    found = data.influences_on(included.runs, "Class Similarity")
+    assert found[association.WITHOUT_TUNING] == pytest.approx(-1)
+    assert np.isnan(data.association_of_rates(included).value)  # all norms have the same best rate
 
 
 def test_pictures_are_of_the_best_rates_where_rates_were_tuned():

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from report_helpers import made_up, report, runs_of
 
-from normstudy.report import association, correlation, primary, sentences, tables
+from normstudy.report import association, correlation, data, primary, sentences, tables
 
 
 def found_in(table):
@@ -21,7 +21,8 @@ def found_in(table):
 
 
 def basis_of(table):
-    return list(sentences.basis_sentences(primary.included_runs(table)))
+    included = primary.included_runs(table)
+    return list(sentences.basis_sentences(included, data.association_of_rates(included)))
 
 
 NORMS = ["BatchNorm", "LayerNorm", "RMSNorm", "EvoNormBO", "Plain", "VarianceNorm", "EvoNormSO"]
@@ -45,10 +46,10 @@ def test_a_finding_of_the_primary_analysis_is_stated_with_its_numbers_and_its_ba
     assert finding.claim == "Between norms, higher class similarity goes with lower test accuracy."
     assert finding.evidence.startswith("ρ = −1.00 (95 % interval −1 to ")
     assert re.search(r"7 norms, 1 cell; p (<|=) 0\.00\d+ after Holm's adjustment", finding.evidence)
-    assert re.search(r"Within norms over seeds: ρ = −1\.00 \(p (<|=) 0\.00\d+\)\.", finding.evidence)
+    assert re.search(r"Within norms over seeds: ρ = −1\.00 \(p (<|=) 0\.00\d+ after Holm's adj", finding.evidence)
     assert finding.evidence.endswith("It is the only measure of the primary analysis that these runs have.")
     # fewer than five norms are left without those that keep running statistics
-    assert finding.overturn == "Without BatchNorm, ρ is −1.00. Without any one norm, it is −1.00 to −1.00."
+    assert finding.overturn == "Without any one norm, ρ is −1.00 to −1.00."
     stages, rates = basis_of(study())
     assert stages.startswith(
         "The runs did not stop at a common training loss: their training accuracies are 80 to 80 %"
@@ -74,7 +75,7 @@ def test_runs_at_one_loss_are_said_to_be_and_late_ones_are_named():
     table.loc[0, "reached_loss"] = "False"
     assert basis_of(table)[:2] == [
         "Left out: 1 run that did not reach the training loss (vgg BatchNorm).",
-        "All runs stopped at a training loss of 0.1.",
+        "The runs stopped at a training loss of 0.1.",
     ]
 
 
