@@ -326,7 +326,7 @@ class Config:
     )
     cuda_graph: bool = _flag(
         True,
-        "On CUDA with one process, launch each training step as one CUDA graph",
+        "On CUDA with one process, launch each training step and each evaluation batch as one CUDA graph",
         group="run",
         type=boolean,
         runtime=True,

@@ -97,7 +97,7 @@ def test_the_numbers_of_the_readme(growth):
             f"curvlinops 3.0.1, relative to that | {ratios['curvlinops']} |",
         ],
         [
-            "any of 14 normalization layers",  # tests/test_docs.py
+            "any of 13 normalization layers",  # tests/test_docs.py
             "(83.8 % in the original study)",
             "Python 3.10 or newer",
             "6 GB of disk",

@@ -50,10 +50,12 @@ def flag_tables(parser: argparse.ArgumentParser, skipped: Container[str] = ()) -
 
 
 def _row(action: argparse.Action) -> str:
-    """Return a flag's row, or an empty text for --help and for arguments that are not flags."""
-    if not action.option_strings or action.dest == "help":
+    """Return a flag's row, or that of an argument without a flag, such as RUN; an empty text for --help."""
+    if action.dest == "help":
         return ""
     text = str(action.help).replace("%%", "%")
+    if not action.option_strings:
+        return f"| `{action.metavar} …` | | {text} |"
     found = re.fullmatch(r"(?P<meaning>.*?)(?: \(default: (?P<default>.*)\))?", text, re.DOTALL)
     assert found is not None  # the pattern matches any text
     meaning, default = found["meaning"], found["default"] or ""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 3  # panels in a row, if there is only one network
+FAR = 3  # ratio of the range of all norms' values to that without one, from which this one is drawn at the edge
 LOG_RANGE = 30  # ratio of largest to smallest value from which the axis of a measure is logarithmic
 
 
@@ -109,43 +110,69 @@ def draw_association(runs: pd.DataFrame, measures: Mapping[str, str], outcome: s
 
 
 def _draw_norms(panel: Axes, found: NormMeans, is_log: bool) -> None:
-    """Draw a cross of mean ± s.d. for each norm, with its name. is_log: whether x is a decimal logarithm."""
+    """Draw a cross of mean ± s.d. for each norm, with its name. is_log: whether x is a decimal logarithm.
+
+    A norm whose y is far from all others is drawn as an arrow at the edge, with its y beside its name.
+    """
     x, y = found.means["x"].to_numpy(), found.means["y"].to_numpy()
     x_spread, y_spread = (found.spreads.loc[found.means.index, name].fillna(0).to_numpy() for name in ("x", "y"))
     low, high = x - x_spread, x + x_spread
     if is_log:
         x, low, high = 10**x, 10**low, 10**high
         panel.set_xscale("log")
-    for place, norm in enumerate(found.means.index):
+    far, names = far_from_others(y), [str(norm) for norm in found.means.index]
+    for place, norm in enumerate(names):
         bars = {"xerr": [[x[place] - low[place]], [high[place] - x[place]]], "yerr": y_spread[place]}
-        panel.errorbar(x[place], y[place], **bars, color=norm_colour(norm), marker="o", ms=5, elinewidth=0.7)
+        if place != far:
+            panel.errorbar(x[place], y[place], **bars, color=norm_colour(norm), marker="o", ms=5, elinewidth=0.7)
     panel.margins(0.12)
+    if far is not None:
+        edge, marker = (panel.get_ylim()[0], "v") if y[far] < np.median(y) else (panel.get_ylim()[1], "^")
+        panel.set_ylim(panel.get_ylim())
+        panel.plot(x[far], edge, color=norm_colour(names[far]), marker=marker, ms=7, clip_on=False)
+        names[far] += f": {y[far]:.3g}".replace("-", "−")
+        y = np.where(np.arange(len(y)) == far, edge, y)
     if is_log:
         tick_logarithmically(panel.xaxis, np.concatenate([low, high]))
     else:
         panel.locator_params(axis="x", nbins=5)
+        panel.xaxis.set_major_formatter(lambda value, _: f"{value:.6g}".replace("-", "−"))
     panel.tick_params(labelsize="x-small")
     panel.grid(alpha=0.3)
-    label_points(panel, list(found.means.index), x, y)
+    label_points(panel, names, x, y)
+
+
+def far_from_others(values: np.ndarray) -> int | None:
+    """Return the place of the one value without which the range of at least five is less than a third; else None."""
+    if len(values) >= LEAST_BETWEEN:
+        for place in (int(values.argmin()), int(values.argmax())):
+            rest = np.delete(values, place)
+            if 0 < FAR * np.ptp(rest) < np.ptp(values):
+                return place
+    return None
 
 
 def draw_correlations(correlations: pd.DataFrame, granulated: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     """Draw heatmaps of every measure and outcome: Spearman's ρ between norms and within norms, and Ψ.
 
-    * marks coefficients whose p value is significant after Holm's adjustment.
+    * marks coefficients whose p value is significant after Holm's adjustment. Maps without any coefficient are left
+    out, unless all are.
     """
     measures = list(dict.fromkeys(correlations["measure"]))
-    height = 2.2 + 0.33 * len(measures)
-    figure, [panels] = new_figure(1, 3, figsize=(15, height))
-    figure.subplots_adjust(left=0.225, right=0.93, bottom=1.2 / height, top=1 - 0.45 / height, wspace=0.08)
+    of_settings = correlations[correlations["way"] == OVER_SETTINGS]  # one norm shows nothing about norms
     frames = {
         "between norms (Spearman's ρ)": correlations[correlations["way"] == BETWEEN],
-        "within norms over settings (Spearman's ρ)": correlations[correlations["way"] == OVER_SETTINGS],
+        "within norms over settings (Spearman's ρ)": of_settings.assign(
+            value=of_settings["value"].where(of_settings["n_norms"] > 1)
+        ),
         "granulated (Ψ)": granulated,
     }
+    frames = {title: frame for title, frame in frames.items() if frame["value"].notna().any()} or frames
+    width, height = 4.5 + 3.5 * len(frames), 1.5 + 0.33 * len(measures)  # inches
+    figure, [panels] = new_figure(1, len(frames), figsize=(width, height))
+    top, bottom = 1 - 0.45 / height, 0.7 / height
+    figure.subplots_adjust(left=3.3 / width, right=1 - 1.2 / width, bottom=bottom, top=top, wspace=0.08)
     for panel, (title, frame) in zip(panels, frames.items(), strict=True):
-        if "n_norms" in frame and frame["way"].eq(OVER_SETTINGS).all():  # one norm shows nothing about norms
-            frame = frame.assign(value=frame["value"].where(frame["n_norms"] > 1))
         grid = frame.pivot(index="measure", columns="outcome", values="value").reindex(measures)[list(OUTCOMES)]
         mesh = panel.imshow(grid.to_numpy(float), cmap="PuOr", vmin=-1, vmax=1, aspect="auto")
         for row, measure in enumerate(measures):
@@ -159,6 +186,6 @@ def draw_correlations(correlations: pd.DataFrame, granulated: pd.DataFrame, titl
         panel.set_xticks(range(len(OUTCOMES)), [name.replace(" ", "\n") for name in OUTCOMES])
         panel.set_yticks(range(len(measures)), [titles[name] for name in measures] if panel is panels[0] else [])
         panel.set_title(title, fontsize="medium")
-    colour_bar = figure.add_axes((0.945, 1.2 / height, 0.012, 1 - 1.65 / height))
-    figure.colorbar(mesh, cax=colour_bar)
+    colour_bar = figure.add_axes((1 - 1.0 / width, bottom, 0.15 / width, top - bottom))
+    figure.colorbar(mesh, cax=colour_bar, label=f"coefficient (*: p < {SIGNIFICANT} after Holm; –: not defined)")
     return figure

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+WIDTH = 9.6  # inches of the ranking
+LETTER = 0.08  # inches, the mean width of the letters of its labels
 BATCH_COLOURS = (PALETTE[12], PALETTE[9], PALETTE[5], PALETTE[6])
 
 
@@ -31,10 +33,11 @@ def draw_ranking(ranking: pd.DataFrame) -> Figure:
     sizes = [len(ranks) for ranks in by_network.values()]
     heights = [0.4 + 0.36 * size for size in sizes]  # inches
     height = sum(heights) + 0.75 * len(sizes)
-    figure, panels = new_figure(len(sizes), 1, figsize=(9.6, height))
-    top = height
+    figure, panels = new_figure(len(sizes), 1, figsize=(WIDTH, height))
+    left = 0.02 + max(len(_counted(row)) for row in ranking.to_dict("records")) * LETTER / WIDTH
+    top, hollow = height, "" if np.isfinite(ranking["low"]).all() else "; hollow: without one"
     for (network, ranks), size, own, [panel] in zip(by_network.items(), sizes, heights, panels, strict=True):
-        panel.set_position([0.31, (top - own) / height, 0.66, (own - 0.35) / height])
+        panel.set_position([left, (top - own) / height, 0.97 - left, (own - 0.35) / height])
         top -= own + 0.75
         from_worst = ranks.iloc[::-1].to_dict("records")
         for place, row in enumerate(from_worst):
@@ -46,7 +49,7 @@ def draw_ranking(ranking: pd.DataFrame) -> Figure:
         panel.set_ylim(-0.6, size - 0.4)
         panel.axvline(0, color="#888888", lw=0.8)
         panel.set_title(printable(network), fontsize="medium")
-        panel.set_xlabel("test accuracy minus the mean over norms in the same cell (points, 95 % interval)")
+        panel.set_xlabel(f"advantage in test accuracy (points, 95 % interval{hollow})")
         panel.grid(alpha=0.3, axis="x")
     return figure
 

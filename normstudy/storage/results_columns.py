@@ -132,7 +132,8 @@ Each run has its own folder, `<arch>_<norm>_<dataset>_…_seed<seed>_<8 hex>`. T
 setting that changes the numbers. Each run adds its row to `results.csv` when it ends. `python run_report.py` rebuilds
 the table from the folders (with `--collect`, it does only that), so the table can be deleted. Rebuilding drops the rows
 of folders that were moved away, and keeps the old table as `results.old.csv`. A subfolder with its own `results.csv` is
-another study. `results/cpu_study` comes with the program; its `FINDINGS.md` describes the results.
+another study. Three subfolders of `results/` come with the program: the studies `cpu_study` and `converged`, whose
+`FINDINGS.md` describe them, and `example`, a trained network on which to try the measuring commands.
 
 ## Columns of results.csv
 The first {len(ORIGINAL_COLUMNS)} columns are those of the original study's table, so that the two can be concatenated.

@@ -1,9 +1,11 @@
-"""Norms' means without the differences between cells."""
+"""Norms' means without the differences between cells, and how they are drawn."""
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
+from normstudy.report import measure_figures
 from normstudy.report.measure_figures import NormMeans, norm_means
 
 NORMS = {"A": (1.0, 60.0), "B": (2.0, 50.0), "C": (3.0, 70.0), "D": (4.0, 40.0), "E": (5.0, 30.0), "F": (6.0, 65.0)}
@@ -46,3 +48,17 @@ def test_small_cells_are_left_out_where_a_coefficient_leaves_them_out():
 def test_cells_that_share_no_norm_are_not_mixed():
     found = means_of({"a": ("ABC", 0.0, 0.0), "b": ("DE", 30.0, 0.0)})
     assert sorted(found.means.index) == ["A", "B", "C"]
+
+
+def test_one_norm_far_from_the_others_does_not_squeeze_them():
+    assert measure_figures.far_from_others(np.array([70.0, 72, 71, 10, 74])) == 3
+    assert measure_figures.far_from_others(np.array([70.0, 72, 71, 63, 74])) is None
+    assert measure_figures.far_from_others(np.array([70.0, 70, 70, 10, 70])) is None
+    assert measure_figures.far_from_others(np.array([70.0, 72, 71, 10])) is None
+    means = pd.DataFrame({"x": range(5), "y": [70.0, 72, 71, 10, 74]}, index=["Plain", *"ABCD"], dtype=float)
+    panel = Figure().subplots()
+    measure_figures._draw_norms(panel, NormMeans(means, 0 * means, 0.5, 1), is_log=False)
+    low, high = panel.get_ylim()
+    assert 65 < low < 70
+    assert 74 < high < 79
+    assert "C: 10" in [text.get_text() for text in panel.texts]

@@ -67,7 +67,7 @@ def test_a_sweep_says_so_in_one_line(tmp_path, capsys):
     assert run_sweep.main(argv) == 0
     said = capsys.readouterr().out
     assert said.count("the same network is trained once") == 1
-    assert "1 runs in" in said
+    assert "1 run in" in said
     assert "new  vgg_InstanceNorm" in said
     assert run_sweep.main([*argv, "--norm_type=GroupNorm"]) == 0
     assert "same network" not in capsys.readouterr().out

@@ -154,7 +154,7 @@ class TestOnSlurm:
         assert run_sweep.main([f"--results_dir={tmp_path}", "--status"]) == 0
         said = " ".join(capsys.readouterr().out.split())  # lines break where the path of the folder is long
         assert "its jobs were queued on Slurm" in said
-        assert "1 runs: 0 done, 1 running, 0 waiting, 0 failed" in said
+        assert "1 run: 0 done, 1 running, 0 waiting, 0 failed" in said
         assert sweep(tmp_path, *argv) == 1
         assert "stopped after 20 s by --run_timeout" in capsys.readouterr().out
 

@@ -69,7 +69,7 @@ def test_a_sweep_in_another_process_is_shown_with_its_time_left(sweeps, status):
         2: ("running", "training, 1 of 4 epochs done, about 50 s left"),
         3: ("waiting", ""),
     }
-    assert lines[-2].startswith("time left: about 1 min 50 s, with 1 at once, estimated from 1 finished runs")
+    assert lines[-2].startswith("time left: about 1 min 50 s, with 1 at once, estimated from 1 finished run")
     assert lines[-1] == "4 runs: 1 done, 1 running, 1 waiting, 1 failed"
     assert f"process {process.pid} on" in " ".join(map(str.strip, lines))
     sweeps.go()
@@ -123,7 +123,7 @@ def test_status_only_reads_and_needs_no_sweep_that_was_started(sweeps, status, t
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
     with pytest.raises(UsageError, match="no sweep was started in"):
         status(f"--results_dir={tmp_path / 'nowhere'}")
-    assert status("--seed=7", f"--results_dir={tmp_path / 'nowhere'}")[-1].startswith("1 runs: 0 done")
+    assert status("--seed=7", f"--results_dir={tmp_path / 'nowhere'}")[-1].startswith("1 run: 0 done")
 
 
 def test_the_status_of_a_sweep_that_tunes_counts_the_runs_that_wait_for_a_rate(sweeps, status):

@@ -109,7 +109,7 @@ def test_the_first_seed_is_trained_at_all_rates_and_the_others_at_the_best(sweep
         ("Plain", 0.1, 3): True,
     }
     said = capsys.readouterr().out
-    assert "6 new; 2 runs follow at the chosen rates" in said
+    assert "6 new; 2 runs to follow at the chosen rates" in said
     assert "8 of 8 runs are done" in said
 
 
@@ -230,7 +230,7 @@ def test_a_dry_run_lists_the_tuning_runs_and_counts_those_that_follow(sweep, res
     assert sweep(accuracies, "--dry_run", "--seed=5,3,1") == 0
     said = capsys.readouterr().out
     assert said.count("new  vgg_LayerNorm") == said.count("_seed5_") == 3
-    assert "3 new; 2 runs follow at the chosen rates" in said
+    assert "3 new; 2 runs to follow at the chosen rates" in said
     assert not results.exists()
     sweep(accuracies)
     capsys.readouterr()
