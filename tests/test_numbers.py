@@ -101,6 +101,7 @@ def test_the_numbers_of_the_readme(growth):
             "(83.8 % in the original study)",
             "Python 3.10 or newer",
             "6 GB of disk",
+            "these 18 runs take",
             "The 60 epochs take four to five hours",
             "(10 to 20 with",
             "on 128 images",
@@ -151,6 +152,13 @@ def test_the_numbers_of_the_findings_of_the_cpu_study(cpu_study, growth):
     assert claims.drop(groupings.index)["verdict"].str.startswith("inconclusive").all()
     [agreeing] = signs[signs["verdict"] == "agrees"].to_dict("records")
     assert (agreeing["measure"], agreeing["outcome"]) == ("Eigen Mean", "Test Accuracy")
+    correlations, ranking = (pd.read_csv(CPU_STUDY / "tables" / f"{name}.csv") for name in ("correlations", "ranking"))
+    [primary] = correlations[correlations["family"] == "primary"].to_dict("records")
+    assert (primary["measure"], primary["p_holm"] > 0.05) == ("Class Similarity", True)
+    best = ranking[ranking["network"] == "vgg"].iloc[0]
+    assert best["norm"] == "BatchNorm"
+    assert set(cpu_study.loc[cpu_study["status"] == "diverged", "Model"]) == {"resnet-56"}
+    assert (cpu_study["status"] == "diverged").sum() == 6
     spreads = vgg.groupby("Norm")["Test Accuracy"].std().dropna()
     minima = vgg[vgg["Norm"] == "InstanceNorm"].sort_values("seed")["min_eigen"]
     tanh = vgg.loc[vgg["Norm"] == "DynamicTanh", "run"].item()
@@ -160,7 +168,10 @@ def test_the_numbers_of_the_findings_of_the_cpu_study(cpu_study, growth):
     check(
         CPU_STUDY / "FINDINGS.md",
         [
-            f"({accuracy['BatchNorm']} %), InstanceNorm has {accuracy['InstanceNorm']} %",
+            f"ρ is {minus(primary['value'], 2)} (95 % interval {minus(primary['low'], 2)} to {minus(primary['high'], 2)},",
+            f"p = {primary['p_holm']:.2g}; {primary['n_norms']} norms, {primary['n_cells']} cells)",
+            f"({accuracy['BatchNorm']} %; its rank may be {best['rank_low']:.0f} to {best['rank_high']:.0f}),",
+            f"InstanceNorm has {accuracy['InstanceNorm']} %",
             f"λ_max is {modes[0]} to {modes[1]} with batch statistics, as in training, but {modes[2]} to {modes[3]} in",
             f"grows {growth['growth'][~is_kept].min():.1e}-fold".replace("e+0", "e"),
             f"({groupings['n'].iloc[0]} groupings, ρ = {groupings['value'].min():.0f}, p = {groupings['p'].max():.1g})",
@@ -194,10 +205,12 @@ def test_the_numbers_of_the_findings_of_the_cpu_study(cpu_study, growth):
             "begin** to learn: 3 or 4 epochs",
             "batch size 256, 3 epochs, SGD with a learning rate of 0.1,",
             "(32 pixels, patches of 4)",
+            "(p ≤ 1)",
+            "Of the 11 groupings",
             "From the 8th convolution on",
             "map of 2 × 2 pixels",
             "with α = 0.5",
-            "learned most after 3 epochs",
+            "** after 3 epochs, which",
             "statistics of the 130 images themselves",
             "VGG, CIFAR-10, batch size 256,",
             "after 3 epochs and in eval mode",

@@ -39,7 +39,7 @@ MOMENT_WORDS = {"first": "the first iteration", "last": "the last iteration with
 DRAWN_OUTCOMES = ("Test Accuracy", "Gap")
 NORM_MEANS = (
     "A point is a norm: the mean over its cells, without the differences between cells. Bars are ± 1 s.d. over its "
-    "runs. ρ is Spearman's, between norms within cells."
+    "runs. ρ is Spearman's, between norms within cells. A norm far from all others is an arrow at the edge."
 )
 LAST_OF_BLOCKS = "Of several layers in a block, the last is drawn; probes.png of a run shows all."
 BEST_RATES = " Where learning rates were tuned, each norm is at its best one."
