@@ -168,7 +168,7 @@ def test_the_numbers_of_the_findings_of_the_cpu_study(cpu_study, growth):
     check(
         CPU_STUDY / "FINDINGS.md",
         [
-            f"ρ is {minus(primary['value'], 2)} (95 % interval {minus(primary['low'], 2)} to {minus(primary['high'], 2)},",
+            f"ρ is {minus(primary['value'], 2)} (95 % interval {minus(primary['low'], 2)} to {primary['high']:.2f},",
             f"p = {primary['p_holm']:.2g}; {primary['n_norms']} norms, {primary['n_cells']} cells)",
             f"({accuracy['BatchNorm']} %; its rank may be {best['rank_low']:.0f} to {best['rank_high']:.0f}),",
             f"InstanceNorm has {accuracy['InstanceNorm']} %",
