@@ -8,7 +8,7 @@ from typing import Any
 
 from config import Config, applies
 from normstudy.cli import UsageError
-from normstudy.storage import read_summary, write_csv
+from normstudy.storage import read_csv, read_summary, write_csv
 from normstudy.sweeps.failures import read_failures
 from normstudy.sweeps.flags import TUNING_FRACTION
 from normstudy.sweeps.grid import SweepRun
@@ -189,7 +189,7 @@ def runs_of_tunings(tunings: Sequence[Tuning]) -> list[SweepRun]:
 
 
 def write_tuning(path: Path, tunings: Sequence[Tuning]) -> None:
-    """Write tuning.csv: one row per combination and rate."""
+    """Write tuning.csv: one row per combination and rate. Rows of other combinations, of earlier sweeps, are kept."""
     rows = []
     for tuning in tunings:
         rate, is_at_edge = tuning.rate, bool(tuning.edge)
@@ -197,4 +197,22 @@ def write_tuning(path: Path, tunings: Sequence[Tuning]) -> None:
             result = {"axis": tuning.combination.axis, "chosen": trial.rate == rate, "run": run.directory.path.name}
             result["edge"] = result["chosen"] and is_at_edge
             rows.append({**tuning.combination.settings, **asdict(trial), **result})
-    write_csv(path, (*tunings[0].combination.settings, *RESULT_COLUMNS), rows)
+    rows = _rows_of_others(path, [tuning.combination for tuning in tunings]) + rows
+    settings = dict.fromkeys(name for row in rows for name in row if name not in RESULT_COLUMNS)
+    write_csv(path, (*settings, *RESULT_COLUMNS), rows)
+
+
+def _rows_of_others(path: Path, combinations: Sequence[Combination]) -> list[dict[str, Any]]:
+    """Return the rows of an existing tuning.csv whose run exists and whose combination is none of these."""
+    try:
+        earlier = read_csv(path)
+    except (OSError, UnicodeDecodeError):
+        return []
+    texts = [{name: str(value) for name, value in each.settings.items()} for each in combinations]
+    return [
+        row
+        for row in earlier
+        if row.get("run")
+        and (path.parent / row["run"]).is_dir()
+        and not any(all(row.get(name, text) == text for name, text in each.items()) for each in texts)
+    ]

@@ -1,6 +1,7 @@
 """Sweeps that tune the learning rate: the choice, with a main.py that trains nothing, and with real runs."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -212,6 +213,18 @@ def test_a_second_command_does_nothing_twice_and_keeps_the_choice(sweep, results
     assert {path: path.stat().st_mtime_ns for path in results.glob("*/*.json")} == before
     assert (results / "tuning.csv").read_text() == kept
     assert "init_lr over 0.1, 1, 10 in" in capsys.readouterr().out
+
+
+def test_the_table_keeps_the_rows_of_other_combinations(sweep, results):
+    sweep({"LayerNorm": {"0.1": 0.2, "1": 0.4, "10": 0.3}})
+    sweep({"Plain": {"0.1": 0.2, "1": 0.1, "10": 0.1}}, "--norm_type=Plain")
+    assert chosen(results) == {"LayerNorm": 1, "Plain": 0.1}
+    sweep({"LayerNorm": {"0.1": 0.2, "3": 0.5}}, "--tune=init_lr:0.1,3")
+    assert chosen(results) == {"LayerNorm": 3, "Plain": 0.1}
+    assert sorted(row["rate"] for row in table(results) if row["norm_type"] == "LayerNorm") == ["0.1", "3.0"]
+    shutil.rmtree(results / next(row["run"] for row in table(results) if row["norm_type"] == "Plain"))
+    sweep({"LayerNorm": {"0.1": 0.2, "3": 0.5}}, "--tune=init_lr:0.1,3")
+    assert len(table(results)) == 4
 
 
 def test_a_measurement_that_fails_does_not_undo_the_choice(sweep, results, tmp_path, capsys):
