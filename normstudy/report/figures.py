@@ -161,7 +161,7 @@ def _of_networks(data: ReportData) -> Iterator[Drawing]:
     caption = (
         f"Spectral density of the {SPECTRA[measurement]} (eval mode): the first run of each norm{WHERE}norms. Grey: "
         f"{BASELINE}. A Ritz value is drawn as a Gaussian as wide as the distance to the next, at least "
-        f"{NODE_WIDTH} in asinh λ. A density has no error bar.{best_rates}"
+        f"{NODE_WIDTH} of the unit on the vertical axis. A density has no error bar.{best_rates}"
     )
     yield Drawing("densities", caption, partial(draw_densities, in_largest_cells(measured), measurement))
     trained = pairs_at_comparable_rates(data.table, data.probed)

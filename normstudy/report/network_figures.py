@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,19 +35,21 @@ from normstudy.storage import CONV_KEYS, PROBE_KEYS, RunDirectory, read_json
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 GROUPING_SCALE = "viridis"
 PANEL, WIDE_PANEL = (1.85, 1.9), (5.5, 2.2)  # inches, with several networks and with one
 FEW_SITES = 20  # sites up to which each has a marker
 DENSITY_COLUMNS = 4
-NODE_WIDTH = 0.1  # smallest standard deviation in asinh λ of the Gaussian drawn for a Ritz value
+NODE_WIDTH = 0.1  # smallest standard deviation in asinh(λ/scale) of the Gaussian drawn for a Ritz value
+SCALES_IN_LARGEST = 40  # the scale of a picture is the power of ten closest to this part of its largest eigenvalue
 SPECTRA = {  # {measurement: its name}, those first that can be compared between norms
     "hessian-element": "element-scaled Hessian",
     "hessian-filter": "filter-scaled Hessian",
     "hessian": "Hessian, whose scale differs between norms",
 }
 DENSITY_KEYS = ("probes", "min_eigen", "max_eigen", "dimension")  # of a measurement, that a density is drawn from
-MIN_DENSITY = 0.01  # eigenvalues per unit of asinh λ; a smaller density is not drawn
+MIN_DENSITY = 0.01  # eigenvalues per unit of asinh(λ/scale); a smaller density is not drawn
 
 
 def comparable_spectra(runs: Sequence[tuple[Row, RunDirectory]]) -> tuple[str, list[tuple[Row, RunDirectory]]]:
@@ -68,6 +71,8 @@ def draw_densities(runs: Sequence[tuple[Row, RunDirectory]], measurement: str = 
     networks = in_order([network for network, _ in found], ARCHS)
     if not networks:
         return None
+    largest = max(content["max_eigen"] for content in found.values())
+    scale = 10.0 ** round(math.log10(largest / SCALES_IN_LARGEST)) if largest > 0 else 1.0
     norms = {network: in_order([norm for own, norm in found if own == network], NORM_TYPES) for network in networks}
     rows = {network: -(-len(norms[network]) // DENSITY_COLUMNS) for network in networks}
     figure, panels = panel_grid(
@@ -80,8 +85,8 @@ def draw_densities(runs: Sequence[tuple[Row, RunDirectory]], measurement: str = 
         used = [(norm, panel, found[network, norm]) for norm, panel in zip(norms[network], block.flat, strict=False)]
         for norm, panel, content in used:
             if norm != BASELINE and (network, BASELINE) in found:
-                _draw_density(panel, found[network, BASELINE], "#bbbbbb", lw=2.5)
-            _draw_density(panel, content, norm_colour(norm))
+                _draw_density(panel, found[network, BASELINE], scale, "#bbbbbb", lw=2.5)
+            _draw_density(panel, content, scale, norm_colour(norm))
             panel.set_title(f"{network}: {printable(norm)}", fontsize="small")
         lowest, highest = _common_limits([panel for _, panel, _ in used])
         for place, panel in enumerate(block.flat):
@@ -90,7 +95,7 @@ def draw_densities(runs: Sequence[tuple[Row, RunDirectory]], measurement: str = 
                 continue
             panel.set(xlim=lowest, ylim=highest)
             is_leftmost, is_lowest = place % DENSITY_COLUMNS == 0, place + DENSITY_COLUMNS >= len(used)
-            _label_eigenvalues(panel, is_leftmost, is_lowest)
+            _label_eigenvalues(panel, scale, is_leftmost, is_lowest)
     return figure
 
 
@@ -133,31 +138,32 @@ def _read_hessian(path: Path) -> dict[str, Any] | None:
     return None
 
 
-def _draw_density(panel: Axes, content: Mapping[str, Any], colour: str, lw: float = 1.2) -> None:
-    """Draw the number of eigenvalues per unit of asinh λ, with gaps below MIN_DENSITY."""
-    probes = [probe | {"nodes": np.arcsinh(probe["nodes"])} for probe in content["probes"]]
-    low, high = np.arcsinh(content["min_eigen"]), np.arcsinh(content["max_eigen"])
+def _draw_density(panel: Axes, content: Mapping[str, Any], scale: float, colour: str, lw: float = 1.2) -> None:
+    """Draw the number of eigenvalues per unit of asinh(λ/scale), with gaps below MIN_DENSITY."""
+    probes = [probe | {"nodes": np.arcsinh(np.array(probe["nodes"]) / scale)} for probe in content["probes"]]
+    low, high = (np.arcsinh(content[name] / scale) for name in ("min_eigen", "max_eigen"))
     points = np.linspace(low - 7 * NODE_WIDTH, high + 7 * NODE_WIDTH, 1000)
     density = content["dimension"] * spectral_density(probes, points, NODE_WIDTH).mean(0)
-    panel.plot(np.sinh(points), np.where(density < MIN_DENSITY, np.nan, density), color=colour, lw=lw)
+    panel.plot(scale * np.sinh(points), np.where(density < MIN_DENSITY, np.nan, density), color=colour, lw=lw)
 
 
-def _label_eigenvalues(panel: Axes, is_leftmost: bool, is_lowest: bool) -> None:
+def _label_eigenvalues(panel: Axes, scale: float, is_leftmost: bool, is_lowest: bool) -> None:
     """Scale the axes of a spectrum, with ticks at powers of ten on both sides of zero; label those at the edge."""
     from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
     limits = panel.get_xlim(), panel.get_ylim()
-    panel.set(xscale="asinh", yscale="log")
-    panel.set(xlim=limits[0], ylim=limits[1])
-    powers = [10**power for power in range(0, 12, 1 if max(map(abs, limits[0])) < 1000 else 2)]
+    panel.set_xscale("asinh", linear_width=scale)
+    panel.set(yscale="log", xlim=limits[0], ylim=limits[1])
+    powers = [scale * 10**power for power in range(0, 12, 1 if max(map(abs, limits[0])) < 1000 * scale else 2)]
     panel.xaxis.set_major_locator(FixedLocator([*(-power for power in reversed(powers)), 0, *powers]))
-    panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}".replace("-", "−"))
+    panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}".replace("-", "−"))
     panel.xaxis.set_minor_locator(NullLocator())
     panel.yaxis.set_major_locator(LogLocator(numticks=5))
     panel.yaxis.set_minor_locator(NullLocator())
     panel.tick_params(labelsize="x-small", labelleft=is_leftmost)
     panel.set_xlabel("eigenvalue λ" if is_lowest else "", fontsize="small")
-    panel.set_ylabel("eigenvalues\nper unit of asinh λ" if is_leftmost else "", fontsize="x-small")
+    unit = "asinh λ" if scale == 1 else f"asinh(λ/{scale:g})"
+    panel.set_ylabel(f"eigenvalues\nper unit of {unit}" if is_leftmost else "", fontsize="x-small")
     panel.grid(alpha=0.3)
 
 
@@ -213,11 +219,13 @@ def draw_statistics(
     figure, panels = panel_grid(len(keys), len(networks), size, left=0.75, right=NAME_WIDTH)
     for key, row_of_panels in zip(keys, panels, strict=True):
         for network, panel in zip(networks, row_of_panels, strict=True):
+            framed = []
             for norm in norms:
                 own = [(row, part) for row, part in probed if (row["Model"], row["Norm"]) == (network, norm)]
                 if own:
-                    _draw_mean(panel, own, key, moment, colours.get(norm, OTHER_COLOUR), norm)
-            _scale_and_frame(panel, key in LOGARITHMIC_PROBES)
+                    line = _draw_mean(panel, own, key, moment, colours.get(norm, OTHER_COLOUR), norm)
+                    framed += [line] if not all(row["has_failed"] for row, _ in own) else []
+            _scale_and_frame(panel, framed or panel.lines, key in LOGARITHMIC_PROBES)
             panel.tick_params(labelsize="x-small")
             panel.grid(alpha=0.3)
             label_line_ends(panel)
@@ -232,7 +240,7 @@ def draw_statistics(
 
 def _draw_mean(
     panel: Axes, runs: Sequence[tuple[Row, ProbeStatistics]], key: str, moment: str, colour: str, name: str
-) -> None:
+) -> Line2D:
     """Draw the mean of a statistic over the runs whose value is finite at that point.
 
     Over iterations, it ends where the first run ends that did not diverge: the mean of the others would jump there.
@@ -252,7 +260,8 @@ def _draw_mean(
     mean = np.where(is_finite, stacked, 0).sum(0) / np.maximum(is_finite.sum(0), 1)
     mean = np.where(is_finite.any(0), mean, np.nan)
     marker = "." if moment != "mean" and len(x) <= FEW_SITES else None
-    panel.plot(x, mean, color=colour, lw=1.2, marker=marker, ms=4, label=name)
+    [line] = panel.plot(x, mean, color=colour, lw=1.2, marker=marker, ms=4, label=name)
+    return line
 
 
 def last_of_blocks(sites: Sequence[str]) -> list[int]:
@@ -264,14 +273,12 @@ def last_of_blocks(sites: Sequence[str]) -> list[int]:
     return sorted(places.values())
 
 
-def _scale_and_frame(panel: Axes, is_logarithmic: bool) -> None:
-    """Fit the y axis to the lines that reach at least half of the longest; lines of runs that diverged may leave it.
+def _scale_and_frame(panel: Axes, framed: Iterable[Line2D], is_logarithmic: bool) -> None:
+    """Fit the y axis to these lines; others, of norms whose runs all diverged, may leave it.
 
     If is_logarithmic, the scale is logarithmic where the values span a large range (see scale_logarithmically).
     """
-    lines = [np.asarray(line.get_data(), dtype=float) for line in panel.lines]  # (2, points)
-    longest = max(x[-1] for x, _ in lines)
-    values = np.concatenate([y for x, y in lines if x[-1] >= longest / 2])
+    values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in framed])
     values = values[np.isfinite(values)]
     if is_logarithmic:
         scale_logarithmically(panel, values)

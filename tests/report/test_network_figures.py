@@ -17,9 +17,9 @@ from normstudy.storage import RunDirectory
 )
 def test_runs_that_diverged_leave_the_frame(lasting, is_logarithmic, scale):
     panel = Figure().subplots()
-    panel.plot([0, 50, 100], lasting)
+    framed = panel.plot([0, 50, 100], lasting)
     panel.plot([0, 1], [1.0, 1e20])
-    network_figures._scale_and_frame(panel, is_logarithmic)
+    network_figures._scale_and_frame(panel, framed, is_logarithmic)
     low, high = panel.get_ylim()
     assert panel.get_yscale() == scale
     least = min(value for value in lasting if value > 0 or scale == "linear")
@@ -28,8 +28,35 @@ def test_runs_that_diverged_leave_the_frame(lasting, is_logarithmic, scale):
 
 def test_one_recorded_iteration_is_drawn():
     panel = Figure().subplots()
-    panel.plot([0], [3.0], marker=".")
-    network_figures._scale_and_frame(panel, True)
+    network_figures._scale_and_frame(panel, panel.plot([0], [3.0], marker="."), True)
+
+
+def test_a_norm_that_ends_early_without_diverging_stays_in_the_frame():
+    def run(norm, last, level, has_failed=False):
+        values = {"std": {"mean": np.linspace(level, level + 1, last)}}
+        row = {"Model": "vgg", "Norm": norm, "has_failed": has_failed}
+        return row, ProbeStatistics({}, np.arange(last), values)
+
+    runs = [run("BatchNorm", 100, 1.0), run("EvoNormBO", 20, 9.0), run("Plain", 5, 1e9, has_failed=True)]
+    figure = network_figures.draw_statistics(runs, "mean", ("std",))
+    assert figure is not None
+    low, high = figure.axes[0].get_ylim()
+    assert low < 1
+    assert 10 < high < 12
+
+
+@pytest.mark.parametrize(("largest", "unit"), [(40.0, "asinh λ"), (0.5, "asinh(λ/0.01)")])
+def test_a_spectrum_has_a_scale_that_suits_its_eigenvalues(monkeypatch, largest, unit):
+    """Element-scaled eigenvalues are all below 1, where a scale of 1 would show one Gaussian."""
+    probe = {"nodes": [-0.01 * largest, 0.0, 0.5 * largest, largest], "weights": [0.2, 0.7, 0.05, 0.05]}
+    content = {"probes": [probe], "min_eigen": -0.01 * largest, "max_eigen": largest, "dimension": 1000}
+    monkeypatch.setattr(network_figures, "_first_hessians", lambda runs, measurement: {("vgg", "BatchNorm"): content})
+    figure = network_figures.draw_densities([])
+    assert figure is not None
+    assert figure.axes[0].get_ylabel() == f"eigenvalues\nper unit of {unit}"
+    density = np.asarray(figure.axes[0].lines[0].get_ydata(), dtype=float)
+    peaks = (density[1:-1] > density[:-2]) & (density[1:-1] > density[2:])
+    assert peaks.sum() >= 2
 
 
 def test_a_mean_over_iterations_ends_with_the_first_run_that_did_not_diverge():
