@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 ROOT = Path(__file__).parents[1]
 CPU_STUDY = ROOT / "results" / "cpu_study"
+CONVERGED = ROOT / "results" / "converged"
 NAMES = r"ResNet-56|CIFAR-10+|cfg_10|H200|bf16|float32|AVX-512|L2|ViT 32/4|λ_1"
 
 
@@ -217,3 +219,33 @@ def test_the_numbers_of_the_findings_of_the_cpu_study(cpu_study, growth):
         ],
     )
     assert np.isfinite(growth["growth"]).all()
+
+
+def test_the_numbers_of_the_findings_of_the_converged_study():
+    runs, tuning = pd.read_csv(CONVERGED / "results.csv"), pd.read_csv(CONVERGED / "tuning.csv")
+    rates = tuning[tuning["chosen"]].set_index("norm_type")["rate"]
+    chosen = runs[runs["lr"] == runs["Norm"].map(rates)].sort_values("seed")
+    accuracies = {norm: own.set_index("seed")["Test Accuracy"] for norm, own in chosen.groupby("Norm") if len(own) == 5}
+    assert len(accuracies) == 3  # as the page says in words
+    measured = chosen[chosen["Norm"].isin(accuracies)]
+    assert (
+        measured[["Trace", "hessian-element:trace", "adaptive_sharpness_l2", "Class Similarity"]].notna().all(axis=None)
+    )
+    assert measured["reached_loss"].all()
+    rows = []
+    for norm, own in sorted(accuracies.items(), key=lambda pair: -pair[1].mean()):
+        differences = own - accuracies["BatchNorm"]
+        low, high = stats.ttest_1samp(differences, 0).confidence_interval()
+        beside = (
+            f"{minus(differences.mean(), 1)} ({minus(low, 1)} to {minus(high, 1)}) |" if norm != "BatchNorm" else "|"
+        )
+        rows.append(f"| {norm} | {rates[norm]:g} | {mean_and_spread(own, 1)} | {beside}")
+    late = tuning[(tuning["rate"] == rates["BatchNorm"]) & tuning["norm_type"].isin(["GroupNorm", "LayerNorm"])]
+    assert late["reached_loss"].tolist() == [False, False]
+    assert tuning.groupby("norm_type").size().eq(6).all()
+    [loss], [images], [epochs] = (runs[name].unique() for name in ("stop_at_loss", "train_samples", "epochs"))
+    check(
+        CONVERGED / "FINDINGS.md",
+        [*rows, f"on {images:,} images to a training loss of {loss}", f"reach that loss in {epochs} epochs"],
+        ["test accuracy (%), 5 seeds", "(95 % interval)"],
+    )
