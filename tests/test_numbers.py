@@ -16,6 +16,7 @@ from scipy import stats
 ROOT = Path(__file__).parents[1]
 CPU_STUDY = ROOT / "results" / "cpu_study"
 CONVERGED = ROOT / "results" / "converged"
+PICTURED = "vgg_BatchNorm_ImageFolder_cfg_10_bs64_ep60_seed1_b2d2a855"  # in docs/hessian.png
 NAMES = r"ResNet-56|CIFAR-10+|cfg_10|H200|bf16|float32|AVX-512|L2|ViT 32/4|λ_1"
 
 
@@ -27,7 +28,7 @@ def prose(path: Path) -> str:
 
 
 def check(path: Path, computed: list[str], allowed: list[str]) -> None:
-    """Fail unless the page has each of these texts, and no other number but in `allowed` and in names."""
+    """Fail if the page lacks one of these texts, or has a number outside of them that is not part of a name."""
     text = prose(path)
     missing = [each for each in (*computed, *allowed) if each not in text]
     assert missing == []
@@ -249,3 +250,11 @@ def test_the_numbers_of_the_findings_of_the_converged_study():
         [*rows, f"on {images:,} images to a training loss of {loss}", f"reach that loss in {epochs} epochs"],
         ["test accuracy (%), 5 seeds", "(95 % interval)"],
     )
+
+
+def test_the_numbers_below_the_picture_of_a_spectrum():
+    content = json.loads((CONVERGED / PICTURED / "hessian-filter.json").read_text())
+    text = prose(ROOT / "docs" / "measuring.md")
+    assert f"on {content['num_samples']} images" in text
+    assert f"λ_max of these images is {content['max_eigen']:.0f}." in text
+    assert f"the curvature on other images is only {content['max_eigen_cross_fitted']:.1f}." in text

@@ -88,7 +88,7 @@ def label_line_ends(panel: Axes) -> None:
     if early:
         label_points(panel, *zip(*early, strict=True))
     if outside:
-        words = f"off the scale: {', '.join(outside)}"
+        words = f"off the scale, or not finite: {', '.join(outside)}"
         panel.text(0, 1.02, words, va="bottom", fontsize=NAME_SIZE, transform=panel.transAxes)
 
 

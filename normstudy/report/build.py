@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from normstudy.cli import progress_bar
+from normstudy.cli import format_count, progress_bar
 from normstudy.report import primary
 from normstudy.report.data import (
     ReportOptions,
@@ -18,7 +18,7 @@ from normstudy.report.data import (
 )
 from normstudy.report.explorer import vega_script
 from normstudy.report.figures import draw_pictures, save_drawings
-from normstudy.report.page import format_count, render_page
+from normstudy.report.page import render_page
 from normstudy.report.progress import progress_section, reload_script
 from normstudy.report.progress_figures import draw_progress
 from normstudy.report.run_states import FileCache, RunStates, read_states

@@ -12,6 +12,7 @@ import pandas as pd
 from scipy import stats
 
 from config import WEIGHT_NORMS
+from normstudy.cli import format_count
 from normstudy.report.association import compare_between
 from normstudy.report.correlation import conditions_of, points_of
 from normstudy.report.primary import included_runs
@@ -107,7 +108,7 @@ def _class_similarity(runs: Runs) -> Iterator[Comparison]:
             found = compare_between(points.assign(rival=others["y"]), runs.resamples, runs.seed)
             if np.isfinite(found.value):
                 compared = f"|ρ| of class similarity minus |ρ| of {words} (Hessian), with {OUTCOMES[outcome]}"
-                where = f"between norms, {found.n_cells} cell{'s' * (found.n_cells != 1)}"
+                where = f"between norms, {format_count(found.n_cells, 'cell')}"
                 yield Comparison(where, compared, found.value, found.low, found.high, found.n_norms, np.nan)
 
 

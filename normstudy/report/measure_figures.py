@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from config import ARCHS
+from normstudy.cli import format_count
 from normstudy.plots import label_points, new_figure, norm_colour, panel_grid, tick_logarithmically
 from normstudy.report.association import LEAST_BETWEEN, between_norms
 from normstudy.report.correlation import BETWEEN, OVER_SETTINGS, run_points, select
@@ -101,7 +102,7 @@ def draw_association(runs: pd.DataFrame, measures: Mapping[str, str], outcome: s
         _draw_norms(panel, drawn, measure in logarithmic)
         norms, cells = len(drawn.means), drawn.n_cells
         rho = f"ρ = {drawn.rho:.2f}, ".replace("-", "−") if np.isfinite(drawn.rho) else ""
-        panel.set_title(f"{network}: {rho}{norms} norms, {cells} cell{'s' * (cells != 1)}", fontsize="small")
+        panel.set_title(f"{network}: {rho}{norms} norms, {format_count(cells, 'cell')}", fontsize="small")
         panel.set_xlabel(measures[measure], fontsize="small")
         panel.set_ylabel(OUTCOMES[outcome], fontsize="small")
     for panel in panels.flat[len(shown) :]:

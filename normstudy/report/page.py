@@ -54,11 +54,6 @@ def format_interval(low: float, high: float, digits: int = 3) -> str:
     return "" if low != low else f"{format_number(low, digits)} to {format_number(high, digits)}"
 
 
-def format_count(count: int, noun: str) -> str:
-    """Format a count with its noun in the singular or plural."""
-    return f"{count} {noun}" + "s" * (count != 1)
-
-
 def note_html(words: str) -> str:
     """Return a paragraph."""
     return f"<p>{escaped(words)}</p>"

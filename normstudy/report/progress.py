@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from normstudy.cli import format_count
 from normstudy.report.figures import Picture
 from normstudy.report.html_table import Column, table_html, text
 from normstudy.report.page import (
@@ -16,7 +17,6 @@ from normstudy.report.page import (
     RawHTML,
     details_html,
     escaped,
-    format_count,
     format_number,
     list_html,
     note_html,

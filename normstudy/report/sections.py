@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from normstudy.cli import format_count
 from normstudy.report.data import ReportData, ReportOptions, ReportStatistics
 from normstudy.report.explanations import CELL_NOTE, METHODS, NOTES, TUNED_NOTE
 from normstudy.report.explorer import explorer_content
 from normstudy.report.figures import Picture, ReportPictures
-from normstudy.report.page import details_html, escaped, format_count, list_html, note_html, picture_html, render
+from normstudy.report.page import details_html, escaped, list_html, note_html, picture_html, render
 from normstudy.report.page_tables import (
     baseline_table_html,
     cells_table_html,

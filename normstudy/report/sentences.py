@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from normstudy.cli import format_count
 from normstudy.report.association import LEAST_BETWEEN, WITHOUT_RUNNING, WITHOUT_TUNING, Association
 from normstudy.report.correlation import BETWEEN, FINDINGS, OVER_SEEDS, OVER_SETTINGS, select
-from normstudy.report.page import format_count, format_fixed, format_interval, format_number, format_p_value
+from normstudy.report.page import format_fixed, format_interval, format_number, format_p_value
 from normstudy.report.primary import Included
 from normstudy.report.rankings import setting_effects
 from normstudy.report.tables import (
@@ -175,8 +176,8 @@ def _tuning_sentences(included: Included, rates: Association) -> Iterator[str]:
     others = included.other_rates
     late, failed = int(is_late(others[~others["has_failed"]]).sum()), int(others["has_failed"].sum())
     yield (
-        f"Runs at other rates are not part of it: {len(others)}, of which {late} did not reach the training loss and "
-        f"{failed} failed."
+        f"Left out: {format_count(len(others), 'run')} at other rates ({late} did not reach the training loss, "
+        f"{failed} failed)."
     )
     for network in included.tuned:
         own = included.runs[included.runs["Model"] == network]

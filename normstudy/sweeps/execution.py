@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from normstudy.cli import format_count
 from normstudy.sweeps.command import SweepCommand
 from normstudy.sweeps.conclusion import conclude, print_plan
 from normstudy.sweeps.failures import forget_failures
 from normstudy.sweeps.grid import SweepRun
 from normstudy.sweeps.last_sweep import note_sweep
 from normstudy.sweeps.one_machine import OneMachine
-from normstudy.sweeps.run_status import counts, number_of, remaining, runs_by_status, with_failed_runs
+from normstudy.sweeps.run_status import counts, remaining, runs_by_status, with_failed_runs
 from normstudy.sweeps.slurm import Cluster
 from normstudy.sweeps.slurm_queue import queued_runs
 from normstudy.sweeps.tuning import combinations_of, read_tuning, tuned_runs_by_status, write_tuning
@@ -23,7 +24,7 @@ def execute_grid(runs: Sequence[SweepRun], command: SweepCommand) -> int:
     by_status = runs_by_status(runs, retries, _queue(options, results_dir))
     by_status = with_failed_runs(by_status) if options["retry_failed"] else by_status
     ahead = remaining(by_status)
-    print(f"{number_of(len(runs), 'run')} in {results_dir}: {counts(by_status)}", flush=True)
+    print(f"{format_count(len(runs), 'run')} in {results_dir}: {counts(by_status)}", flush=True)
     if options["dry_run"]:
         print_plan(by_status, ahead)
         return 0
@@ -50,7 +51,7 @@ def execute_tuning(runs: Sequence[SweepRun], command: SweepCommand) -> int:
     by_status = with_failed_runs(by_status) if options["retry_failed"] else by_status
     later = [run for tuning in tunings for run in tuning.later_runs()]
     words = f"tuning {axis} over {', '.join(f'{rate:g}' for rate in rates)} in {results_dir}: {counts(by_status)}"
-    print(f"{words}; {number_of(len(later), 'run')} to follow at the chosen rates" if later else words, flush=True)
+    print(f"{words}; {format_count(len(later), 'run')} to follow at the chosen rates" if later else words, flush=True)
     if options["dry_run"]:
         print_plan(by_status, remaining(by_status) + later)
         return 0
@@ -75,7 +76,7 @@ def execute_tuning(runs: Sequence[SweepRun], command: SweepCommand) -> int:
     by_status = with_failed_runs(by_status) if options["retry_failed"] else by_status
     if chosen:
         print(
-            f"{number_of(len(chosen), 'run')} at the rates in {results_dir / 'tuning.csv'}: {counts(by_status)}",
+            f"{format_count(len(chosen), 'run')} at the rates in {results_dir / 'tuning.csv'}: {counts(by_status)}",
             flush=True,
         )
         ahead = remaining(by_status)

@@ -63,8 +63,3 @@ def with_failed_runs(by_status: Statuses) -> Statuses:
 def counts(by_status: Statuses) -> str:
     """Return the number of runs of each status as text: 2 done, 3 new."""
     return ", ".join(f"{len(found)} {name}" for name, found in by_status.items() if found)
-
-
-def number_of(number: int, noun: str) -> str:
-    """Return a number with its noun in the singular or plural."""
-    return f"{number} {noun}" + "s" * (number != 1)

@@ -5,12 +5,12 @@ import shutil
 import textwrap
 from collections.abc import Sequence
 
+from normstudy.cli import format_count
 from normstudy.sweeps.command import SweepCommand
 from normstudy.sweeps.durations import describe_duration
 from normstudy.sweeps.estimates import Estimates
 from normstudy.sweeps.last_sweep import read_last_sweep, sweep_to_look_at
 from normstudy.sweeps.run_states import DONE, FAILED, RUNNING, WAITING, RunState, all_runs, read_states
-from normstudy.sweeps.run_status import number_of
 
 WIDTH = 80  # of the page, unless the terminal is wider
 INDENT = 15  # columns before the name of a run
@@ -65,13 +65,13 @@ def time_left(command: SweepCommand, states: Sequence[RunState], later: int, est
     at_once = max(1, running, min(len(ahead), jobs))
     seconds = [state.seconds_left for state in ahead]
     unknown = {part for state in ahead for part in state.unknown_parts}
-    missing = sorted(unknown) + [f"{number_of(later, 'run')} at rates still to be chosen"] * bool(later)
+    missing = sorted(unknown) + [f"{format_count(later, 'run')} at rates still to be chosen"] * bool(later)
     words = "time left: not known yet"
     if any(seconds):
         words = f"time left: about {describe_duration(max(max(seconds), sum(seconds) / at_once))}"
         words += f" and the time of {', '.join(missing)}" if missing else ""
         words += f", with {at_once} at once"
-        words += f", estimated from {number_of(estimates.num_runs, 'finished run')}" if estimates.num_runs else ""
+        words += f", estimated from {format_count(estimates.num_runs, 'finished run')}" if estimates.num_runs else ""
     return words if running else f"{words}; none is running: give the sweep's command again"
 
 
@@ -83,6 +83,5 @@ def totals(states: Sequence[RunState], later: int) -> str:
     """Return the number of runs in each state."""
     numbers = {name: sum(state.state == name for state in states) for name in (DONE, RUNNING, WAITING, FAILED)}
     numbers[WAITING] += later
-    return (
-        f"{number_of(len(states) + later, 'run')}: {', '.join(f'{number} {name}' for name, number in numbers.items())}"
-    )
+    parts = ", ".join(f"{number} {name}" for name, number in numbers.items())
+    return f"{format_count(len(states) + later, 'run')}: {parts}"

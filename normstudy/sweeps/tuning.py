@@ -203,7 +203,7 @@ def write_tuning(path: Path, tunings: Sequence[Tuning]) -> None:
 
 
 def _rows_of_others(path: Path, combinations: Sequence[Combination]) -> list[dict[str, Any]]:
-    """Return the rows of an existing tuning.csv whose run exists and whose combination is none of these."""
+    """Return the rows of an existing tuning.csv about other combinations, as far as their runs still exist."""
     try:
         earlier = read_csv(path)
     except (OSError, UnicodeDecodeError):

@@ -214,7 +214,7 @@ def test_a_network_without_tuning_keeps_its_runs_beside_a_tuned_one():
     assert any(
         each.startswith("In vgg, each norm is at its best learning rate: that with the highest") for each in said
     )
-    assert "Runs at other rates are not part of it: 4, of which 0 did not reach the training loss and 0 failed." in said
+    assert "Left out: 4 runs at other rates (0 did not reach the training loss, 0 failed)." in said
     assert "Best peak rates in vgg: BatchNorm 0.1, LayerNorm 0.01." in said
     assert said[-1].startswith("In the other cells, all norms have the same learning rate")
 
@@ -247,7 +247,7 @@ def test_late_runs_are_in_no_ranking_and_equal_settings_need_all_norms():
     ]
     assert plain["difference"] == pytest.approx(-20)
     said = list(sentences.basis_sentences(primary.included_runs(table), association.UNDEFINED))
-    assert "Runs at other rates are not part of it: 6, of which 1 did not reach the training loss and 0 failed." in said
+    assert "Left out: 6 runs at other rates (1 did not reach the training loss, 0 failed)." in said
 
 
 def test_rates_are_compared_by_the_seed_that_chose_among_them():
