@@ -42,7 +42,7 @@ PANEL, WIDE_PANEL = (1.85, 1.9), (5.5, 2.2)  # inches, with several networks and
 FEW_SITES = 20  # sites up to which each has a marker
 DENSITY_COLUMNS = 4
 NODE_WIDTH = 0.1  # smallest standard deviation in asinh(λ/scale) of the Gaussian drawn for a Ritz value
-SCALES_IN_LARGEST = 40  # the scale of a picture is the power of ten closest to this part of its largest eigenvalue
+SCALES_IN_LARGEST = 40  # a network's scale is the power of ten closest to this part of its norms' median λ_max
 SPECTRA = {  # {measurement: its name}, those first that can be compared between norms
     "hessian-element": "element-scaled Hessian",
     "hessian-filter": "filter-scaled Hessian",
@@ -71,8 +71,6 @@ def draw_densities(runs: Sequence[tuple[Row, RunDirectory]], measurement: str = 
     networks = in_order([network for network, _ in found], ARCHS)
     if not networks:
         return None
-    largest = max(content["max_eigen"] for content in found.values())
-    scale = 10.0 ** round(math.log10(largest / SCALES_IN_LARGEST)) if largest > 0 else 1.0
     norms = {network: in_order([norm for own, norm in found if own == network], NORM_TYPES) for network in networks}
     rows = {network: -(-len(norms[network]) // DENSITY_COLUMNS) for network in networks}
     figure, panels = panel_grid(
@@ -80,6 +78,7 @@ def draw_densities(runs: Sequence[tuple[Row, RunDirectory]], measurement: str = 
     )
     first = 0
     for network in networks:
+        scale = _scale_of([content["max_eigen"] for (own, _), content in found.items() if own == network])
         block = panels[first : first + rows[network]]
         first += rows[network]
         used = [(norm, panel, found[network, norm]) for norm, panel in zip(norms[network], block.flat, strict=False)]
@@ -97,6 +96,12 @@ def draw_densities(runs: Sequence[tuple[Row, RunDirectory]], measurement: str = 
             is_leftmost, is_lowest = place % DENSITY_COLUMNS == 0, place + DENSITY_COLUMNS >= len(used)
             _label_eigenvalues(panel, scale, is_leftmost, is_lowest)
     return figure
+
+
+def _scale_of(largest: Sequence[float]) -> float:
+    """Return the eigenvalue up to which the axis is linear, from the largest eigenvalues of a network's norms."""
+    middle = float(np.median(largest))
+    return 10.0 ** round(math.log10(middle / SCALES_IN_LARGEST)) if middle > 0 else 1.0
 
 
 def _common_limits(panels: Sequence[Axes]) -> tuple[tuple[float, float], tuple[float, float]]:

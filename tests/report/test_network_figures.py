@@ -50,10 +50,14 @@ def test_a_spectrum_has_a_scale_that_suits_its_eigenvalues(monkeypatch, largest,
     """Element-scaled eigenvalues are all below 1, where a scale of 1 would show one Gaussian."""
     probe = {"nodes": [-0.01 * largest, 0.0, 0.5 * largest, largest], "weights": [0.2, 0.7, 0.05, 0.05]}
     content = {"probes": [probe], "min_eigen": -0.01 * largest, "max_eigen": largest, "dimension": 1000}
-    monkeypatch.setattr(network_figures, "_first_hessians", lambda runs, measurement: {("vgg", "BatchNorm"): content})
+    sharper = content | {"probes": [probe | {"nodes": [0.0, 0.0, 1.0, 4e3]}], "max_eigen": 4e3}
+    found = {("vgg", "BatchNorm"): content, ("resnet-56", "BatchNorm"): sharper}
+    monkeypatch.setattr(network_figures, "_first_hessians", lambda runs, measurement: found)
     figure = network_figures.draw_densities([])
     assert figure is not None
     assert figure.axes[0].get_ylabel() == f"eigenvalues\nper unit of {unit}"
+    [other] = [panel for panel in figure.axes[1:] if panel.get_ylabel()]
+    assert other.get_ylabel() == "eigenvalues\nper unit of asinh(λ/100)"  # each network has its own scale
     density = np.asarray(figure.axes[0].lines[0].get_ydata(), dtype=float)
     peaks = (density[1:-1] > density[:-2]) & (density[1:-1] > density[2:])
     assert peaks.sum() >= 2
