@@ -24,7 +24,7 @@ from normstudy.report.progress_figures import draw_progress
 from normstudy.report.run_states import FileCache, RunStates, read_states
 from normstudy.report.sections import page_sections
 from normstudy.report.tables import filtered, read_tables
-from normstudy.storage import git_commit, write_bytes
+from normstudy.storage import git_commit, remove_leftovers, write_bytes
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def write_page(
 
 
 def _write_tables(table: pd.DataFrame, statistics: ReportStatistics, folder: Path) -> None:
-    """Write each frame of the statistics as a CSV file."""
+    """Write each frame of the statistics as a CSV file; remove those of an earlier report that this one lacks."""
     frames = {
         "ranking": statistics.ranking,
         "groupings": statistics.groupings,
@@ -111,6 +111,8 @@ def _write_tables(table: pd.DataFrame, statistics: ReportStatistics, folder: Pat
         frames[f"runs_of_finding_{place}"] = named.rename(columns={"x": measure, "y": primary.OUTCOME})
     if statistics.comparison is not None:
         frames["orders"], frames["signs"] = statistics.comparison
+    for pattern in ("runs_of_finding_*.csv", "orders.csv", "signs.csv"):
+        remove_leftovers(folder, pattern)
     for name, frame in frames.items():
         write_bytes(folder / f"{name}.csv", frame.to_csv(index=False).encode())
 

@@ -15,6 +15,10 @@ from normstudy.report.tuning import at_comparable_rates, in_time
 
 SHARED = ["Model", "Dataset", "Batch Size", "Mom & WD", "SkipInit"]
 SWITCHES = {"Mom & WD": "momentum and weight decay", "SkipInit": "SkipInit"}
+COLUMNS_OF_SIGNS = [
+    *("measure", "outcome", "rho here", "low here", "high here", "n here"),
+    *("rho there", "low there", "high there", "n there", "verdict"),
+]
 ON_OR_OFF = {"true": "on", "false": "off"}
 
 
@@ -42,7 +46,7 @@ def compare_tables(
         if len(labels) > 1:
             labels_of_cells[cell] = labels
     if not labels_of_cells:
-        return pd.DataFrame(), pd.DataFrame()
+        return _orders(ours, theirs, {}), pd.DataFrame(columns=COLUMNS_OF_SIGNS)
     ours, theirs = (
         each[[label in labels_of_cells.get(cell, ()) for cell, label in zip(each["cell"], each["Label"], strict=True)]]
         for each in (ours, theirs)
@@ -90,8 +94,7 @@ def _signs(ours: pd.DataFrame, theirs: pd.DataFrame, resamples: int, seed: int) 
         if other is not None and np.isfinite(own["value"]) and np.isfinite(other["value"]):
             numbers = [row[name] for row in (own, other) for name in ("value", "low", "high", "n")]
             rows.append([*pair, *numbers, _verdict_on_signs(_sure_sign(own), _sure_sign(other))])
-    columns = [f"{name} {where}" for where in ("here", "there") for name in ("rho", "low", "high", "n")]
-    return pd.DataFrame(rows, columns=["measure", "outcome", *columns, "verdict"])
+    return pd.DataFrame(rows, columns=COLUMNS_OF_SIGNS)
 
 
 def _spearman_by_pair(runs: pd.DataFrame, resamples: int, seed: int) -> dict[tuple[str, str], Row]:

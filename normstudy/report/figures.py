@@ -73,8 +73,12 @@ class ReportPictures:
 
 
 def draw_pictures(data: ReportData, statistics: ReportStatistics, folder: Path) -> ReportPictures:
-    """Draw the pictures for which there is data; save them as PNG and SVG files in `folder`."""
+    """Draw the pictures for which there is data; save them as PNG and SVG files in `folder`.
+
+    Pictures of findings that an earlier report had there are removed.
+    """
     remove_leftovers(folder, ".*.tmp")
+    remove_leftovers(folder, "finding_*.*")
     return ReportPictures(
         findings=save_drawings(_of_findings(data, statistics), folder),
         norms=save_drawings(_of_norms(data, statistics), folder),

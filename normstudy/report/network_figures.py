@@ -159,9 +159,13 @@ def _label_eigenvalues(panel: Axes, scale: float, is_leftmost: bool, is_lowest: 
     limits = panel.get_xlim(), panel.get_ylim()
     panel.set_xscale("asinh", linear_width=scale)
     panel.set(yscale="log", xlim=limits[0], ylim=limits[1])
-    powers = [scale * 10**power for power in range(0, 12, 1 if max(map(abs, limits[0])) < 1000 * scale else 2)]
+    end = max(map(abs, limits[0]))
+    powers = [scale * 10**power for power in range(0, 12, 1 if end < 1000 * scale else 2)]
+    nearest = powers[0] if end < powers[1] else powers[1]  # to zero, with a label that does not touch that of zero
     panel.xaxis.set_major_locator(FixedLocator([*(-power for power in reversed(powers)), 0, *powers]))
-    panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}".replace("-", "−"))
+    panel.xaxis.set_major_formatter(
+        lambda value, _: f"{value:,.6g}".replace("-", "−") if value == 0 or abs(value) >= nearest else ""
+    )
     panel.xaxis.set_minor_locator(NullLocator())
     panel.yaxis.set_major_locator(LogLocator(numticks=5))
     panel.yaxis.set_minor_locator(NullLocator())

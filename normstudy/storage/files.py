@@ -56,7 +56,7 @@ def sha256_of(path: Path) -> str:
 
 
 def remove_leftovers(folder: Path, pattern: str = "**/.*.tmp", seconds: float = 0.0) -> None:
-    """Remove the temporary files of killed processes that have not been written to for `seconds` seconds."""
+    """Remove files, by default temporary ones of killed processes, not written to for `seconds` seconds."""
     for path in folder.glob(pattern):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime >= seconds:

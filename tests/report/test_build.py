@@ -85,6 +85,17 @@ def test_another_table_is_set_beside(tmp_path):
         report(tmp_path, made_up(), f"--compare={tmp_path / 'nowhere.csv'}")
 
 
+def test_nothing_of_an_earlier_report_is_left(tmp_path):
+    made_up(40, seed=1).assign(Model="VGG", Dataset="other").to_csv(tmp_path / "other.csv", index=False)
+    out = tmp_path / "out"
+    report(tmp_path, of_norms(made_up(160)), f"--compare={tmp_path / 'other.csv'}")
+    assert pd.read_csv(out / "tables" / "signs.csv").empty  # no common cell
+    assert (out / "figures" / "finding_1.svg").exists()
+    report(tmp_path, made_up(4))
+    left = {path.name for folder in ("figures", "tables") for path in (out / folder).iterdir()}
+    assert not {name for name in left if "finding" in name or name in ("orders.csv", "signs.csv")}
+
+
 def odd(name):
     table = made_up(20)
     if name == "no runs":
