@@ -91,7 +91,8 @@ def new_figure(rows: int, columns: int, figsize: tuple[float, float]) -> tuple[F
 
     figure = Figure(figsize=figsize)
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False, gridspec_kw={"hspace": 0.32, "wspace": 0.28})
+    figure.subplots_adjust(hspace=0.32, wspace=0.28)
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 100) -> None:

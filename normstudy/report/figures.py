@@ -12,7 +12,7 @@ from normstudy.plots import WEIGHT_TITLES, save_figure, save_vectors, try_to_dra
 from normstudy.report import primary
 from normstudy.report.baseline import BASELINE
 from normstudy.report.data import ReportData, ReportStatistics
-from normstudy.report.measure_figures import draw_association, draw_correlations
+from normstudy.report.measure_figures import draw_association, draw_correlations, draw_primary
 from normstudy.report.network_figures import (
     NODE_WIDTH,
     SPECTRA,
@@ -112,6 +112,11 @@ def _draw_and_save(draw: Callable[[], Figure | None], path: Path) -> None:
 def _of_findings(data: ReportData, statistics: ReportStatistics) -> Iterator[Drawing]:
     included = primary.included_runs(data.table)
     runs, rates = included.runs, BEST_RATES if included.tuned else ""
+    caption = (
+        "The measures of the primary analysis: Spearman's ρ with test accuracy and its 95 % interval, between norms "
+        f"and between the seeds of a norm. Filled: p < {SIGNIFICANT} after Holm's adjustment.{rates}"
+    )
+    yield Drawing("primary", caption, partial(draw_primary, statistics.correlations, data.titles))
     for place, measure in enumerate(statistics.influences, 1):
         title = data.titles[measure]
         caption = f"{title[0].upper()}{title[1:]} and test accuracy. {NORM_MEANS}{rates}"

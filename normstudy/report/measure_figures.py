@@ -10,9 +10,9 @@ import pandas as pd
 
 from config import ARCHS
 from normstudy.cli import format_count
-from normstudy.plots import label_points, new_figure, norm_colour, panel_grid, tick_logarithmically
+from normstudy.plots import PALETTE, label_points, new_figure, norm_colour, panel_grid, tick_logarithmically
 from normstudy.report.association import LEAST_BETWEEN, between_norms
-from normstudy.report.correlation import BETWEEN, OVER_SETTINGS, run_points, select
+from normstudy.report.correlation import BETWEEN, OVER_SEEDS, OVER_SETTINGS, run_points, select
 from normstudy.report.orders import in_order
 from normstudy.report.tables import OUTCOMES, SIGNIFICANT
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 COLUMNS = 3  # panels in a row, if there is only one network
 FAR = 3  # ratio of the range of all norms' values to that without one, from which this one is drawn at the edge
+INK = PALETTE[0]
+LETTER = 0.065  # inches, the mean width of the letters of a measure's title
 LOG_RANGE = 30  # ratio of largest to smallest value from which the axis of a measure is logarithmic
 
 
@@ -151,6 +153,39 @@ def far_from_others(values: np.ndarray) -> int | None:
             if 0 < FAR * np.ptp(rest) < np.ptp(values):
                 return place
     return None
+
+
+def draw_primary(correlations: pd.DataFrame, titles: Mapping[str, str]) -> Figure | None:
+    """Draw the coefficients of the primary analysis with their intervals, and beside them those within norms.
+
+    correlations: of correlate_measures. Points whose p is significant after Holm's adjustment are filled. Return None
+    with fewer than two measures.
+    """
+    of_primary = correlations[correlations["family"].isin(("primary", "within norms")) & correlations["value"].notna()]
+    frames = {way: of_primary[of_primary["way"] == way].set_index("measure") for way in (BETWEEN, OVER_SEEDS)}
+    measures = list(frames[BETWEEN].sort_values("value").index)
+    if len(measures) < 2:
+        return None
+    frames = {way: frame for way, frame in frames.items() if len(frame)}
+    left = 0.3 + LETTER * max(len(titles[name]) for name in measures)
+    width, height = left + 3.3 * len(frames), 0.95 + 0.28 * len(measures)  # inches
+    figure, [panels] = new_figure(1, len(frames), figsize=(width, height))
+    figure.subplots_adjust(left / width, 0.55 / height, 1 - 0.1 / width, 1 - 0.35 / height, wspace=0.05)
+    for panel, (way, frame) in zip(panels, frames.items(), strict=True):
+        for place, row in enumerate(frame.reindex(measures).to_dict("records")):
+            bar = np.maximum([[row["value"] - row["low"]], [row["high"] - row["value"]]], 0)
+            fill = INK if row["p_holm"] < SIGNIFICANT else "white"
+            panel.errorbar(row["value"], place, xerr=bar, color=INK, marker="o", mfc=fill, ms=5, capsize=2)
+        count = (frame["n_norms"].max(), "norm") if way == BETWEEN else (frame["n_settings"].max(), "run")
+        panel.set_title(f"{way} ({format_count(int(count[0]), count[1])})", fontsize="medium")
+        panel.set(xlim=(-1.05, 1.05), ylim=(-0.6, len(measures) - 0.4), xticks=np.linspace(-1, 1, 5))
+        panel.set_yticks(range(len(measures)), [titles[name] for name in measures] if panel is panels[0] else [])
+        panel.tick_params(labelsize="small")
+        panel.axvline(0, color="#888888", lw=0.8)
+        panel.set_xlabel("Spearman's ρ with test accuracy, 95 % interval", fontsize="small")
+        panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
+        panel.grid(alpha=0.3, axis="x")
+    return figure
 
 
 def draw_correlations(correlations: pd.DataFrame, granulated: pd.DataFrame, titles: Mapping[str, str]) -> Figure:

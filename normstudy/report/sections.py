@@ -108,6 +108,7 @@ def _summary(data: ReportData, statistics: ReportStatistics, pictures: ReportPic
             for finding in found
         ],
         basis=list(basis_sentences(included, statistics.rates)),
+        primary=_pictures_html(by_name.get("primary")),
         family=correlations_table_html(family, data.titles) if len(family) else "",
         limits=limitation_sentences(table, included.runs, statistics.correlations),
     )

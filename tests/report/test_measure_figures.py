@@ -62,3 +62,28 @@ def test_one_norm_far_from_the_others_does_not_squeeze_them():
     assert 65 < low < 70
     assert 74 < high < 79
     assert "C: 10" in [text.get_text() for text in panel.texts]
+
+
+def test_the_primary_analysis_is_drawn_in_the_order_of_its_coefficients():
+    rows = [
+        ("nc1", "between norms", "primary", 0.5, -0.1, 0.9, 0.2),
+        ("Class Similarity", "between norms", "primary", -0.9, -1.0, -0.4, 0.01),
+        ("Trace", "between norms", "exploratory", 1.0, 1.0, 1.0, 0.001),
+        ("nc4", "between norms", "primary", np.nan, np.nan, np.nan, np.nan),
+        ("nc1", "within norms over seeds", "within norms", -0.3, -0.6, 0.2, 1.0),
+        ("nc1", "within norms over settings", "within norms", 0.7, 0.6, 0.8, 0.01),
+    ]
+    frame = pd.DataFrame(rows, columns=["measure", "way", "family", "value", "low", "high", "p_holm"])
+    titles = {"nc1": "neural collapse", "Class Similarity": "class similarity"}
+    frame = frame.assign(n_norms=7, n_settings=33)
+    figure = measure_figures.draw_primary(frame, titles)
+    assert figure is not None
+    between, within = figure.axes
+    assert [label.get_text() for label in between.get_yticklabels()] == ["class similarity", "neural collapse"]
+    assert (between.get_title(), within.get_title()) == ("between norms (7 norms)", "within norms over seeds (33 runs)")
+    drawn = [container.lines for container in between.containers]
+    assert [float(line[0].get_xdata()[0]) for line in drawn] == [-0.9, 0.5]
+    assert [line[0].get_markerfacecolor() != "white" for line in drawn] == [True, False]
+    ends = [segment.get_segments()[0][:, 0] for *_, [segment] in drawn]
+    assert np.array(ends) == pytest.approx(np.array([[-1.0, -0.4], [-0.1, 0.9]]))
+    assert measure_figures.draw_primary(frame[frame["measure"] == "nc1"], titles) is None
