@@ -49,7 +49,7 @@ def draw_class_similarity(path: Path) -> None:
     heatmap and as histograms over all class pairs."""
     content = read_json(path)
     figure, [[heatmap, spread]] = new_figure(1, 2, figsize=(14, 6.2))
-    figure.subplots_adjust(left=0.105, right=0.98, bottom=0.19, top=0.78, wspace=0.16)
+    figure.subplots_adjust(left=0.105, right=0.98, bottom=0.19, top=0.78)
     _draw_cosines(figure, heatmap, np.array(content["matrix"]), content["classes"])
     _draw_spread(spread, content)
     ratio = content["within_over_between"]
@@ -111,7 +111,7 @@ def draw_class_similarity_over_training(run: RunDirectory, measurement: str) -> 
     contents = [read_json(path) for path in run.measurements(measurement)]
     epochs = [content["epoch"] for content in contents]
     figure, [[similarities, variances, collapse]] = new_figure(1, 3, figsize=(16, 4.8))
-    figure.subplots_adjust(left=0.055, right=0.985, bottom=0.12, top=0.83, wspace=0.22)
+    figure.subplots_adjust(left=0.055, right=0.985, bottom=0.12, top=0.83)
     for ending, name, _, colour in WAYS:
         values = [content[f"class_similarity{ending}"] for content in contents]
         similarities.plot(epochs, values, color=colour, marker="o", ms=4, label=name)

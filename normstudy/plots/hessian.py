@@ -63,7 +63,7 @@ def draw_hessian(path: Path) -> None:
     below = 1.5 if len(content["layer_traces"]) <= MOST_NAMES else 0.7  # inches, for the names or numbers of the layers
     height = 5.0 + below
     figure, [[density, traces]] = new_figure(1, 2, figsize=(14, height))
-    figure.subplots_adjust(left=0.065, right=0.98, bottom=below / height, top=1 - 1.6 / height, wspace=0.2)
+    figure.subplots_adjust(left=0.065, right=0.98, bottom=below / height, top=1 - 1.6 / height)
     _draw_density(density, content)
     _draw_layer_traces(traces, content)
     figure.suptitle(_title(content))

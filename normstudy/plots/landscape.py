@@ -22,7 +22,7 @@ def draw_landscape(path: Path) -> None:
     """Draw landscape.png next to the JSON file `path`, from that file only."""
     content = read_json(path)
     figure, [panels] = new_figure(1, 2, figsize=(11, 4.8))
-    figure.subplots_adjust(left=0.08, right=0.98, bottom=0.13, top=0.84, wspace=0.24)
+    figure.subplots_adjust(left=0.08, right=0.98, bottom=0.13, top=0.84)
     title = f"{printable(content['run'])}, epoch {content['epoch']}"
     if "to" in content:
         to = content["to"]

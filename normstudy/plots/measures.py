@@ -43,7 +43,7 @@ def draw_measures(path: Path) -> None:
     rows, columns = (2, 2) if len(panels) > 2 else (1, max(1, len(panels)))
     figure, grid = new_figure(rows, columns, figsize=(6 * columns, 4.2 * rows + 0.6))
     edges = {"left": 0.17 / columns, "right": 1 - 0.16 / columns, "bottom": 0.13 / rows, "top": 1 - 0.24 / rows}
-    figure.subplots_adjust(**edges, wspace=0.42, hspace=0.38)
+    figure.subplots_adjust(**edges)
     axes = [panel for row in grid for panel in row]
     for panel in axes[len(panels) :]:
         panel.axis("off")
@@ -112,7 +112,7 @@ def draw_measures_over_training(run: RunDirectory, measurement: str) -> None:
     epochs = [content["epoch"] for content in contents]
     groups = [(title, keys) for title, keys in OVER_TRAINING if any(key in each for key in keys for each in contents)]
     figure, [panels] = new_figure(1, len(groups), figsize=(5 * len(groups), 4.6))
-    figure.subplots_adjust(left=0.32 / len(groups), right=1 - 0.06 / len(groups), bottom=0.12, top=0.82, wspace=0.28)
+    figure.subplots_adjust(left=0.32 / len(groups), right=1 - 0.06 / len(groups), bottom=0.12, top=0.82)
     for panel, (title, keys) in zip(panels, groups, strict=True):
         is_logarithmic = title != OVER_TRAINING[0][0]
         for key, colour in zip(keys, COLOURS, strict=False):
