@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from config import ONLY_WITH, SWITCHES, Config, applies, resolve, shares_of_batch
+from config import BATCH_NORMS, ONLY_WITH, SWITCHES, Config, applies, resolve, shares_of_batch
 from normstudy.cli import UsageError
 from normstudy.storage import RunDirectory, directory_of, measurement_name, run_name
 from normstudy.sweeps.flag_values import split_words
@@ -80,12 +80,14 @@ def with_measurements(run: SweepRun, kinds: Iterable[str], options: Mapping[str,
     """Return the run with the measurements that the sweep makes of it.
 
     Their flags are those in `options`, {flag: strings}, or else the preset's, or none. They are parsed here, so that a
-    wrong one ends the command before anything trains.
+    wrong one ends the command before anything trains. Without batch statistics, the Hessian in train mode is that in
+    eval mode: if equal flags ask for both, only the latter is measured.
 
     Raises UsageError if the flags name a run or cannot be split into words, or if two measurements of a run would have
     the same name.
     """
     measurements: dict[str, tuple[str, ...]] = {}
+    settings: dict[str, dict[str, Any]] = {}
     for kind in kinds:
         flag = f"{kind}_flags"
         for given in options.get(flag) or run.measurement_flags.get(flag) or ("",):
@@ -102,6 +104,11 @@ def with_measurements(run: SweepRun, kinds: Iterable[str], options: Mapping[str,
             if name in measurements:
                 raise UsageError(f"--{flag} asks for {name} twice; add --tag=NAME to one of them")
             measurements[name] = (f"run_{kind}.py", str(run.directory.path), *words)
+            settings[name] = vars(parsed)
+    if run.config.norm_type not in BATCH_NORMS:
+        for name, own in settings.items():
+            if own.get("bn_mode") == "train" and own | {"bn_mode": "eval"} in settings.values():
+                del measurements[name]
     return dataclasses.replace(run, measurements=measurements)
 
 

@@ -100,7 +100,7 @@ def _converged() -> Preset:
     - Rate: of six, each twice the one before, the one with the best validation accuracy of seed 0. If it is the
       smallest or the largest, the grid is extended until it is not, or until training diverges or never ends.
     - Seeds: five at the chosen rate. Half and twice that rate have one seed, from the tuning.
-    - Measurements: of the runs at the chosen rate only.
+    - Measurements: of the runs at the chosen rate only. Without batch statistics, train mode is eval mode.
     """
     grid: Grid = {
         "arch": ("vgg",),

@@ -61,3 +61,17 @@ def test_flags_that_apply_to_some_combinations_are_dropped_from_the_others(flag)
 def test_a_boolean_flag_without_a_value_means_true():
     runs, _ = command.runs_of(command.parse_command(["--lr_warmup", "--sync_bn", "--seed=0,1"]))
     assert [(run.config.lr_warmup, run.config.sync_bn) for run in runs] == [(True, True)] * 2
+
+
+def test_train_mode_is_measured_only_where_it_differs():
+    def measured(norm_type: str, *flags: str) -> list[str]:
+        given = [f"--hessian_flags={each}" for each in flags]
+        parsed = command.parse_command([f"--norm_type={norm_type}", "--dataset=Synthetic", "--measure=hessian", *given])
+        [run] = command.runs_of(parsed)[0]
+        return list(run.measurements)
+
+    both = ("--scale=filter", "--scale=filter --bn_mode=train")
+    assert measured("BatchNorm", *both) == ["hessian-filter", "hessian-train-filter"]
+    assert measured("GroupNorm", *both) == ["hessian-filter"]
+    assert measured("GroupNorm", both[0] + " --samples=9", both[1]) == ["hessian-filter", "hessian-train-filter"]
+    assert measured("GroupNorm", both[1]) == ["hessian-train-filter"]
