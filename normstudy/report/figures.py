@@ -21,7 +21,7 @@ from normstudy.report.network_figures import (
     draw_groupings_of_norm,
     draw_statistics,
 )
-from normstudy.report.norm_figures import draw_groupings, draw_ranking
+from normstudy.report.norm_figures import draw_groupings, draw_ranking, draw_rates
 from normstudy.report.tables import (
     MEASURES,
     SIGNIFICANT,
@@ -29,7 +29,7 @@ from normstudy.report.tables import (
     in_largest_cells,
     pairs_with_groupings,
 )
-from normstudy.report.tuning import at_comparable_rates, in_time, pairs_at_comparable_rates
+from normstudy.report.tuning import at_comparable_rates, in_time, pairs_at_comparable_rates, tuning_curves
 from normstudy.storage import remove_leftovers
 
 if TYPE_CHECKING:
@@ -131,6 +131,12 @@ def _of_norms(data: ReportData, statistics: ReportStatistics) -> Iterator[Drawin
             "which needs several runs or cells, is hollow."
         )
         yield Drawing("ranking", caption, partial(draw_ranking, statistics.ranking))
+        caption = (
+            "Test accuracy over the learning rates that were tried, for the seed that chose among them. A ring marks "
+            "the rate with the highest validation accuracy. Runs that failed or did not reach their training loss are "
+            "left out."
+        )
+        yield Drawing("rates", caption, partial(draw_rates, tuning_curves(data.table)))
         caption = (
             "Test accuracy by grouping: mean and standard deviation over all runs of a norm with the same network, "
             "data set and batch size, which may differ in other hyperparameters. n is the number of runs of a line."

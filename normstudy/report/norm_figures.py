@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from config import ARCHS
-from normstudy.plots import NAME_WIDTH, PALETTE, label_line_ends, new_figure, norm_colour, panel_grid, printable
+from normstudy.plots import (
+    NAME_WIDTH,
+    PALETTE,
+    label_line_ends,
+    new_figure,
+    norm_colour,
+    panel_grid,
+    printable,
+    tick_logarithmically,
+)
 from normstudy.report.orders import in_order, ordered_groupings
 from normstudy.report.tables import Row
 
@@ -58,6 +68,36 @@ def _counted(row: Row) -> str:
     """Return a norm's name with the number of its runs, and of those that failed."""
     failed = f", {row['failed']} failed" if row["failed"] else ""
     return f"{printable(row['norm'])} (n = {row['n']}{failed})"
+
+
+def draw_rates(curves: Sequence[pd.DataFrame]) -> Figure | None:
+    """Draw test accuracy over the learning rates tried, a panel for each network, a line for each of tuning_curves.
+
+    A ring marks the best rate by validation accuracy. Return None without curves.
+    """
+    networks = in_order([curve["Model"].iloc[0] for curve in curves], ARCHS)
+    if not networks:
+        return None
+    figure, [panels] = panel_grid(1, len(networks), (4.8, 3.3), left=0.7, right=NAME_WIDTH, below=0.55)
+    for network, panel in zip(networks, panels, strict=True):
+        shown = [curve for curve in curves if curve["Model"].iloc[0] == network]
+        named = set[str]()
+        for curve in shown:
+            colour, label = norm_colour(curve["Norm"].iloc[0]), str(curve["Label"].iloc[0])
+            name = f"_{label}" if label in named else label  # lines whose names begin so are not named
+            named.add(label)
+            panel.plot(curve["peak_rate"], curve["Test Accuracy"], color=colour, marker="o", ms=4, lw=1.2, label=name)
+            best = curve[curve["is_chosen"]]
+            panel.plot(best["peak_rate"], best["Test Accuracy"], "o", color=colour, ms=10, mfc="none", label="_")
+        panel.set_xscale("log")
+        tick_logarithmically(panel.xaxis, np.concatenate([curve["peak_rate"] for curve in shown]))
+        panel.set_title(printable(network), fontsize="medium", pad=14)
+        panel.set_xlabel("learning rate", fontsize="small")
+        panel.set_ylabel("test accuracy (%)", fontsize="small")
+        panel.tick_params(labelsize="small")
+        panel.grid(alpha=0.3)
+        label_line_ends(panel)
+    return figure
 
 
 def draw_groupings(table: pd.DataFrame) -> Figure | None:

@@ -72,6 +72,19 @@ def of_tuning_seeds(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(kept)[table.columns] if kept else table
 
 
+def tuning_curves(table: pd.DataFrame) -> list[pd.DataFrame]:
+    """Return, for each tuned setting, the runs of the seed that chose its rate, by ascending peak_rate.
+
+    is_chosen marks the best rate. Failed runs and those that did not reach their training loss are left out.
+    """
+    curves = []
+    for runs, choice in _choices(table):
+        if choice is not None:
+            own = in_time(runs[(_seeds(runs) == choice.seed) & ~runs["has_failed"]]).sort_values("peak_rate")
+            curves.append(own.assign(is_chosen=own["peak_rate"] == choice.rate))
+    return [curve for curve in curves if len(curve)]
+
+
 def _choices(table: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, Choice | None]]:
     """Yield the runs of each setting with their peak_rate, and its Choice, or None if it was not tuned.
 

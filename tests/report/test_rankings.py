@@ -7,7 +7,7 @@ from report_helpers import random_runs, runs_of
 from report_simulations import effect, ranking
 from scipy import stats
 
-from normstudy.report import association, data, primary, rankings, sentences, tables, tuning
+from normstudy.report import association, data, norm_figures, primary, rankings, sentences, tables, tuning
 from normstudy.report.baseline import differences_to
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -155,6 +155,25 @@ def test_each_norm_is_taken_at_the_rate_with_the_best_validation_accuracy():
     best = ranks[ranks["at"] == "best rate"]
     assert best["norm"].tolist() == ["BatchNorm", "LayerNorm"]
     assert best["advantage"].tolist() == pytest.approx([5, -5])
+
+
+def test_the_rates_of_the_seed_that_chose_are_drawn_and_the_best_has_a_ring():
+    runs = tuned_runs()
+    curves = tuning.tuning_curves(runs)
+    assert [curve["Test Accuracy"].tolist() for curve in curves] == [[90, 60, 65], [50, 80]]
+    assert [curve["is_chosen"].tolist() for curve in curves] == [[False, True, False], [True, False]]
+    figure = norm_figures.draw_rates(curves)
+    assert figure is not None
+    drawn = {str(line.get_label()): line for line in figure.axes[0].lines if len(line.get_xdata()) > 1}
+    assert {name: drawn[name].get_ydata().tolist() for name in ("BatchNorm", "LayerNorm")} == {
+        "BatchNorm": [90, 60, 65],
+        "LayerNorm": [50, 80],
+    }
+    rings = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "none"]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in rings] == [(pytest.approx(0.1), 60), (0.01, 50)]
+    late = runs.assign(reached_loss=["False" if rate == "3" else "True" for rate in runs["init_lr"]])
+    assert tuning.tuning_curves(late)[0]["Test Accuracy"].tolist() == [90, 60]
+    assert norm_figures.draw_rates(tuning.tuning_curves(runs[runs["init_lr"] == "1"])) is None
 
 
 def test_test_labels_choose_no_rate():
