@@ -170,7 +170,7 @@ def test_the_rates_of_the_seed_that_chose_are_drawn_and_the_best_has_a_ring():
         "LayerNorm": [50, 80],
     }
     rings = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "none"]
-    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in rings] == [(pytest.approx(0.1), 60), (0.01, 50)]
+    assert [pytest.approx(line.get_xydata()[0]) for line in rings] == [(0.1, 60), (0.01, 50)]
     late = runs.assign(reached_loss=["False" if rate == "3" else "True" for rate in runs["init_lr"]])
     assert tuning.tuning_curves(late)[0]["Test Accuracy"].tolist() == [90, 60]
     assert norm_figures.draw_rates(tuning.tuning_curves(runs[runs["init_lr"] == "1"])) is None
