@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
 from normstudy.report import measure_figures
@@ -81,7 +82,7 @@ def test_the_primary_analysis_is_drawn_in_the_order_of_its_coefficients():
     between, within = figure.axes
     assert [label.get_text() for label in between.get_yticklabels()] == ["class similarity", "neural collapse"]
     assert (between.get_title(), within.get_title()) == ("between norms (7 norms)", "within norms over seeds (33 runs)")
-    drawn = [container.lines for container in between.containers]
+    drawn = [bar.lines for bar in between.containers if isinstance(bar, ErrorbarContainer)]
     assert [float(line[0].get_xdata()[0]) for line in drawn] == [-0.9, 0.5]
     assert [line[0].get_markerfacecolor() != "white" for line in drawn] == [True, False]
     ends = [segment.get_segments()[0][:, 0] for *_, [segment] in drawn]
