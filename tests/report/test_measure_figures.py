@@ -83,7 +83,7 @@ def test_the_primary_analysis_is_drawn_in_the_order_of_its_coefficients():
     assert [label.get_text() for label in between.get_yticklabels()] == ["class similarity", "neural collapse"]
     assert (between.get_title(), within.get_title()) == ("between norms (7 norms)", "within norms over seeds (33 runs)")
     drawn = [bar.lines for bar in between.containers if isinstance(bar, ErrorbarContainer)]
-    assert [float(line[0].get_xdata()[0]) for line in drawn] == [-0.9, 0.5]
+    assert [np.asarray(line[0].get_xydata())[0, 0] for line in drawn] == [-0.9, 0.5]
     assert [line[0].get_markerfacecolor() != "white" for line in drawn] == [True, False]
     ends = [segment.get_segments()[0][:, 0] for *_, [segment] in drawn]
     assert np.array(ends) == pytest.approx(np.array([[-1.0, -0.4], [-0.1, 0.9]]))
