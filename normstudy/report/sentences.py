@@ -67,7 +67,7 @@ def primary_findings(
         closest = f"The closest is {titles[row['measure']]}: {_coefficient(row)}. {_tested(len(family))}"
         more = "More norms, more cells or a measure that is missing here could still show one. The coefficients below"
         more += " are exploratory: the largest of many is large by chance as well."
-        claim = "No measure of the primary analysis goes with test accuracy from norm to norm."
+        claim = "No measure of the primary analysis is shown to go with test accuracy from norm to norm."
         return [Finding(row["measure"], claim, closest, more)]
     findings = []
     for row in family[is_sure].head(FINDINGS).to_dict("records"):
@@ -148,7 +148,10 @@ def basis_sentences(included: Included, rates: Association) -> Iterator[str]:
     accuracies = included.runs["Train Accuracy"].dropna()
     span = f"{accuracies.min():.0f} to {accuracies.max():.0f} %" if len(accuracies) else ""
     if included.loss is not None:
-        yield f"The runs stopped at a training loss of {included.loss}."
+        yield (
+            f"The runs stopped at the first epoch with a training loss of at most {included.loss}: some trained longer "
+            "than others."
+        )
         if span:
             yield (
                 f"Their training accuracies are {span}. The closer they are, the more the gap and the ratio merely "

@@ -65,7 +65,7 @@ def test_without_a_finding_that_is_the_finding():
     table = study()
     table["Class Similarity"] = np.random.default_rng(2).normal(size=len(table))
     [finding] = found_in(table)
-    assert finding.claim == "No measure of the primary analysis goes with test accuracy from norm to norm."
+    assert finding.claim == "No measure of the primary analysis is shown to go with test accuracy from norm to norm."
     assert finding.evidence.startswith("The closest is class similarity: ρ = ")
     assert finding.evidence.endswith("It is the only measure of the primary analysis that these runs have.")
 
@@ -75,7 +75,7 @@ def test_runs_at_one_loss_are_said_to_be_and_late_ones_are_named():
     table.loc[0, "reached_loss"] = "False"
     assert basis_of(table)[:2] == [
         "Left out: 1 run that did not reach the training loss (vgg BatchNorm).",
-        "The runs stopped at a training loss of 0.1.",
+        "The runs stopped at the first epoch with a training loss of at most 0.1: some trained longer than others.",
     ]
 
 
