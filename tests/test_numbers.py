@@ -1,7 +1,7 @@
 """Every number in the README and in the findings of the shipped studies, recomputed from its file.
 
 A page is checked by the sentences that hold its numbers, which are written here with the numbers computed. What is left
-of the page must have no number but those in ALLOWED, which come from no file.
+of the page must have no number but those in the texts `allowed`, which come from no file, and in NAMES.
 """
 
 import itertools
@@ -30,7 +30,7 @@ def prose(path: Path) -> str:
 
 
 def check(path: Path, computed: list[str], allowed: list[str]) -> None:
-    """Fail if the page lacks one of these texts, or has a number outside of them that is not part of a name."""
+    """Check that the page has all of these texts, and that any other number on it is part of one of NAMES."""
     text = prose(path)
     missing = [each for each in (*computed, *allowed) if each not in text]
     assert missing == []
@@ -92,7 +92,8 @@ def test_the_numbers_of_the_readme(converged):
     check(
         ROOT / "README.md",
         [
-            f"VGGs trained on {converged.runs['train_samples'].max():,} images",
+            f"VGGs trained on {converged.runs['train_samples'].max():,} images to a training loss of at most "
+            f"{converged.runs['stop_at_loss'].max()},",
             f"BatchNorm does best ({accuracy['BatchNorm']} % over five seeds",
             f"a network without a norm worst ({accuracy['Plain']} %)",
             f"at {rate:g}, it is {-contrast_at_the_smallest_rate(converged)[0]:.1f} points below",
@@ -346,6 +347,7 @@ def said_of_rates(study: SimpleNamespace) -> list[str]:
     assert round(by_rate.loc["Plain"].dropna().iloc[-1] - by_rate.loc["Plain", small]) == -3
     leads = by_rate.loc["BatchNorm"] - by_rate.drop("BatchNorm").max()
     assert leads[leads > 1].index.min() == large
+    assert leads[leads.index >= large].min() > 1
     difference, low, high, others = contrast_at_the_smallest_rate(study)
     epochs = first[first["Norm"] == "BatchNorm"].set_index("lr")["run"].map(epochs_of)
     return [
@@ -479,6 +481,6 @@ NUMBERS = {4: "four", 5: "five", 6: "six"}
 def test_the_numbers_below_the_picture_of_a_spectrum():
     content = json.loads((CONVERGED / PICTURED / "hessian-filter.json").read_text())
     text = prose(ROOT / "docs" / "measuring.md")
-    assert f"on {content['num_samples']} images" in text
-    assert f"λ_max of these images is {content['max_eigen']:.0f}." in text
+    assert f"estimated from {content['num_samples']} images" in text
+    assert f"largest eigenvalue, λ_max, is {content['max_eigen']:.0f}." in text
     assert f"the curvature on other images is only {content['max_eigen_cross_fitted']:.1f}." in text
