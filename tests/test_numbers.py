@@ -1,55 +1,23 @@
-"""Every number in the README and in the findings of the shipped studies, recomputed from its file.
+"""Every number in the README and in the findings of the cpu_study, recomputed from its file."""
 
-A page is checked by the sentences that hold its numbers, which are written here with the numbers computed. What is left
-of the page must have no number but those in the texts `allowed`, which come from no file, and in NAMES.
-"""
-
-import itertools
 import json
-import re
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
+from numbers_helpers import (
+    CONVERGED,
+    ROOT,
+    check,
+    contrast_at_the_smallest_rate,
+    converged_study,
+    mean_and_spread,
+    minus,
+    prose,
+)
 
-ROOT = Path(__file__).parents[1]
 CPU_STUDY = ROOT / "results" / "cpu_study"
-CONVERGED = ROOT / "results" / "converged"
 PICTURED = "vgg_BatchNorm_ImageFolder_cfg_10_bs64_ep60_seed1_b2d2a855"  # in docs/hessian.png
-NAMES = r"ResNet-56|CIFAR-10+|cfg_10|H200|bf16|float32|AVX-512|L2|ViT 32/4|λ_1"
-
-
-def prose(path: Path) -> str:
-    """Return the text of a page without code and the addresses of links, with single spaces."""
-    text = re.sub(r"^```.*?^```", " ", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
-    text = re.sub(r"`[^`\n]*`", " ", text)
-    return " ".join(re.sub(r"\]\([^)]*\)", "]", text).split())
-
-
-def check(path: Path, computed: list[str], allowed: list[str]) -> None:
-    """Check that the page has all of these texts, and that any other number on it is part of one of NAMES."""
-    text = prose(path)
-    missing = [each for each in (*computed, *allowed) if each not in text]
-    assert missing == []
-    for each in sorted((*computed, *allowed), key=len, reverse=True):
-        text = text.replace(each, " ")
-    assert re.findall(r"\S*\d\S*", re.sub(NAMES, "", text)) == []
-
-
-def minus(number: float, digits: int) -> str:
-    return f"{number:.{digits}f}".replace("-", "−")
-
-
-def mean_and_spread(values: pd.Series, digits: int) -> str:
-    spread = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
-    return f"{minus(values.mean(), digits)}{spread}"
-
-
-def interval(row: pd.Series, digits: int) -> str:
-    return f"{minus(row['low'], digits)} to {minus(row['high'], digits)}"
 
 
 def growth_of_variance(run: str) -> float:
@@ -72,7 +40,8 @@ def growth(cpu_study) -> pd.Series:
     return resnets.set_index("run").assign(growth=lambda runs: [growth_of_variance(run) for run in runs.index])
 
 
-def test_the_numbers_of_the_readme(converged):
+def test_the_numbers_of_the_readme():
+    converged = converged_study()
     gpu = json.loads((ROOT / "benchmarks" / "results" / "gpu-nvidia-h200.json").read_text())
     cpu = json.loads((ROOT / "benchmarks" / "results" / "amd-epyc-avx512-2-threads.json").read_text())
     [vgg] = [run for run in gpu["training"] if run["run"] == "vgg/BatchNorm"]
@@ -230,252 +199,6 @@ def test_the_numbers_of_the_findings_of_the_cpu_study(cpu_study, growth):
         ],
     )
     assert np.isfinite(growth["growth"]).all()
-
-
-@pytest.fixture(scope="module")
-def converged() -> SimpleNamespace:
-    """Return the runs, those at the best rates that reached their loss, the best rates and the report's tables."""
-    runs, tuning = pd.read_csv(CONVERGED / "results.csv"), pd.read_csv(CONVERGED / "tuning.csv")
-    rates = tuning[tuning["chosen"]].set_index("norm_type")["rate"]
-    at_best = runs[runs["lr"] == runs["Norm"].map(rates)].sort_values("seed")
-    late = at_best[at_best["reached_loss"] == False]  # noqa: E712
-    chosen = at_best.drop(late.index)
-    assert len(rates) == 7  # with five seeds and six rates, as the page says in words
-    assert at_best.groupby("Norm").size().eq(5).all()
-    assert tuning.groupby("norm_type").size().eq(6).all()
-    measured = ["Trace", "hessian-element:trace", "hessian-filter:trace", "adaptive_sharpness_l2", "Class Similarity"]
-    assert chosen[measured].notna().all(axis=None)
-    tables = {path.stem: pd.read_csv(path) for path in (CONVERGED / "tables").glob("*.csv")}
-    return SimpleNamespace(runs=runs, late=late, chosen=chosen, rates=rates, tables=tables)
-
-
-def rows_of_accuracies(study: SimpleNamespace) -> list[str]:
-    """Return the rows of the table of norms at their best rates, best first."""
-    ranking = study.tables["ranking"]
-    ranking = ranking[ranking["at"] == "best rate"].set_index("norm")
-    accuracies = {norm: own.set_index("seed")["Test Accuracy"] for norm, own in study.chosen.groupby("Norm")}
-    rows = []
-    for norm, own in sorted(accuracies.items(), key=lambda pair: -pair[1].mean()):
-        differences = (own - accuracies["BatchNorm"]).dropna()
-        low, high = stats.ttest_1samp(differences, 0).confidence_interval()
-        beside = f" {minus(differences.mean(), 1)} ({minus(low, 1)} to {minus(high, 1)})" if norm != "BatchNorm" else ""
-        rank = f"{ranking.loc[norm, 'rank_low']:.0f} to {ranking.loc[norm, 'rank_high']:.0f}"
-        name = norm + (" (32 groups)" if norm == "GroupNorm" else "")
-        rows.append(f"| {name} | {study.rates[norm]:g} | {len(own)} | {mean_and_spread(own, 1)} |{beside} | {rank} |")
-    return rows
-
-
-def rows_of_eigenvalues(study: SimpleNamespace) -> list[str]:
-    """Return the rows of the table of filter-scaled Hessians: means over seeds, in the order of test accuracy."""
-    means = study.chosen.groupby("Norm").mean(numeric_only=True).sort_values("Test Accuracy", ascending=False)
-    rows = []
-    for norm, own in means.iterrows():
-        largest, fitted, trace = (own[f"hessian-filter:{name}"] for name in EIGENVALUES)
-        similarity, flat = own["Class Similarity"], own["hessian-element:trace"]
-        rows.append(f"| {norm} | {largest:.0f} | {fitted:.1f} | {trace:,.0f} | {flat:.1f} | {similarity:.2f} |")
-    return rows
-
-
-EIGENVALUES = ("max_eigen", "max_eigen_cross_fitted", "trace")
-
-
-def contrast_at_the_smallest_rate(study: SimpleNamespace) -> tuple[float, float, float, int]:
-    """Return BatchNorm's accuracy minus the mean of the other norms at the smallest rate, its interval, and their n.
-
-    Each norm has one run there. Their s.d. is that of seeds at the best rates, pooled over norms.
-    """
-    first = study.runs[(study.runs["lr"] == study.runs["lr"].min()) & (study.runs["reached_loss"] == True)]  # noqa: E712
-    first = first.set_index("Norm")["Test Accuracy"]
-    others = first.drop("BatchNorm")
-    groups = study.chosen.groupby("Norm")["Test Accuracy"]
-    freedom = int((groups.size() - 1).sum())
-    spread = np.sqrt((groups.var() * (groups.size() - 1)).sum() / freedom)
-    difference = first["BatchNorm"] - others.mean()
-    half = stats.t.ppf(0.975, freedom) * spread * np.sqrt(1 + 1 / len(others))
-    return difference, difference - half, difference + half, len(others)
-
-
-def smallest_significant_rho(n: int, level: float) -> float:
-    """Return the smallest |ρ| of n norms whose exact two-sided p is below a level."""
-    ranks = np.arange(n)
-    squares = np.array([((ranks - np.array(order)) ** 2).sum() for order in itertools.permutations(range(n))])
-    values, counts = np.unique(np.abs(1 - 6 * squares / (n * (n**2 - 1))).round(9), return_counts=True)
-    p = counts[::-1].cumsum()[::-1] / counts.sum()
-    return float(values[p < level].min())
-
-
-def epochs_of(run: str) -> int:
-    return int(json.loads((CONVERGED / run / "summary.json").read_text())["epochs_done"])
-
-
-def said_of_norms(study: SimpleNamespace) -> list[str]:
-    """Return the sentences of the first finding, after checking those without numbers."""
-    chosen, [late] = study.chosen, study.late.to_dict("records")
-    accuracy = {norm: mean_and_spread(own["Test Accuracy"], 1) for norm, own in chosen.groupby("Norm")}
-    differences = study.tables["baseline"].query("at == 'best rate'").set_index("norm")
-    assert set(differences.index[differences["high"] > 0]) == {"EvoNormBO"}
-    assert late["Norm"] == "EvoNormBO"
-    assert late["Test Accuracy"] > chosen.loc[chosen["Norm"] == "EvoNormBO", "Test Accuracy"].max()
-    means = chosen.groupby("Norm")[["Test Accuracy", "test_loss"]].mean()
-    others = chosen[chosen["seed"] > 0].groupby("Norm")["Test Accuracy"].mean()
-    assert list(others.sort_values().index) == list(means["Test Accuracy"].sort_values().index)
-    by_loss = list(means["test_loss"].sort_values().index)
-    assert by_loss[:2] == ["BatchNorm", "InstanceNorm"]
-    assert by_loss[5] == "EvoNormBO"
-    return [
-        *rows_of_accuracies(study),
-        f"BatchNorm does best ({accuracy['BatchNorm']} % of the test images), but its lead over EvoNormBO "
-        f"({accuracy['EvoNormBO']} %) is within chance",
-        f"without a norm does worst ({accuracy['Plain']} %)",
-        f"did not reach the training loss in {late['epochs']} epochs",
-        f"it had {late['Test Accuracy']:.1f} %, more than the other four,",
-        f"at a training loss of {late['train_loss']:.2f}.",
-        f"BatchNorm has {others['BatchNorm']:.1f} % and EvoNormBO {others['EvoNormBO']:.1f} %, and the order is",
-    ]
-
-
-def said_of_rates(study: SimpleNamespace) -> list[str]:
-    """Return the sentences of the second finding, after checking those without numbers."""
-    first = study.runs[(study.runs["seed"] == 0) & (study.runs["reached_loss"] == True)]  # noqa: E712
-    by_rate = first.pivot(index="Norm", columns="lr", values="Test Accuracy")
-    small, large = by_rate.columns[0], study.rates["BatchNorm"]
-    for norm in ("BatchNorm", "EvoNormBO", "InstanceNorm"):
-        assert by_rate.loc[norm, small:large].dropna().is_monotonic_increasing
-    late = by_rate.index[by_rate[large].isna()]
-    assert set(late) == {"GroupNorm", "LayerNorm", "Plain"}
-    assert (by_rate.max(axis=1) - by_rate[small])[["GroupNorm", "LayerNorm"]].max() < 2
-    assert round(by_rate.loc["Plain"].dropna().iloc[-1] - by_rate.loc["Plain", small]) == -3
-    leads = by_rate.loc["BatchNorm"] - by_rate.drop("BatchNorm").max()
-    assert leads[leads > 1].index.min() == large
-    assert leads[leads.index >= large].min() > 1
-    difference, low, high, others = contrast_at_the_smallest_rate(study)
-    epochs = first[first["Norm"] == "BatchNorm"].set_index("lr")["run"].map(epochs_of)
-    return [
-        f"it is {-difference:.1f} points below the mean of the others (one run each)",
-        f"At a rate of {small:g}, BatchNorm is {-difference:.1f} points below the mean of the {NUMBERS[others]} others",
-        f"(95 % interval {minus(low, 1)} to {minus(high, 1)}, if runs",
-        f"rise up to {large:g}.",
-        f"gain less than two points over {small:g}, the network without a norm loses three; at {large:g}, these three",
-        f"is clearly ahead at {large:g} and above only",
-        f"BatchNorm took {epochs[small]} epochs at {small:g} and {epochs[large]} at {large:g}",
-    ]
-
-
-def said_of_properties(study: SimpleNamespace) -> list[str]:
-    """Return the sentences of the third finding, after checking those without numbers."""
-    of_outcome = study.tables["correlations"].query("outcome == 'Test Accuracy'")
-    between = of_outcome[of_outcome["way"] == "between norms"].set_index("measure")
-    over_seeds = of_outcome[of_outcome["way"] == "within norms over seeds"].set_index("measure")
-    primary, within = between[between["family"] == "primary"], over_seeds[over_seeds["family"] == "within norms"]
-    assert min(primary["p_holm"].min(), within["p_holm"].min()) > 0.05
-    assert primary["p"].idxmin() == "Class Similarity"
-    assert within["p"].idxmin() == "adaptive_sharpness_linf"
-    similarity, trace, sharp = (
-        primary.loc[name] for name in ("Class Similarity", "hessian-element:trace", "adaptive_sharpness_linf")
-    )
-    sharp_within, centred = within.loc["adaptive_sharpness_linf"], between.loc["class_similarity_centred"]
-    means = study.chosen.groupby("Norm").mean(numeric_only=True)
-    fitted, rate = (
-        stats.spearmanr(means[name], means["Test Accuracy"]).statistic
-        for name in ("hessian-filter:max_eigen_cross_fitted", "lr")
-    )
-    assert means["hessian-element:trace"].idxmin() == means["hessian-filter:trace"].idxmax() == "Plain"
-    losses = study.chosen["train_loss"]
-    smallest = smallest_significant_rho(len(means), 0.05 / len(primary))
-    return [
-        f"{len(primary)} measures and {similarity['n_norms']} norms",
-        f"ρ is {minus(similarity['value'], 2)} ({interval(similarity, 2)}), p = {similarity['p']:.2g} alone and "
-        f"{similarity['p_holm']:.2g} after Holm's adjustment",
-        f"(ρ = {minus(within.loc['Class Similarity', 'value'], 2)}, {interval(within.loc['Class Similarity'], 2)})",
-        f"(ρ = {minus(centred['value'], 2)}, {interval(centred, 2)})",
-        f"ρ of the element-scaled trace is {minus(trace['value'], 2)} ({interval(trace, 2)})",
-        f"that of adaptive sharpness (L∞) {minus(sharp['value'], 2)} ({interval(sharp, 2)})",
-        f"(ρ = {minus(between.loc['hessian-filter:max_eigen', 'value'], 2)}, "
-        f"p = {between.loc['hessian-filter:max_eigen', 'p']:.2g} alone)",
-        f"its cross-fitted value does not (ρ = {fitted:.2f})",
-        f"adaptive sharpness (L∞) has ρ = {minus(sharp_within['value'], 2)} ({interval(sharp_within, 2)}) with test "
-        f"accuracy (p = {sharp_within['p']:.2g}, {sharp_within['p_holm']:.2g} after the adjustment; "
-        f"{sharp_within['n_settings']} runs)",
-        f"stop also varies ({losses.min():.2f} to {losses.max():.2f})",
-        f"ρ of the best rate and test accuracy is {rate:.2f}",
-        f"a single measure needs |ρ| of at least {smallest:.2f} to be",
-    ]
-
-
-def said_of_curvature(study: SimpleNamespace) -> list[str]:
-    """Return the sentences on how sharpness is measured."""
-    chosen = study.chosen
-    assert (chosen["class_similarity_samples"] == chosen["train_samples"]).all()
-    groups = chosen.groupby("Norm")
-    means = groups.mean(numeric_only=True)
-    part = means["hessian-filter:max_eigen_cross_fitted"] / means["hessian-filter:max_eigen"]
-    assert (part.drop("BatchNorm") < 0.05).all()
-    assert 1 / part.max() > 9
-    spread = (groups["hessian-filter:trace"].std() / means["hessian-filter:trace"]).max()
-    own = means.loc["BatchNorm"]
-    in_batch, in_eval = ({name: own[f"{kind}:{name}"] for name in EIGENVALUES} for kind in KINDS)
-    samples = chosen["hessian_samples"].max()
-    return [
-        *rows_of_eigenvalues(study),
-        f"The Hessians are those of {samples:.0f} training images in eval mode",
-        f"λ_max of {samples:.0f} images",
-        f"is up to {100 * spread:.0f} % of the mean",
-        f"is {100 * part['BatchNorm']:.0f} % of λ_max for BatchNorm and at most 5 % for the others",
-        f"λ_max is {in_batch['max_eigen']:.0f} instead of {in_eval['max_eigen']:.0f},",
-        f"the trace {in_batch['trace']:.0f} instead of {in_eval['trace']:.0f}",
-    ]
-
-
-KINDS = ("hessian-train-filter", "hessian-filter")
-
-
-def said_of_claims(study: SimpleNamespace) -> list[str]:
-    """Return the sentences on class similarity as a predictor."""
-    claims = study.tables["claims"]
-    claims = claims[claims["compared"].str.contains("class similarity")]
-    of_training = claims["compared"].str.contains("train accuracy (%)", regex=False)
-    assert (claims["low"] > 0)[of_training].tolist() == [True, True, False, False]
-    others = claims[~of_training]
-    assert ((others["low"] < 0) & (others["high"] > 0)).tolist() == [True] * 8
-    assert set(claims["n"]) == {study.chosen["Norm"].nunique()}
-    return [f"lies between {others['value'].min():.2f} and {others['value'].max():.2f}, and each of the eight"]
-
-
-def test_the_numbers_of_the_findings_of_the_converged_study(converged):
-    runs = converged.runs
-    [loss], [images], [epochs] = (runs[name].unique() for name in ("stop_at_loss", "train_samples", "epochs"))
-    check(
-        CONVERGED / "FINDINGS.md",
-        [
-            *said_of_norms(converged),
-            *said_of_rates(converged),
-            *said_of_properties(converged),
-            *said_of_curvature(converged),
-            *said_of_claims(converged),
-            f"on {images:,} images to a training loss of at most {loss}",
-            f"training loss of at most {loss} in eval mode. If it does not reach it in {epochs} epochs",
-            f"{images // 10} training and {images // 10} validation images of each class",
-            f"all {runs['test_samples'].max():,} test images",
-            f"batch size {runs['Batch Size'].max()}, SGD",
-        ],
-        [
-            "ρ is −0.35 by the same statistics (9 norms, 32 cells, p = 0.022;",  # docs/report.png
-            "At about 50 %",
-            "adjustment for 14 tests",
-            "another batch size than 64",
-            "(95 % interval)",
-            "95 % interval of the rank",
-            "EvoNormBO's goes to rank 3",
-            "InstanceNorm's begins at rank 5",
-            "(seed 0)",
-            "validation accuracy of seed 0",
-            *(f"## {place}. " for place in (1, 2, 3)),
-            *(f" {place}. " for place in (1, 2, 3)),
-        ],
-    )
-
-
-NUMBERS = {4: "four", 5: "five", 6: "six"}
 
 
 def test_the_numbers_below_the_picture_of_a_spectrum():

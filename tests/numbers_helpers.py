@@ -1,0 +1,82 @@
+"""Helpers: check the numbers on a page, and load the converged study.
+
+A page is checked by the sentences that hold its numbers, which are written in the tests with the numbers computed. What
+is left of the page must have no number but those in the texts `allowed`, which come from no file, and in NAMES.
+"""
+
+import functools
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+ROOT = Path(__file__).parents[1]
+CONVERGED = ROOT / "results" / "converged"
+NAMES = r"ResNet-56|CIFAR-10+|cfg_10|H200|bf16|float32|AVX-512|L2|ViT 32/4|λ_1"
+
+
+def prose(path: Path) -> str:
+    """Return the text of a page without code and the addresses of links, with single spaces."""
+    text = re.sub(r"^```.*?^```", " ", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"`[^`\n]*`", " ", text)
+    return " ".join(re.sub(r"\]\([^)]*\)", "]", text).split())
+
+
+def check(path: Path, computed: list[str], allowed: list[str]) -> None:
+    """Check that the page has all of these texts, and that any other number on it is part of one of NAMES."""
+    text = prose(path)
+    missing = [each for each in (*computed, *allowed) if each not in text]
+    assert not missing, missing
+    for each in sorted((*computed, *allowed), key=len, reverse=True):
+        text = text.replace(each, " ")
+    unchecked = re.findall(r"\S*\d\S*", re.sub(NAMES, "", text))
+    assert not unchecked, unchecked
+
+
+def minus(number: float, digits: int) -> str:
+    return f"{number:.{digits}f}".replace("-", "−")
+
+
+def mean_and_spread(values: pd.Series, digits: int) -> str:
+    spread = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
+    return f"{minus(values.mean(), digits)}{spread}"
+
+
+def interval(row: pd.Series, digits: int) -> str:
+    return f"{minus(row['low'], digits)} to {minus(row['high'], digits)}"
+
+
+@functools.cache
+def converged_study() -> SimpleNamespace:
+    """Return the runs, those at the best rates that reached their loss, the best rates and the report's tables."""
+    runs, tuning = pd.read_csv(CONVERGED / "results.csv"), pd.read_csv(CONVERGED / "tuning.csv")
+    rates = tuning[tuning["chosen"]].set_index("norm_type")["rate"]
+    at_best = runs[runs["lr"] == runs["Norm"].map(rates)].sort_values("seed")
+    late = at_best[at_best["reached_loss"] == False]  # noqa: E712
+    chosen = at_best.drop(late.index)
+    assert len(rates) == 7  # with five seeds and six rates, as the page says in words
+    assert at_best.groupby("Norm").size().eq(5).all()
+    assert tuning.groupby("norm_type").size().eq(6).all()
+    measured = ["Trace", "hessian-element:trace", "hessian-filter:trace", "adaptive_sharpness_l2", "Class Similarity"]
+    assert chosen[measured].notna().all(axis=None)
+    tables = {path.stem: pd.read_csv(path) for path in (CONVERGED / "tables").glob("*.csv")}
+    return SimpleNamespace(runs=runs, late=late, chosen=chosen, rates=rates, tables=tables)
+
+
+def contrast_at_the_smallest_rate(study: SimpleNamespace) -> tuple[float, float, float, int]:
+    """Return BatchNorm's accuracy minus the mean of the other norms at the smallest rate, its interval, and their n.
+
+    Each norm has one run there. Their s.d. is that of seeds at the best rates, pooled over norms.
+    """
+    first = study.runs[(study.runs["lr"] == study.runs["lr"].min()) & (study.runs["reached_loss"] == True)]  # noqa: E712
+    first = first.set_index("Norm")["Test Accuracy"]
+    others = first.drop("BatchNorm")
+    groups = study.chosen.groupby("Norm")["Test Accuracy"]
+    freedom = int((groups.size() - 1).sum())
+    spread = np.sqrt((groups.var() * (groups.size() - 1)).sum() / freedom)
+    difference = first["BatchNorm"] - others.mean()
+    half = stats.t.ppf(0.975, freedom) * spread * np.sqrt(1 + 1 / len(others))
+    return difference, difference - half, difference + half, len(others)
