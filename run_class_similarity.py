@@ -22,7 +22,7 @@ def build_parser() -> Parser:
         """examples:
   python run_class_similarity.py                                every run in results/ that is not measured yet
   python run_class_similarity.py results/RUN --checkpoint=all   similarity over training
-  python run_class_similarity.py --split=test --overwrite=True  on test images instead""",
+  python run_class_similarity.py --split=test --tag=test        on test images: class_similarity-test.json""",
     )
     add_flag(parser, "split", "train", "Split of the data set to measure on, unaugmented", choices=("train", "test"))
     add_flag(parser, "batch_size", 256, "Images per batch. Changes memory and speed, not the result", count)

@@ -144,7 +144,8 @@ diverged run are empty. An empty `image_size` means that the images keep their s
 Values from `hessian.json` and `class_similarity.json` are in the table only if they were measured on the last
 checkpoint with {usual}. Other matrices, such as those of
 `--curvature=ggn` or `--scale=filter`, have columns named after their file and a key in it, such as
-`hessian-filter:trace`, at the end of the table. Measurements with a `--tag` are only in the run's folder.
+`hessian-filter:trace`, at the end of the table. Measurements with a `--tag`, and landscapes, are only in the run's
+folder.
 
 | column | meaning |
 |---|---|
