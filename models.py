@@ -91,11 +91,11 @@ class VGG(nn.Module):
         return [(f"blocks.{index}.conv", f"blocks.{index}.norm") for index in range(len(self.blocks))]
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the last feature map, (N, 512, h, w)."""
+        """Return the last feature map, (N, channels, h, w) with 512 channels (128 in cfg_10_narrow)."""
         return self.blocks(x)
 
     def pool(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the mean over H,W, (N, 512), which the classifier reads."""
+        """Return the mean over H,W, (N, channels), which the classifier reads."""
         return features.mean((2, 3))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -10,8 +10,6 @@ import math
 import torch
 from torch.nn import functional as F
 
-NEURAL_COLLAPSE_KEYS = ("nc1", "nc2_equinorm", "nc2_equiangularity", "nc2_max_angle", "nc3", "nc4", "effective_rank")
-
 
 def class_means(features: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
     """Return the mean of the flattened features of each class: (C, D).

@@ -38,6 +38,8 @@ from normstudy.kernels import keep_freed_memory
 from normstudy.storage import RunDirectory, read_torch, stored_config, write_json
 from utils import ClassMoments
 
+PRODUCTS = 200  # over which the memory must not grow
+
 
 def network_and_batches(
     args: argparse.Namespace, dtype: torch.dtype = torch.float32
@@ -94,17 +96,17 @@ def print_peak_memory(args: argparse.Namespace) -> None:
     print(status("VmHWM") - before)
 
 
-def memory_over_products(args: argparse.Namespace, products: int = 200) -> dict[str, float]:
+def memory_over_products(args: argparse.Namespace) -> dict[str, float]:
     """Return the resident bytes after the first ten and after all products, on 16 images of the same network."""
     model, batches, *_ = network_and_batches(args)
     matvec, dimension = hessian_matvec(model, [(batches[0][0][:16], batches[0][1][:16])])
     vector, sizes = torch.randn(dimension), []
-    for index in range(products):
+    for index in range(PRODUCTS):
         vector = matvec(vector)
         vector /= vector.norm()
-        if index in (9, products - 1):
+        if index in (9, PRODUCTS - 1):
             sizes.append(status("VmRSS"))
-    return {"products": products, "after_10_bytes": sizes[0], "after_all_bytes": sizes[1], "ratio": sizes[1] / sizes[0]}
+    return {"products": PRODUCTS, "after_10_bytes": sizes[0], "after_all_bytes": sizes[1], "ratio": sizes[1] / sizes[0]}
 
 
 def small_trained_network() -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from networks_helpers import shrink
+from probes_helpers import recorded
 from test_fake_cuda import NETWORKS
 from torch.nn import functional as F
 
@@ -111,7 +112,7 @@ def test_probes_are_those_of_the_cpu(monkeypatch, arch, precision):
         on_device = copy.deepcopy(model).to(device)
         recorder, optimizer = ProbeRecorder(on_device), torch.optim.SGD(on_device.parameters(), lr=0.1)
         with training_arithmetic(torch.device(device), "fp32" if device == "cpu" else precision, False):  # noqa: SIM117
-            with recorder.step(0):
+            with recorded(recorder, 0):
                 logits = forward_in_precision(settings, on_device, images.to(device))
                 F.cross_entropy(logits, labels.to(device)).backward()
                 optimizer.step()

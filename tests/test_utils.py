@@ -6,8 +6,8 @@ import statistics
 import pytest
 import torch
 
+from normstudy.storage import NEURAL_COLLAPSE_KEYS
 from utils import (
-    NEURAL_COLLAPSE_KEYS,
     ClassMoments,
     class_means,
     cosine_matrix,

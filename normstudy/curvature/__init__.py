@@ -1,4 +1,4 @@
-"""Matrix-free curvature of the cross-entropy loss of any PyTorch classifier. Requires only torch.
+"""Matrix-free curvature of the loss of any PyTorch model: cross-entropy, or another one. Requires only torch.
 
 `hessian_matvec` multiplies vectors by the Hessian or the generalized Gauss-Newton matrix. `spectrum` and `lanczos`
 accept any symmetric matrix given as a function v ↦ Av::
@@ -8,28 +8,27 @@ accept any symmetric matrix given as a function v ↦ Av::
     print(estimates.trace, estimates.trace_standard_error, estimates.max_eigen)
 """
 
-from .image_errors import ImageBlocks, LayoutErrors, layout_errors
+from .image_errors import ImageBlocks, layout_errors
 from .krylov_space import lanczos, ritz_values
-from .model_state import in_mode, keeps_running_statistics, unwrap
+from .model_state import has_running_statistics, in_mode, unwrap
 from .objective import layer_sizes
 from .precision import full_float32
-from .products import bytes_per_sample, hessian_matvec, loss_and_gradient
-from .scaling import SCALES, parameter_scales
+from .products import FEWEST_SAMPLES, bytes_per_sample, hessian_matvec, loss_and_gradient
+from .scaling import parameter_scales
 from .spectral_estimates import ProbeState, Spectrum, rademacher, spectrum
 from .thick_restart import eigenpairs
 
 __all__ = [
-    "SCALES",
+    "FEWEST_SAMPLES",
     "ImageBlocks",
-    "LayoutErrors",
     "ProbeState",
     "Spectrum",
     "bytes_per_sample",
     "eigenpairs",
     "full_float32",
+    "has_running_statistics",
     "hessian_matvec",
     "in_mode",
-    "keeps_running_statistics",
     "lanczos",
     "layer_sizes",
     "layout_errors",

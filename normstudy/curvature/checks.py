@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from .batches import Batch, as_pair, digests, num_samples, take, tensors_in
-from .model_state import keeps_running_statistics
+from .model_state import has_running_statistics
 from .objective import Objective
 from .product_checks import Comparison, LowPrecision, check_derivative, first_line, is_out_of_memory, warn
 from .ways import ForwardMode, KeptGraphs, Way
@@ -27,7 +27,7 @@ def choose_way(objective: Objective, ways: Sequence[Way]) -> Way:
     plain = ways[-1]
     with objective.evaluation():
         few = check_batches(objective, is_ordered=objective.bn_mode == "train" or isinstance(ways[0], KeptGraphs))
-        if objective.bn_mode == "train" and not any(map(keeps_running_statistics, objective.model.modules())):
+        if objective.bn_mode == "train" and not has_running_statistics(objective.model):
             warn("no layer of this model has buffers named running_…, so bn_mode=train changes nothing")
         outputs = check_loss(objective, few).detach()
         _check_precision(objective, few)

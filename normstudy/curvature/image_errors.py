@@ -46,7 +46,7 @@ def layout_errors(values: torch.Tensor, pool_fraction: float = 0.0) -> LayoutErr
     probes, blocks = values.shape
     mean, by_probe, by_block = values.mean(), values.mean(1), values.mean(0)
     missing = 1 - pool_fraction
-    ms_probe = ms_block = ms_both = math.nan
+    ms_probe = ms_block = math.nan
     if probes > 1:
         ms_probe = blocks * by_probe.var(correction=1).item()
     if blocks > 1:
@@ -109,7 +109,8 @@ class ImageBlocks:
         products: The products v ↦ H_b v.
         sizes: Number of images of each block. Sizes should differ by at most one.
         pool: Number of all images, from which those of the blocks were drawn. None if they are unlimited.
-        halves: The products of the even and of the odd blocks, if there are faster ones than those of the blocks.
+        halves: The products of two disjoint halves of the images (default: those of the even and the odd blocks, which
+            take longer).
     """
 
     def __init__(

@@ -64,6 +64,11 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return parameters
 
 
+def has_running_statistics(model: nn.Module) -> bool:
+    """Return whether any module of a model keeps running statistics."""
+    return any(map(keeps_running_statistics, model.modules()))
+
+
 def keeps_running_statistics(module: nn.Module) -> bool:
     """Return whether a layer itself has buffers named running_…; in training mode it then uses batch statistics."""
     return any(name.startswith("running_") for name, _ in module.named_buffers(recurse=False))

@@ -65,10 +65,10 @@ def training_batch(split: Split, indices: torch.Tensor, flips: torch.Tensor, ima
 
 
 def evaluation_batches(
-    split: Split, image_size: int | None = None, batch_size: int = EVALUATION_BATCH, first: int = 0, every: int = 1
+    split: Split, image_size: int | None = None, batch_size: int = EVALUATION_BATCH
 ) -> Iterator[Batch]:
-    """Yield the unaugmented batches of a split in order: batch `first` and every `every`-th batch after it."""
-    for start in range(first * batch_size, len(split), every * batch_size):
+    """Yield the unaugmented batches of a split in order."""
+    for start in range(0, len(split), batch_size):
         yield (
             to_network_input(split.images[start : start + batch_size], image_size=image_size),
             split.labels[start : start + batch_size],

@@ -119,11 +119,11 @@ def list_images(data_dir: Path) -> Listing:
     return Listing(classes, folders, files, left_out)
 
 
-def first_few(names: Iterable[str], limit: int = FEW) -> str:
+def first_few(names: Iterable[str]) -> str:
     """Return the first names as text, and how many more there are."""
     in_order = sorted(names)
-    more = f" and {len(in_order) - limit} more" if len(in_order) > limit else ""
-    return ", ".join(in_order[:limit]) + more
+    more = f" and {len(in_order) - FEW} more" if len(in_order) > FEW else ""
+    return ", ".join(in_order[:FEW]) + more
 
 
 def unused_folders(data_dir: Path, used: Iterable[Path]) -> list[str]:

@@ -30,7 +30,6 @@ from normstudy.kernels.moments import (
     to_statistics_dtype,
 )
 from normstudy.kernels.probe_statistics import (
-    activation_statistics,
     channel_variance,
     frobenius_norm,
     gram_matrix,
@@ -50,7 +49,6 @@ __all__ = [
     "Form",
     "TransformedConv2d",
     "TransformedLinear",
-    "activation_statistics",
     "as_current",
     "attention",
     "centred_weight",

@@ -66,19 +66,6 @@ def frobenius_norm(x: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vector_norm(norms)
 
 
-def activation_statistics(x: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return the four statistics of an activation that docs/files.md (Layer statistics) defines.
-
-    activation_norm: mean over samples of the L2 norm. activation_variance: mean over channels of the population
-    variance over samples and positions. cosine_similarity: mean over ordered pairs i≠j of cos(x_i, x_j) of flattened
-    samples; NaN for a single sample. stable_rank: ‖U‖_F²/‖U‖₂² of the matrix U of unit-length samples. An all-zero
-    sample has cosine 0 with every other and adds nothing to U; if all are zero, the stable rank is 0. For
-    half-precision input, products are rounded to half precision, which leaves about three digits.
-    """
-    variance = {"activation_variance": channel_variance(x).mean()}
-    return variance | {key: value[0] for key, value in gram_statistics([gram_matrix(x)]).items()}
-
-
 def gram_matrix(x: torch.Tensor) -> torch.Tensor:
     """Return the inner products of every two samples of x, flattened: (N, N)."""
     samples = _rows(x.detach()).flatten(1)
@@ -86,7 +73,13 @@ def gram_matrix(x: torch.Tensor) -> torch.Tensor:
 
 
 def gram_statistics(grams: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the statistics that follow from the Gram matrices (N, N) of S sites: (S,) each."""
+    """Return the statistics that follow from the Gram matrices (N, N) of S activations: (S,) each.
+
+    activation_norm: mean over samples of the L2 norm. cosine_similarity: mean over ordered pairs i≠j of cos(x_i, x_j)
+    of flattened samples; NaN for a single sample. stable_rank: ‖U‖_F²/‖U‖₂² of the matrix U of unit-length samples. An
+    all-zero sample has cosine 0 with every other and adds nothing to U; if all are zero, the stable rank is 0. For
+    half-precision input, products are rounded to half precision, which leaves about three digits.
+    """
     at_once = max(1, STACKED_ENTRIES // grams[0].numel())
     parts = [_gram_statistics(torch.stack(list(grams[i : i + at_once]))) for i in range(0, len(grams), at_once)]
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}

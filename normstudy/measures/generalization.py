@@ -48,17 +48,15 @@ def generalization_measures(
     return {name: None if value is None or not math.isfinite(value) else value for name, value in measures.items()}
 
 
-def effective_dimension(
-    probes: Sequence[Mapping[str, Sequence[float]]], dimension: int, alpha: float = ALPHA
-) -> tuple[float, float | None]:
-    """Return Σ λ/(λ+α) over the positive eigenvalues, from the Lanczos probes of hessian.json.
+def effective_dimension(probes: Sequence[Mapping[str, Sequence[float]]], dimension: int) -> tuple[float, float | None]:
+    """Return Σ λ/(λ+ALPHA) over the positive eigenvalues, from the Lanczos probes of hessian.json.
 
     With it comes its standard error over probes, or None for a single one.
     probes: {"nodes": eigenvalues of a quadrature, "weights": their weights, which sum to 1} for each probe.
     """
     sums = [
         sum(
-            weight * node / (node + alpha)
+            weight * node / (node + ALPHA)
             for node, weight in zip(probe["nodes"], probe["weights"], strict=True)
             if node > 0
         )

@@ -15,6 +15,7 @@ from normstudy.cli import RunError
 from normstudy.curvature import (
     Spectrum,
     eigenpairs,
+    has_running_statistics,
     layer_sizes,
     loss_and_gradient,
     parameter_scales,
@@ -92,7 +93,7 @@ def measure_hessian(checkpoint: Checkpoint, args: argparse.Namespace, max_probe_
     if args.layer_eigenvalues:
         content["layer_eigenvalues"] = measure_layer_eigenvalues(task, matvec, progress)
     content |= {
-        "has_batch_statistics": any("running_" in name for name, _ in checkpoint.model.named_buffers()),
+        "has_batch_statistics": has_running_statistics(checkpoint.model),
         "seconds": time.perf_counter() - start,
         **subset.describe(),
     }

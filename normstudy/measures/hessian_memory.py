@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from normstudy.cli import RunError
-from normstudy.curvature import bytes_per_sample
+from normstudy.curvature import FEWEST_SAMPLES, bytes_per_sample
 from normstudy.datasets import Split
 from normstudy.kernels import free_memory, pick_device
 from normstudy.measures.checkpoints import Checkpoint
@@ -15,7 +15,6 @@ from normstudy.measures.checkpoints import Checkpoint
 BATCH_SHARE = 0.25  # fraction of the free memory; gradients and temporary tensors need more
 GRAPHS_SHARE = 0.4
 BASIS_SHARE = 0.8
-FEWEST_SAMPLES = 4  # the memory per sample cannot be measured with fewer
 
 
 @dataclass(frozen=True)

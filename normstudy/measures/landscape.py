@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from normstudy.curvature import eigenpairs, hessian_matvec, keeps_running_statistics, parameter_scales, unwrap
+from normstudy.curvature import eigenpairs, has_running_statistics, hessian_matvec, parameter_scales, unwrap
 from normstudy.measures.network_loss import Batches, NetworkLoss
 
 TOLERANCE = 1e-2  # of the eigenvalue: the residual at which the search for the sharpest direction ends
@@ -46,7 +46,7 @@ class Landscape:
         self.stored = NetworkLoss(self.model, batches, checks)
         inputs, labels = (torch.cat(each) for each in zip(*self.stored.batches, strict=True))
         self.whole = NetworkLoss(self.model, [(inputs, labels)], checks=False)
-        self.has_running_statistics = any(map(keeps_running_statistics, self.model.modules()))
+        self.has_running_statistics = has_running_statistics(self.model)
         self.parameters = [each for each in self.model.parameters() if each.requires_grad]
 
     def here(self) -> tuple[Point, Point]:

@@ -17,7 +17,7 @@ from normstudy.measures.landscape import MOST_PRODUCTS, Landscape, Point, barrie
 from normstudy.measures.measure_runs import Measurement
 from normstudy.measures.run_selection import find_checkpoints, finished_config
 from normstudy.plots import draw_landscape
-from normstudy.storage import RunDirectory, identity_hash, read_json, read_summary, read_torch
+from normstudy.storage import RunDirectory, identity_hash, read_json, read_torch, recorded_digest
 
 RISE = 2.0  # nats: the sharpest direction is followed to where its curvature predicts this rise of the loss
 PRODUCT = 3  # a product with the Hessian takes about as long as this many evaluations with a gradient each
@@ -31,7 +31,7 @@ def name_other_run(args: argparse.Namespace) -> None:
         run = RunDirectory(args.to)
         args.to_identity = identity_hash(finished_config(run))
         [path] = find_checkpoints(run, "last")
-        args.to_checkpoint = read_summary(run).get("files", {}).get(run.name_of(path))
+        args.to_checkpoint = recorded_digest(run, path)
 
 
 def measure_landscape(checkpoint: Checkpoint, args: argparse.Namespace) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def _other_end(checkpoint: Checkpoint, path: str) -> tuple[dict[str, torch.Tenso
             f"{run.path} was trained on other images than {checkpoint.run.path}, so their losses cannot be compared "
             "(the images of Synthetic depend on --seed)"
         )
-    state = read_torch(last, read_summary(run).get("files", {}).get(run.name_of(last)))
+    state = read_torch(last, recorded_digest(run, last))
     return state, {"run": run.path.resolve().name, "epoch": epoch_of(last)}
 
 

@@ -22,7 +22,7 @@ from normstudy.storage import (
     git_commit,
     measurement_name,
     package_versions,
-    read_summary,
+    recorded_digest,
     update_table,
     write_json,
 )
@@ -53,6 +53,11 @@ class Measurement:
 
 
 @own_settings()
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the flags of a measurement that its file records, because they change or name it."""
+    return {name: value for name, value in vars(args).items() if name not in NOT_SETTINGS}
+
+
 def measure_runs(args: argparse.Namespace, measurement: Measurement) -> int:
     """Measure the runs that the parsed flags select. Return the exit code: 1 if a run was left out, else 0."""
     device = pick_device(args.device)
@@ -116,13 +121,13 @@ def _measure_run(
 ) -> Iterator[None]:
     """Measure the checkpoints of one run, and yield after each. Raises RunError if the run cannot be measured."""
     config = finished_config(run)
-    settings = {name: value for name, value in vars(args).items() if name not in NOT_SETTINGS}
+    settings = settings_of(args)
     last = run.checkpoints()[-1:]
     name = measurement_name(measurement.name, vars(args))
     with run.lock():
         for path in find_checkpoints(run, args.checkpoint):
             target = run.measurement(name, None if [path] == last else epoch_of(path))
-            sha256 = read_summary(run).get("files", {}).get(run.name_of(path))
+            sha256 = recorded_digest(run, path)
             if args.overwrite or not _is_measured(target, settings, sha256):
                 dataset, dtype = images.load_for(run, config), getattr(torch, args.dtype)
                 checkpoint = Checkpoint(run, config, path, sha256, dataset, dtype, images.device, pause, target)

@@ -82,9 +82,9 @@ class NetworkLoss:
         with self.evaluation(batch_statistics):
             return torch.cat([self.model(inputs).cpu().double() for inputs, _ in self.batches])
 
-    def losses(self, batch_statistics: bool = False) -> torch.Tensor:
+    def losses(self) -> torch.Tensor:
         """Return the cross-entropy of each image, (m,), in float64 on the CPU."""
-        return F.cross_entropy(self.logits(batch_statistics), self.labels, reduction="none")
+        return F.cross_entropy(self.logits(), self.labels, reduction="none")
 
     def gradient(
         self, of: Sequence[torch.Tensor] | None = None, batch_statistics: bool = False

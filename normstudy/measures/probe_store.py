@@ -9,7 +9,7 @@ from typing import Any
 from normstudy.cli import RunError
 from normstudy.curvature import ProbeState
 from normstudy.measures.checkpoints import Checkpoint
-from normstudy.measures.measure_runs import NOT_SETTINGS
+from normstudy.measures.measure_runs import settings_of
 from normstudy.storage import package_versions, read_torch, write_torch
 
 SECONDS = 5.0  # between two writes; a file is as large as a checkpoint
@@ -23,8 +23,12 @@ class ProbeStore:
 
     def __init__(self, checkpoint: Checkpoint, args: argparse.Namespace) -> None:
         self.path = checkpoint.target.with_suffix(".partial.pt")
-        settings = {name: value for name, value in vars(args).items() if name not in NOT_SETTINGS}
-        identity: list[Any] = [settings, checkpoint.sha256, str(checkpoint.device), package_versions()["torch"]]
+        identity: list[Any] = [
+            settings_of(args),
+            checkpoint.sha256,
+            str(checkpoint.device),
+            package_versions()["torch"],
+        ]
         identity += [checkpoint.dataset.fingerprint()]
         self.identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         self.saved_at = time.monotonic()

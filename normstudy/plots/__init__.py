@@ -1,7 +1,7 @@
 """Pictures of one run and its measurements; the style and colours shared by all pictures."""
 
 from normstudy.plots.class_similarity import draw_class_similarity, draw_class_similarity_over_training
-from normstudy.plots.curves import draw_curves
+from normstudy.plots.curves import FEW_POINTS, draw_curves
 from normstudy.plots.hessian import draw_hessian, draw_hessian_over_training, format_with_residual, spectral_density
 from normstudy.plots.landscape import draw_landscape
 from normstudy.plots.layout import NAME_WIDTH, label_line_ends, label_points, panel_grid
@@ -24,6 +24,7 @@ from normstudy.plots.style import (
 )
 
 __all__ = [
+    "FEW_POINTS",
     "LOGARITHMIC_PROBES",
     "NAME_WIDTH",
     "NORM_COLOURS",

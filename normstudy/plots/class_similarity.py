@@ -20,7 +20,7 @@ from normstudy.plots.style import (
     save_figure,
     tick_whole_numbers,
 )
-from normstudy.storage import RunDirectory, read_json
+from normstudy.storage import NEURAL_COLLAPSE_KEYS, RunDirectory, read_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,9 +66,8 @@ def _collapse_line(content: Mapping[str, Any]) -> str:
     """Return the values of neural collapse in one line; an empty one for files of earlier versions."""
     if "nc1" not in content:
         return ""
-    keys = ("nc1", "nc2_equinorm", "nc2_equiangularity", "nc2_max_angle", "nc3", "nc4", "effective_rank")
-    values = ("undefined" if content[key] is None else f"{content[key]:.3g}" for key in keys)
-    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in zip(keys, values, strict=True))
+    values = {key: "undefined" if content[key] is None else f"{content[key]:.3g}" for key in NEURAL_COLLAPSE_KEYS}
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in values.items())
 
 
 def _draw_cosines(figure: Figure, panel: Axes, matrix: np.ndarray, classes: list[str]) -> None:

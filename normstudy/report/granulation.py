@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from normstudy.report.resampling import INTERVAL, RESAMPLES
-from normstudy.report.tables import MEASURES, MIN_POINTS, OUTCOMES, axes_of, hyperparameters, setting_keys
+from normstudy.report.tables import MIN_POINTS, OUTCOMES, axes_of, hyperparameters, setting_keys
 
 Groups = dict[str, list[tuple[np.ndarray, np.ndarray]]]  # by hyperparameter; see groups_by_axis
 
@@ -41,9 +41,9 @@ def granulated_psi(
     table: pd.DataFrame,
     measure: str,
     outcome: str,
+    groups: Groups,
     resamples: int = RESAMPLES,
     seed: int = 0,
-    groups: Groups | None = None,
 ) -> Granulated:
     """Compute Ψ of Jiang et al. 2020, section 3; it is NaN if no hyperparameter has a ψ.
 
@@ -51,7 +51,7 @@ def granulated_psi(
     outcome over the group's pairs (ties count 0). A hyperparameter with fewer than MIN_POINTS groups has no ψ, because
     Ψ would give its few pairs the same weight as the many of another. Ψ is the mean of all ψ; its 95 % interval comes
     from resampling groups. The smallest and largest ψ are the worst cases (after Dziugaite et al. 2020). `groups` is
-    groups_by_axis of the runs that did not fail, if the caller has it already.
+    groups_by_axis of the runs that did not fail.
     """
     usable = table[~table["has_failed"]]
     x, y = usable[measure].to_numpy(float), usable[outcome].to_numpy(float)
@@ -59,7 +59,7 @@ def granulated_psi(
     generator = np.random.default_rng(seed)
     found: dict[str, tuple[float, int]] = {}
     samples = []
-    for axis, members in (groups or groups_by_axis(usable)).items():
+    for axis, members in groups.items():
         agreements = []
         for positions, settings in members:
             kept = is_there[positions]
@@ -78,20 +78,19 @@ def granulated_psi(
 
 def granulated_table(
     table: pd.DataFrame,
-    measures: Iterable[str] = MEASURES,
-    outcomes: Iterable[str] = OUTCOMES,
+    measures: Iterable[str],
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Return a frame with the granulated_psi of every measure and outcome.
+    """Return a frame with the granulated_psi of these measures and every outcome.
 
     Its columns are Ψ (value), its interval (low, high), the hyperparameters of the smallest and the largest ψ (lowest,
     highest), and every ψ with its number of groups.
     """
     rows, groups = [], groups_by_axis(table[~table["has_failed"]])
     for measure in measures:
-        for outcome in outcomes:
-            found, value, low, high = granulated_psi(table, measure, outcome, resamples, seed, groups)
+        for outcome in OUTCOMES:
+            found, value, low, high = granulated_psi(table, measure, outcome, groups, resamples, seed)
             row = {"measure": measure, "outcome": outcome, "value": value, "low": low, "high": high}
             row["lowest"] = min(found, key=lambda axis: found[axis][0], default="")
             row["highest"] = max(found, key=lambda axis: found[axis][0], default="")

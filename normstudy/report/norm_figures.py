@@ -1,4 +1,4 @@
-"""Pictures of rankings and groupings."""
+"""Pictures of rankings, learning rates and groupings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Orders that several pictures of the report share."""
+"""Orders that several parts of the report share."""
 
 from collections.abc import Iterable, Mapping, Sequence
 

@@ -33,9 +33,9 @@ class ProbeStatistics:
     values: dict[str, dict[str, np.ndarray]]
 
 
-def evenly_chosen(items: Sequence[T], most: int = MOST_RUNS) -> Sequence[T]:
-    """Return at most `most` of the items, evenly chosen."""
-    return items[:: max(1, -(-len(items) // most))]
+def evenly_chosen(items: Sequence[T]) -> Sequence[T]:
+    """Return at most MOST_RUNS of the items, evenly chosen."""
+    return items[:: max(1, -(-len(items) // MOST_RUNS))]
 
 
 def read_probe_statistics(runs: Sequence[tuple[Row, RunDirectory]]) -> list[tuple[Row, ProbeStatistics]]:

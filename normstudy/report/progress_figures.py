@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from config import GROUPED_NORMS
-from normstudy.plots import norm_colour, panel_grid, printable, scale_logarithmically
+from normstudy.plots import FEW_POINTS, norm_colour, panel_grid, printable, scale_logarithmically
 from normstudy.report.figures import Drawing
 from normstudy.report.run_states import Epoch, FileCache, RunStates, TrainingRun
 from normstudy.storage import RunDirectory
@@ -26,7 +26,6 @@ COLUMNS = 4
 PANEL_LETTERS = 36  # that fit into a line above a panel
 PANEL_SIZE = (2.3, 1.6)  # inches
 MIN_WIDTH = 10  # epochs on the x axis, of a run with as many; beyond, a curve takes at least half of the width
-FEW_POINTS = 30  # number of points of a line up to which each has a marker
 QUANTITIES = {"test_accuracy": ("test accuracy (%)", 100.0), "train_loss": ("train loss (nats per image)", 1.0)}
 COMPARED = ("arch", "dataset")  # settings that the finished runs in a panel share with its run
 
@@ -89,7 +88,7 @@ def _finished_runs(
     Diverged runs have not finished: their last losses would hide all others.
     """
     found: dict[tuple[object, ...], list[RunDirectory]] = {_kind(run.settings): [] for run in runs}
-    latest = sorted(states.ended, key=lambda name: -(states.ended[name] or (0, 0, 0))[1])
+    latest = sorted(states.ended, key=lambda name: -states.ended[name][1])
     for name in latest:
         run = RunDirectory(folder / name)
         settings = files.json(run.config)

@@ -12,6 +12,8 @@ import pandas as pd
 from scipy import stats
 
 from config import ARCHS
+from normstudy.report.orders import in_order
+from normstudy.report.primary import OUTCOME
 from normstudy.report.tables import CELL, axes_of, hyperparameters, setting_keys
 from normstudy.report.tuning import is_late, ways_to_compare
 
@@ -89,7 +91,7 @@ def rank_norms(table: pd.DataFrame) -> pd.DataFrame:
     and `failed` count runs.
     """
     parts = []
-    for network in _networks(table):
+    for network in in_order(table["Model"], ARCHS):
         for at, runs in ways_to_compare(table[table["Model"] == network]):
             parts.append(rank_labels(runs, "Norm").assign(network=network, at=at))
     parts = [part for part in parts if len(part)]
@@ -98,15 +100,10 @@ def rank_norms(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True).rename(columns={"Norm": "norm"})[COLUMNS]
 
 
-def _networks(table: pd.DataFrame) -> list[str]:
-    there = set(table["Model"])
-    return list(dict.fromkeys(name for name in (*ARCHS, *sorted(there)) if name in there))
-
-
-def rank_labels(table: pd.DataFrame, label: str = "Norm", outcome: str = "Test Accuracy") -> pd.DataFrame:
+def rank_labels(table: pd.DataFrame, label: str = "Norm") -> pd.DataFrame:
     """Rank the norms, or other labels, of one set of runs; see rank_norms."""
     names = [label, "n", "failed", "mean", "advantage", "low", "high", "rank_low", "rank_high"]
-    data = Cells.of(table, label, outcome)
+    data = Cells.of(table, label)
     if data is None:
         return pd.DataFrame(columns=names)
     count = len(data.labels)
@@ -124,7 +121,7 @@ def rank_labels(table: pd.DataFrame, label: str = "Norm", outcome: str = "Test A
         failed = int(table.loc[table[label] == name, "has_failed"].sum())
         value = round(contrasts[index].value, 9)
         bounds = round(low, 9), round(high, 9)
-        rows.append((name, len(own), failed, own[outcome].mean(), value, *bounds, rank_low, rank_high))
+        rows.append((name, len(own), failed, own[OUTCOME].mean(), value, *bounds, rank_low, rank_high))
     return pd.DataFrame(rows, columns=names).sort_values("advantage", ascending=False, ignore_index=True)
 
 
@@ -137,10 +134,10 @@ class Cells:
     of these variances.
     """
 
-    def __init__(self, usable: pd.DataFrame, label: str, outcome: str) -> None:
+    def __init__(self, usable: pd.DataFrame, label: str) -> None:
         self.usable = usable
         usable = usable.assign(setting=usable["Label"])
-        settings = usable.groupby(["cell", label, "setting"])[outcome].agg(["mean", "size", "var"]).reset_index()
+        settings = usable.groupby(["cell", label, "setting"])[OUTCOME].agg(["mean", "size", "var"]).reset_index()
         settings["squares"] = settings["var"].fillna(0) * (settings["size"] - 1)
         by_label = settings.groupby(label)
         freedom = by_label["size"].sum() - by_label.size()
@@ -156,13 +153,13 @@ class Cells:
         self.freedoms = freedom.where(freedom > 0, freedom.sum()).reindex(self.labels).to_numpy(float)
 
     @classmethod
-    def of(cls, table: pd.DataFrame, label: str, outcome: str) -> "Cells | None":
+    def of(cls, table: pd.DataFrame, label: str) -> "Cells | None":
         """Return the cells with at least two labels, or all if there is none; None without a usable run."""
-        usable = table[~table["has_failed"] & table[outcome].notna() & table[label].notna()]
+        usable = table[~table["has_failed"] & table[OUTCOME].notna() & table[label].notna()]
         usable = usable.assign(cell=setting_keys(usable, hyperparameters(table)))
         is_shared = usable.groupby("cell")[label].transform("nunique") > 1
         usable = usable[is_shared] if is_shared.any() else usable
-        return None if usable.empty else cls(usable, label, outcome)
+        return None if usable.empty else cls(usable, label)
 
     def has_interval(self, index: int) -> bool:
         """Return whether a label has an interval of its own: from five cells, or from several runs of a setting."""

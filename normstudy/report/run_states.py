@@ -126,7 +126,7 @@ class RunStates:
     """
 
     time: float
-    ended: dict[str, Signature | None] = field(default_factory=dict)
+    ended: dict[str, Signature] = field(default_factory=dict)
     training: list[TrainingRun] = field(default_factory=list)
     measured: list[RunDirectory] = field(default_factory=list)
     unfinished: list[RunDirectory] = field(default_factory=list)

@@ -6,6 +6,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import pandas as pd
 
+from config import LEARNING_RATE_PER_256
 from normstudy.report.tables import Row, hyperparameters, setting_keys
 
 T = TypeVar("T")
@@ -94,7 +95,8 @@ def _choices(table: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, Choice | None]
         return
     columns = [pd.to_numeric(table[name], errors="coerce") if name in table else np.nan for name in RATES]
     rate = pd.Series(columns[1], index=table.index)
-    rate = rate.where(rate > 0, 0.1 * pd.Series(columns[0], index=table.index).fillna(1.0) * table["Batch Size"] / 256)
+    per_256 = LEARNING_RATE_PER_256 * pd.Series(columns[0], index=table.index).fillna(1.0)
+    rate = rate.where(rate > 0, per_256 * table["Batch Size"] / 256)
     known = table.assign(peak_rate=rate)
     axes = ["Label", *(name for name in hyperparameters(table) if name not in RATES)]
     for _, runs in known.groupby(setting_keys(known, axes), sort=False):

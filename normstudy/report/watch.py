@@ -49,7 +49,7 @@ class Watch:
         self.states: RunStates | None = None  # those that the page shows
         self.built: BuiltReport | None = None
         self.content: bytes | None = None  # of the table that the report was built from
-        self.collected: tuple[dict[str, Signature | None], Signature | None] | None = None  # when that was checked last
+        self.collected: tuple[dict[str, Signature], Signature | None] | None = None  # when that was checked last
         self.rebuild_at = self.written_at = 0.0  # by time.monotonic()
         self.said: set[str] = set()  # lines on stderr that are not repeated
         self.counts = ""

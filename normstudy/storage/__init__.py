@@ -11,7 +11,7 @@ from normstudy.storage.files import (
     write_json,
     write_torch,
 )
-from normstudy.storage.measure_columns import MEASURE_COLUMNS, OF_CLASS_SIMILARITY
+from normstudy.storage.measure_columns import MEASURE_COLUMNS, NEURAL_COLLAPSE_KEYS, OF_CLASS_SIMILARITY
 from normstudy.storage.probe_files import (
     ACTIVATION_KEYS,
     CONV_KEYS,
@@ -25,7 +25,13 @@ from normstudy.storage.probe_files import (
     summarize_probes,
 )
 from normstudy.storage.provenance import add_to_history, git_commit, history_entry, package_versions
-from normstudy.storage.recorded_files import are_metrics_whole, changed_files, restore_metrics, save_checkpoint
+from normstudy.storage.recorded_files import (
+    are_metrics_whole,
+    changed_files,
+    recorded_digest,
+    restore_metrics,
+    save_checkpoint,
+)
 from normstudy.storage.results_columns import SETTING_COLUMNS
 from normstudy.storage.results_table import collect_table, update_table
 from normstudy.storage.run_directory import (
@@ -49,6 +55,7 @@ __all__ = [
     "MEASUREMENTS",
     "MEASURE_COLUMNS",
     "METRICS_COLUMNS",
+    "NEURAL_COLLAPSE_KEYS",
     "OF_CLASS_SIMILARITY",
     "PROBE_KEYS",
     "SETTING_COLUMNS",
@@ -82,6 +89,7 @@ __all__ = [
     "read_table",
     "read_torch",
     "reads_same_folder",
+    "recorded_digest",
     "remove_leftovers",
     "restore_metrics",
     "run_name",

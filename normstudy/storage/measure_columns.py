@@ -56,6 +56,7 @@ OF_CLASS_SIMILARITY = {
         "exp of the entropy of the normalized singular values of the centred pooled features",
     ),
 }
+NEURAL_COLLAPSE_KEYS = (*(name for name in OF_CLASS_SIMILARITY if name.startswith("nc")), "effective_rank")
 OF_MEASURES = {
     "l2_norm": Measure(
         "norm of the weights", "Norm of all weights of convolutions and linear layers, from `measures.json`"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import Config
@@ -42,11 +43,14 @@ def changed_files(run: RunDirectory, summary: Mapping[str, Any]) -> list[str]:
     return [name for name, digest in files if (run.path / name).exists() and sha256_of(run.path / name) != digest]
 
 
+def recorded_digest(run: RunDirectory, path: Path) -> str | None:
+    """Return the SHA-256 that a finished run noted of one of its files, or None."""
+    return read_summary(run).get("files", {}).get(run.name_of(path))
+
+
 def are_metrics_whole(run: RunDirectory) -> bool:
     """Return whether a finished run's metrics.csv exists and is unchanged."""
-    name = run.name_of(run.metrics)
-    digest = read_summary(run).get("files", {}).get(name)
-    return run.metrics.exists() and digest in (None, sha256_of(run.metrics))
+    return run.metrics.exists() and recorded_digest(run, run.metrics) in (None, sha256_of(run.metrics))
 
 
 def restore_metrics(run: RunDirectory) -> None:

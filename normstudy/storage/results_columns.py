@@ -6,6 +6,7 @@ from pathlib import Path
 from config import GROUPED_NORMS, Config
 from normstudy.storage.files import write_bytes
 from normstudy.storage.measure_columns import OF_CLASS_SIMILARITY, OF_MEASURES, columns_of
+from normstudy.storage.run_directory import USUAL_MATRIX
 
 # {column: meaning}, in the order of the table; the original study's come first, so that both tables can be concatenated
 ORIGINAL_COLUMNS = {
@@ -106,7 +107,7 @@ COLUMNS = (
     | MEASUREMENT_COLUMNS
     | PROVENANCE_COLUMNS
 )
-USUAL_MEASUREMENT = {"curvature": "hessian", "bn_mode": "eval", "scale": "none", "split": "train"}
+USUAL_MEASUREMENT = {**USUAL_MATRIX, "split": "train"}
 # Other measurements without a tag have the columns `<name>:<key>`, with these keys of their JSON files.
 OTHER_KEYS = (
     *("trace", "trace_standard_error", "trace_total_error", "max_eigen", "max_eigen_residual"),

@@ -28,10 +28,11 @@ class Observation:
 class ProbeRecorder:
     """Records the probe statistics of training steps.
 
-    The forward pass, the backward pass and the update of the weights inside `with recorder.step(iteration):` are
-    recorded. `dump()` returns the dict of the iterations since the last dump and forgets them; `close()` removes the
-    hooks. Neither losses nor the state_dict change. If processes share a batch, one process gathers its parts for each
-    site, and all get the same rows.
+    The forward pass, the backward pass and the update of the weights inside `with recorder.observe() as observation:`
+    are observed. `keep(iteration, observation.row, rate)` records them, unless the step has failed and left no row.
+    `dump()` returns the dict of the iterations since the last dump and forgets them; `close()` removes the hooks.
+    Neither losses nor the state_dict change. If processes share a batch, one process gathers its parts for each site,
+    and all get the same rows.
     """
 
     def __init__(self, model: Network, world: World = ALONE) -> None:
@@ -115,19 +116,11 @@ class ProbeRecorder:
             norms.copy_(norms.sqrt() / self.world.size)
         return row
 
-    def keep(self, iteration: int, row: torch.Tensor, rate: float = math.nan) -> None:
+    def keep(self, iteration: int, row: torch.Tensor, rate: float) -> None:
         """Keep the row of an observed step under `iteration`, with its learning rate."""
         self.iterations.append(iteration)
         self.rates.append(rate)
         self.rows.append(row)
-
-    @contextlib.contextmanager
-    def step(self, iteration: int) -> Iterator[None]:
-        """Record one training step as `iteration`, inside a `with` block; a step that fails leaves no row."""
-        with self.observe() as observation:
-            yield
-        if observation.row is not None:
-            self.keep(iteration, observation.row)
 
     def _width(self, key: str) -> int:
         """Return the number of sites at which a statistic is recorded."""

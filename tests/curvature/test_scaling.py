@@ -96,6 +96,21 @@ def test_larger_filters_leave_the_scaled_spectrum_alone(norm_type, scale, monkey
 
 
 @pytest.mark.parametrize("scale", ["filter", "element"])
+@pytest.mark.parametrize("conv_type", ["sWS", "WeightNormalized"])
+def test_one_larger_filter_of_a_weight_based_norm_leaves_the_scaled_spectrum_alone(conv_type, scale):
+    layers = [build_conv(conv_type, 2, 4, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)]
+    model = perturbed(nn.Sequential(*layers))
+    larger: Any = copy.deepcopy(model)
+    with torch.no_grad():
+        larger[0].weight[1].mul_(2.0)
+    images, _ = images_and_labels()
+    assert_close(larger(images), model(images), rtol=1e-6, atol=1e-6)
+    assert_close(top_and_trace(larger, scale), top_and_trace(model, scale), rtol=1e-5, atol=1e-6)
+    raw, raw_larger = top_and_trace(model, "none"), top_and_trace(larger, "none")
+    assert ((raw - raw_larger) / raw).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("scale", ["filter", "element"])
 @pytest.mark.parametrize("norm_type", ["EvoNormSO", "MeanCentering", "DynamicTanh"])
 def test_larger_filters_change_the_spectrum_behind_other_norms(norm_type, scale):
     model = a_norm_behind_a_convolution(norm_type)

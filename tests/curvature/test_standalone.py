@@ -1,4 +1,4 @@
-"""A copy of the folder normstudy/curvature gives the same numbers elsewhere; it requires only torch and numpy."""
+"""A copy of the folder normstudy/curvature gives the same numbers elsewhere; it requires only torch."""
 
 import shutil
 import subprocess

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from probes_helpers import activation_statistics
 from torch.nn import functional as F
 
 from normstudy.kernels import probe_statistics
 from normstudy.kernels.probe_statistics import (
-    activation_statistics,
     channel_variance,
     frobenius_norm,
     gram_matrix,

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from probes_helpers import activation_statistics, recorded
 from torch.nn import functional as F
 
 import config
 from models import build_model
-from normstudy.kernels.probe_statistics import activation_statistics, norms_and_angles
+from normstudy.kernels.probe_statistics import norms_and_angles
 from normstudy.storage import ACTIVATION_KEYS, CONV_KEYS, PROBE_KEYS
 from normstudy.training.probe_recorder import ProbeRecorder
 
@@ -35,7 +36,7 @@ def train_steps(arch, recorder_of=None, steps=3, **options):
             optimizer.zero_grad()
             loss.backward()
         else:
-            with recorder.step(step):
+            with recorded(recorder, step):
                 loss = F.cross_entropy(model(x), y)
                 optimizer.zero_grad()
                 loss.backward()
@@ -89,7 +90,7 @@ def test_recorded_values_are_those_of_the_sites(arch):
             reference.get_submodule(name).register_forward_hook(keep((kind, name)))
     F.cross_entropy(reference(x), y).backward()
     recorder = ProbeRecorder(model)
-    with recorder.step(0):
+    with recorded(recorder, 0):
         F.cross_entropy(model(x), y).backward()
     dump = recorder.dump()
     for kind, names in reference.probe_sites().items():
@@ -115,7 +116,7 @@ def test_the_angle_of_an_update_is_exact_however_small_it_is(rate):
     recorder = ProbeRecorder(model)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     x, y = torch.randn(5, 3, 16, 16).double(), torch.randint(10, (5,))
-    with recorder.step(0):
+    with recorded(recorder, 0):
         F.cross_entropy(model(x), y).backward()
         with torch.no_grad():
             for parameter in model.parameters():
@@ -176,7 +177,7 @@ def test_a_state_of_the_version_without_weights_is_continued():
 def test_a_dump_holds_the_iterations_since_the_last_one():
     _, model, recorder = train_steps("vgg", ProbeRecorder, norm_type="BatchNorm", steps=3)
     first = recorder.dump()
-    with recorder.step(7):
+    with recorded(recorder, 7):
         model(torch.randn(2, 3, 16, 16)).sum().backward()
     second = recorder.dump()
     assert first["iteration"].tolist() == [0, 1, 2]
@@ -187,7 +188,7 @@ def test_a_dump_holds_the_iterations_since_the_last_one():
 
 def test_a_step_that_fails_is_not_kept():
     _, model, recorder = train_steps("vgg", ProbeRecorder, norm_type="BatchNorm", steps=1)
-    with pytest.raises(RuntimeError, match="channels"), recorder.step(1):
+    with pytest.raises(RuntimeError, match="channels"), recorded(recorder, 1):
         model(torch.randn(2, 1, 16, 16))
     assert recorder.dump()["iteration"].tolist() == [0]
 
@@ -229,7 +230,7 @@ def test_sites_are_recorded_in_their_order():
     model = Chain()
     x = torch.randn(128, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     recorder = ProbeRecorder(model)  # type: ignore[arg-type]  # it names its sites as our networks do
-    with recorder.step(0):
+    with recorded(recorder, 0):
         outputs = [x := layer(x) for layer in model]
         outputs[-1].sum().backward()
     dump = recorder.dump()
