@@ -26,9 +26,6 @@ def build_parser() -> Parser:
     )
     add_flag(parser, "split", "train", "Split of the data set to measure on, unaugmented", choices=("train", "test"))
     add_flag(parser, "batch_size", 256, "Images per batch. Changes memory and speed, not the result", count)
-    add_flag(
-        parser, "dtype", "float32", "Floating-point type of the network's computations", choices=("float32", "float64")
-    )
     return parser
 
 

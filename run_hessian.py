@@ -122,7 +122,6 @@ gradients.""",
         "Also compute the largest eigenvalue of each layer's diagonal block, with --lanczos_steps products per layer",
         boolean,
     )
-    add_flag(parser, "dtype", "float32", "Floating-point type of all computations", choices=("float32", "float64"))
     where = "Device of the Lanczos vectors (auto: the network's device if they fit into its memory, else the CPU)"
     add_flag(parser, "basis_device", "auto", where, device_name)
     return parser

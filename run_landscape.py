@@ -62,7 +62,6 @@ def build_parser() -> Parser:
         "Images per batch. The result does not depend on it. Re-estimated statistics take all images at once",
         count,
     )
-    add_flag(parser, "dtype", "float32", "Floating-point type of all computations", choices=("float32", "float64"))
     return parser
 
 

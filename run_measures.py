@@ -53,7 +53,6 @@ def build_parser() -> Parser:
         "Images per batch. The loss along a step uses the batch statistics of each; nothing else depends on it",
         count,
     )
-    add_flag(parser, "dtype", "float32", "Floating-point type of all computations", choices=("float32", "float64"))
     return parser
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import time
 
 import pytest
 
@@ -51,3 +52,11 @@ def complaint(call):
     lines = str(caught.value).splitlines()
     assert len(lines) == 1
     return lines[0]
+
+
+def wait_until(condition, seconds=60.0):
+    """Wait until a condition is met; fail after a time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"the condition is not met after {seconds:g} s"
+        time.sleep(0.02)

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -118,11 +117,3 @@ class PretendedSweeps:
         """Return the directory of the run with a seed, which has begun."""
         [path] = self.results.glob(f"vgg_*_seed{seed}_*")
         return path
-
-
-def wait_until(condition, seconds=60.0):
-    """Wait until a condition is met; fail after a time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"the condition is not met after {seconds:g} s"
-        time.sleep(0.02)

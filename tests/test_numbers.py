@@ -11,6 +11,7 @@ from numbers_helpers import (
     check,
     contrast_at_the_smallest_rate,
     converged_study,
+    interval,
     mean_and_spread,
     minus,
     prose,
@@ -137,6 +138,8 @@ def test_the_numbers_of_the_findings_of_the_cpu_study(cpu_study, growth):
     correlations, ranking = (pd.read_csv(CPU_STUDY / "tables" / f"{name}.csv") for name in ("correlations", "ranking"))
     [primary] = correlations[correlations["family"] == "primary"].to_dict("records")
     assert (primary["measure"], primary["p_holm"] > 0.05) == ("Class Similarity", True)
+    of_trace = correlations[(correlations["measure"] == "Trace") & (correlations["way"] == "between norms")]
+    trace = of_trace[of_trace["outcome"] == "Test Accuracy"].iloc[0]
     best = ranking[ranking["network"] == "vgg"].iloc[0]
     assert best["norm"] == "BatchNorm"
     assert set(cpu_study.loc[cpu_study["status"] == "diverged", "Model"]) == {"resnet-56"}
@@ -177,6 +180,7 @@ def test_the_numbers_of_the_findings_of_the_cpu_study(cpu_study, growth):
                 for row in both.to_dict("records")
             ),
             f"by a factor of {growth['growth'][is_kept].min():.0f} to {growth['growth'][is_kept].max():.0f} from",
+            f"(ρ = {trace['value']:.2f}, {interval(trace, 2)}; p = {trace['p_holm']:.2g} after Holm's",
             f"Of {len(signs)} correlations",
             f"lies between {minus(similarity['value'].min(), 2)} and {similarity['value'].max():.2f}, and each of the "
             f"{len(similarity)} intervals",
@@ -187,12 +191,11 @@ def test_the_numbers_of_the_findings_of_the_cpu_study(cpu_study, growth):
             "begin** to learn: 3 or 4 epochs",
             "batch size 256, 3 epochs, SGD with a learning rate of 0.1,",
             "(32 pixels, patches of 4)",
-            "(p ≤ 1)",
-            "Of the 11 groupings",
+            "Of the 11 groupings, seven have p ≤ 1: groups of 1 to 32 channels",
+            "or after 240 probes (InstanceNorm, seed 1)",
             "From the 8th convolution on",
             "map of 2 × 2 pixels",
             "with α = 0.5",
-            "** after 3 epochs, which",
             "statistics of the 130 images themselves",
             "VGG, CIFAR-10, batch size 256,",
             "after 3 epochs and in eval mode",
@@ -206,4 +209,4 @@ def test_the_numbers_below_the_picture_of_a_spectrum():
     text = prose(ROOT / "docs" / "measuring.md")
     assert f"estimated from {content['num_samples']} images" in text
     assert f"largest eigenvalue, λ_max, is {content['max_eigen']:.0f}." in text
-    assert f"the curvature on other images is only {content['max_eigen_cross_fitted']:.1f}." in text
+    assert f"curvature on the other), it is only {content['max_eigen_cross_fitted']:.1f}." in text

@@ -20,7 +20,7 @@ from normstudy.cli.launcher import (
     launcher_number,
     place_among_processes,
 )
-from normstudy.cli.notices import format_count, notify
+from normstudy.cli.notices import format_count, format_duration, notify
 from normstudy.cli.outcome import OUTCOME_VARIABLE, Outcome, read_outcome, report_outcome
 from normstudy.cli.parsers import Parser, add_flag, measurement_parser
 from normstudy.cli.progress import progress_bar
@@ -47,6 +47,7 @@ __all__ = [
     "end_process",
     "first_line",
     "format_count",
+    "format_duration",
     "is_first_process",
     "is_one_of_several",
     "launcher_number",

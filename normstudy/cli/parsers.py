@@ -106,6 +106,7 @@ def measurement_parser(
         "Device to measure on: auto (cuda, else mps, else cpu), cpu, cuda, cuda:N or mps",
         device_name,
     )
+    add_flag(parser, "dtype", "float32", "Floating-point type of all computations", choices=("float32", "float64"))
     add_flag(
         parser,
         "tag",

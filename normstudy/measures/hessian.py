@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from scipy import stats
 
-from normstudy.cli import RunError
+from normstudy.cli import RunError, format_duration
 from normstudy.curvature import (
     Spectrum,
     eigenpairs,
@@ -128,7 +128,7 @@ def announce(task: Task, gradient_seconds: float) -> None:
     print(
         f"{checkpoint.run.path.name} epoch {checkpoint.epoch}: {least}{task.products} matrix-vector products for "
         f"{task.dimension:,} parameters on {len(task.images)} images ({_of_each_class(task)}{_blocks(task)}), about "
-        f"{_duration(gradients * gradient_seconds * task.products)} on {checkpoint.device}; "
+        f"{format_duration(gradients * gradient_seconds * task.products)} on {checkpoint.device}; "
         f"memory: {plan.batch_bytes / 1e9:.2g} GB for a batch of {plan.batch_size}, "
         + (f"{plan.graph_bytes / 1e9:.2g} GB for gradient graphs (kept for speed), " if plan.graph_bytes else "")
         + f"{plan.basis_bytes / 1e9:.2g} GB for the Lanczos vectors (on {plan.basis_device})",
@@ -280,7 +280,8 @@ def report(args: argparse.Namespace, content: dict[str, Any]) -> None:
         f"trace {trace:.4g} {spread}, "
         f"largest eigenvalue {format_with_residual(*edges['largest'])}{_cross_fitted(content)}, "
         f"smallest {format_with_residual(*edges['smallest'])}, "
-        f"loss {content['loss']:.4g}, {content['products']} matrix-vector products in {_duration(content['seconds'])}",
+        f"loss {content['loss']:.4g}, {content['products']} matrix-vector products in "
+        f"{format_duration(content['seconds'])}",
         flush=True,
     )
     if "eigenvectors" in content:
@@ -328,11 +329,3 @@ def _of_each_class(task: Task) -> str:
 def _blocks(task: Task) -> str:
     count, size = len(task.block_sizes), max(task.block_sizes)
     return f", {count} blocks of {size}" if count > 1 else ""
-
-
-def _duration(seconds: float) -> str:
-    """Format a duration: 120 → 2.0 min."""
-    for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s"

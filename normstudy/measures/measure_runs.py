@@ -52,12 +52,12 @@ class Measurement:
     draw_over_training: Callable[[RunDirectory, str], object] | None = None
 
 
-@own_settings()
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return the flags of a measurement that its file records, because they change or name it."""
     return {name: value for name, value in vars(args).items() if name not in NOT_SETTINGS}
 
 
+@own_settings()
 def measure_runs(args: argparse.Namespace, measurement: Measurement) -> int:
     """Measure the runs that the parsed flags select. Return the exit code: 1 if a run was left out, else 0."""
     device = pick_device(args.device)

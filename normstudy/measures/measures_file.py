@@ -9,7 +9,7 @@ import torch
 
 from config import peak_learning_rate
 from models import build_from_config
-from normstudy.cli import RunError, progress_bar
+from normstudy.cli import RunError, format_duration, progress_bar
 from normstudy.measures import adaptive_sharpness, weight_noise
 from normstudy.measures.adaptive_sharpness import sharpness_measures
 from normstudy.measures.checkpoints import Checkpoint
@@ -45,8 +45,8 @@ def measure_generalization(checkpoint: Checkpoint, args: argparse.Namespace) -> 
     content: dict[str, Any] = {"learning_rate": peak_learning_rate(checkpoint.config)}
     timings = _timings(network)
     seconds = _seconds(timings, len(network), chosen)
-    words = f"{seconds / 60:.1f} min" if seconds > 60 else f"{seconds:.0f} s"
-    print(f"{checkpoint.run.path.name} epoch {checkpoint.epoch}: {', '.join(chosen)}, about {words}", flush=True)
+    work = f"{', '.join(chosen)}, about {format_duration(seconds)}"
+    print(f"{checkpoint.run.path.name} epoch {checkpoint.epoch}: {work}", flush=True)
     with progress_bar(round(seconds), "measures", unit="s of work") as bar:
 
         def generator() -> torch.Generator:

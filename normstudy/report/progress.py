@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from normstudy.cli import format_count
+from normstudy.cli import format_count, format_duration
 from normstudy.report.figures import Picture
 from normstudy.report.html_table import Column, table_html, text
 from normstudy.report.page import (
@@ -151,15 +151,6 @@ def _number_cell(value: float) -> tuple[str, object]:
 def _duration_cell(seconds: float | None, is_bound: bool = False) -> tuple[str, object]:
     """Return a table cell with a duration, which is sorted by its seconds. is_bound: whether it is a maximum."""
     return ("", "") if seconds is None else ("at most " * is_bound + format_duration(seconds), round(seconds))
-
-
-def format_duration(seconds: float) -> str:
-    """Format a duration with two or three digits: 45 s, 12 min, 3.4 h or 2.5 days."""
-    for unit, size, most in (("s", 1, 90), ("min", 60, 90), ("h", 3600, 48)):
-        if seconds < most * size:
-            value = max(0.0, seconds) / size
-            return f"{value:.0f} {unit}" if unit != "h" else f"{value:.1f} {unit}"
-    return f"{seconds / 86400:.1f} days"
 
 
 def reload_script() -> str:

@@ -10,14 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import NARROW
+from helpers import NARROW, wait_until
 from report_helpers import section_of, table_rows
 from selenium.webdriver.support.wait import WebDriverWait
 
 import config
 import main
 import run_report
-from normstudy.cli import UsageError
+from normstudy.cli import UsageError, format_duration
 from normstudy.report import ReportOptions, build, progress, progress_figures, run_states, watch
 from normstudy.storage import RunDirectory, write_json
 
@@ -25,13 +25,6 @@ ROOT = Path(__file__).parents[2]
 TINY = ["--dataset=Synthetic", "--image_size=8", "--train_samples=50", "--test_samples=20", "--batch_size=16"]
 TINY += ["--device=cpu", "--probe_layers=False"]
 CHILD = f"import sys, config; config.VGG_LAYERS['cfg_10'] = {NARROW}; import main; main.main(sys.argv[1:])"
-
-
-def until(holds, seconds=60):
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def train(results, *flags):
@@ -57,7 +50,7 @@ def long_run(results):
     def train_epoch():
         before = metrics()
         process.send_signal(signal.SIGCONT)
-        until(lambda: metrics() != before)
+        wait_until(lambda: metrics() != before)
         process.send_signal(signal.SIGSTOP)
 
     try:
@@ -123,7 +116,7 @@ def test_a_run_in_training_is_listed_with_its_curve(story):
     [row] = table_rows(section(page))
     assert row[0].startswith("vgg_GroupNorm_Synthetic_p2_")
     assert all(float(cell) >= 0 for cell in row[2:4])  # loss and accuracy
-    assert re.fullmatch(r"\d+ s", row[4])
+    assert re.fullmatch(r"[\d.]+ s", row[4])
     assert re.fullmatch(r"[\d.]+ (min|h|days)", row[5])
     assert section(page).count("<img") == 1
 
@@ -176,7 +169,7 @@ def test_a_report_without_watching_names_the_unfinished_runs(tmp_path):
 def test_ctrl_c_ends_the_command_with_130(tmp_path):
     command = [sys.executable, str(ROOT / "run_report.py"), "--watch", f"--results_dir={tmp_path}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    until((tmp_path / "report.html").exists)
+    wait_until((tmp_path / "report.html").exists)
     process.send_signal(signal.SIGINT)
     said, complaint = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -316,10 +309,18 @@ def test_a_finished_folder_has_the_section_only_if_runs_failed(tmp_path):
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(-1, "0 s"), (89, "89 s"), (90, "2 min"), (5400, "1.5 h"), (48 * 3600, "2.0 days")],
+    [
+        (-1, "0 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (89, "89 s"),
+        (90, "2 min"),
+        (5400, "1.5 h"),
+        (48 * 3600, "2.0 days"),
+    ],
 )
 def test_durations_have_a_unit(seconds, words):
-    assert progress.format_duration(seconds) == words
+    assert format_duration(seconds) == words
 
 
 # In a browser

@@ -4,11 +4,10 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from helpers import content
+from helpers import content, wait_until
 
 import run_sweep
 from normstudy.cli import UsageError
@@ -40,10 +39,7 @@ def sweep(results, *flags):
 
 
 def wait_for(condition):
-    deadline = time.monotonic() + 180
-    while not condition():
-        assert time.monotonic() < deadline, "the condition is not met after 180 s"
-        time.sleep(0.1)
+    wait_until(condition, seconds=180)
 
 
 def the_run(results):

@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from sweeps_helpers import ROOT, PretendedSweeps, wait_until
+from helpers import wait_until
+from sweeps_helpers import ROOT, PretendedSweeps
 
 import run_sweep
 from normstudy.cli import UsageError

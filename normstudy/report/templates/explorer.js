@@ -61,7 +61,6 @@
 
   control('controls').addEventListener('submit', event => event.preventDefault());
   control('controls').addEventListener('input', draw);
-  control('controls').addEventListener('change', draw);
   matchMedia('(prefers-color-scheme: dark)').addEventListener('change', draw);
   draw();
 })();
