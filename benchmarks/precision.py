@@ -4,7 +4,6 @@ python benchmarks/precision.py DIR            DIR/train/<class>/ and DIR/test/<c
 """
 
 import argparse
-import csv
 import sys
 import tempfile
 from pathlib import Path
@@ -15,7 +14,7 @@ import config
 from benchmarks.common import ROOT
 from main import main as train
 from normstudy.plots import new_figure, own_style, save_figure
-from normstudy.storage import RunDirectory
+from normstudy.storage import RunDirectory, read_csv
 
 COLORS = dict(zip(config.PRECISIONS, ("#1f77b4", "#d95f02"), strict=True))
 
@@ -25,8 +24,7 @@ def curves(directory: str, precision: str, seed: int, args: argparse.Namespace) 
     flags = [f"--precision={precision}", f"--seed={seed}", f"--epochs={args.epochs}", "--batch_size=128"]
     flags += ["--dataset=ImageFolder", f"--data_dir={args.data_dir}", f"--train_samples={args.samples}"]
     run = RunDirectory(train([*flags, "--test_samples=2000", f"--results_dir={directory}"]))
-    with open(run.metrics, newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(run.metrics)
     return [float(row["train_loss"]) for row in rows], [float(row["test_accuracy"]) for row in rows]
 
 

@@ -37,7 +37,7 @@ class Ending:
         """Whether another attempt would fail in the same way: the flags are wrong, or the time is too short."""
         return self.has_timed_out or (self.outcome is not None and self.outcome.kind == "usage")
 
-    def reason(self, cure: str = "lower --jobs or --batch_size") -> str:
+    def reason(self, cure: str) -> str:
         """Return why the child failed, in one line. cure: what to do if the memory was too small."""
         # If one process dies, torchrun stops the others, so a report of kind "stopped" does not give the reason.
         if self.outcome is not None and self.outcome.kind != "stopped":

@@ -25,7 +25,8 @@ def main():
 
 run_command(main)
 """
-UNKNOWN_MEMORY = "killed by the system (signal 9), most likely for lack of memory: lower --jobs or --batch_size"
+CURE = "lower --jobs or --batch_size"
+UNKNOWN_MEMORY = f"killed by the system (signal 9), most likely for lack of memory: {CURE}"
 KILL = "os.kill(os.getpid(), signal.SIGKILL)"
 
 
@@ -104,8 +105,8 @@ def test_a_kill_for_lack_of_memory_is_confirmed_by_the_counter(work_off, monkeyp
 
 
 def test_the_signal_of_a_shell_is_understood():
-    assert endings.Ending(137).reason() == UNKNOWN_MEMORY
-    assert endings.Ending(139).reason() == "ended by signal 11 (SIGSEGV)"
+    assert endings.Ending(137).reason(CURE) == UNKNOWN_MEMORY
+    assert endings.Ending(139).reason(CURE) == "ended by signal 11 (SIGSEGV)"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the counter")
