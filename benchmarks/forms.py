@@ -47,12 +47,15 @@ CASES = (
     Case("convolution", "plain", vgg("BatchNorm"), "bf16"),
     Case("batch_norm", "plain", vgg("BatchNorm")),
     Case("batch_norm", "plain", vgg("BatchNorm"), "bf16"),
-    Case("group_norm", "device", vgg("GroupNorm"), "bf16"),
+    Case("group_norm", "device", vgg("GroupNorm")),
+    Case("group_norm", "device", vgg("InstanceNorm")),
+    Case("group_norm", "device", vgg("LayerNorm"), "bf16"),
     Case("map_moments", "plain", vgg("RMSNorm")),
     Case("map_moments", "plain", vgg("InstanceNorm"), "bf16"),
     Case("attention", "device", VIT, "bf16"),
     Case("channel_variance", "plain", (*vgg("BatchNorm"), "--batch_size=64"), has_probes=True),
     Case("channel_variance", "plain", vgg("BatchNorm"), "bf16", has_probes=True),
+    Case("frobenius_norm", "plain", vgg("BatchNorm"), "bf16", has_probes=True),
 )
 
 
