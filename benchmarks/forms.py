@@ -55,7 +55,6 @@ CASES = (
     Case("attention", "device", VIT, "bf16"),
     Case("channel_variance", "plain", (*vgg("BatchNorm"), "--batch_size=64"), has_probes=True),
     Case("channel_variance", "plain", vgg("BatchNorm"), "bf16", has_probes=True),
-    Case("frobenius_norm", "plain", vgg("BatchNorm"), "bf16", has_probes=True),
 )
 
 

@@ -57,7 +57,7 @@ def converged_study() -> SimpleNamespace:
     at_best = runs[runs["lr"] == runs["Norm"].map(rates)].sort_values("seed")
     late = at_best[at_best["reached_loss"] == False]  # noqa: E712
     chosen = at_best.drop(late.index)
-    assert len(rates) == 7  # with five seeds and six rates, as the page says in words
+    assert len(rates) == 8  # with five seeds and six rates, as the page says in words
     assert at_best.groupby("Norm").size().eq(5).all()
     assert tuning.groupby("norm_type").size().eq(6).all()
     measured = ["Trace", "hessian-element:trace", "hessian-filter:trace", "adaptive_sharpness_l2", "Class Similarity"]
@@ -66,17 +66,27 @@ def converged_study() -> SimpleNamespace:
     return SimpleNamespace(runs=runs, late=late, chosen=chosen, rates=rates, tables=tables)
 
 
-def contrast_at_the_smallest_rate(study: SimpleNamespace) -> tuple[float, float, float, int]:
-    """Return BatchNorm's accuracy minus the mean of the other norms at the smallest rate, its interval, and their n.
+def by_rate(study: SimpleNamespace) -> pd.DataFrame:
+    """Return the test accuracies of seed 0, (norms, rates), NaN where the run did not reach the loss."""
+    first = study.runs[(study.runs["seed"] == 0) & (study.runs["reached_loss"] == True)]  # noqa: E712
+    return first.pivot(index="Norm", columns="lr", values="Test Accuracy")
 
-    Each norm has one run there. Their s.d. is that of seeds at the best rates, pooled over norms.
+
+def batchnorm_minus_others(study: SimpleNamespace, values: pd.Series, runs: int) -> tuple[float, float, float, int]:
+    """Return BatchNorm's value minus the mean of the other norms that have one, its interval, and their number.
+
+    Each value comes from so many single runs. Their s.d. is that of seeds at the best rates, pooled over norms.
     """
-    first = study.runs[(study.runs["lr"] == study.runs["lr"].min()) & (study.runs["reached_loss"] == True)]  # noqa: E712
-    first = first.set_index("Norm")["Test Accuracy"]
-    others = first.drop("BatchNorm")
+    others = values.drop("BatchNorm").dropna()
     groups = study.chosen.groupby("Norm")["Test Accuracy"]
     freedom = int((groups.size() - 1).sum())
     spread = np.sqrt((groups.var() * (groups.size() - 1)).sum() / freedom)
-    difference = first["BatchNorm"] - others.mean()
-    half = stats.t.ppf(0.975, freedom) * spread * np.sqrt(1 + 1 / len(others))
+    difference = values["BatchNorm"] - others.mean()
+    half = stats.t.ppf(0.975, freedom) * spread * np.sqrt(runs * (1 + 1 / len(others)))
     return difference, difference - half, difference + half, len(others)
+
+
+def gains(study: SimpleNamespace) -> pd.Series:
+    """Return what each norm gains from the smallest rate to BatchNorm's best rate."""
+    accuracies = by_rate(study)
+    return accuracies[study.rates["BatchNorm"]] - accuracies[accuracies.columns[0]]

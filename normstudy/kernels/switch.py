@@ -1,7 +1,8 @@
 """The switch between the forms of a kernel: the plain formula, the CPU's form, and the form for other devices.
 
 The plain form is the textbook formula. A faster form is tested against it. It is kept only while benchmarks/forms.py
-shows a gain of a tenth of a training step, or if the plain form would wait for the device (largest_eigenvalues).
+shows a gain of a tenth of a training step, or if the plain form would wait for the device (largest_eigenvalues) or
+start a kernel for each weight there (frobenius_norm).
 `use_form` lets tests run each form on any machine and lets the benchmark compare them.
 """
 
