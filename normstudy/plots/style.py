@@ -33,6 +33,7 @@ OTHER_COLOUR = "#bbbbbb"
 NORM_COLOURS = {name: PALETTE[index % len(PALETTE)] for index, name in enumerate(NORM_TYPES)}
 MIN_LOG_RANGE = 5  # ratio of largest to smallest value from which a scale is logarithmic
 FEW_TICKS = 300  # ratio below which powers of ten are too few ticks for a logarithmic scale
+CROWDED = 50  # ratio above which the labels of 1, 2 and 5 would touch on an x axis
 
 
 def norm_colour(norm: str) -> str:
@@ -159,11 +160,13 @@ def scale_logarithmically(panel: Axes, values: np.ndarray) -> None:
 
 def tick_logarithmically(axis: Axis, values: np.ndarray) -> None:
     """Place enough ticks on a logarithmic axis of positive values to read it, but not so many that they touch."""
+    from matplotlib.axis import XAxis
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axis.set_minor_formatter(NullFormatter())
     if values.max() < FEW_TICKS * values.min():
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        is_crowded = isinstance(axis, XAxis) and values.max() > CROWDED * values.min()
+        axis.set_major_locator(LogLocator(subs=(1, 3) if is_crowded else (1, 2, 5)))
         axis.set_major_formatter("{x:g}")
 
 

@@ -1,5 +1,6 @@
 """The style shared by all pictures."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -84,6 +85,19 @@ def test_values_that_span_magnitudes_have_a_logarithmic_scale(values, scale, sho
         panel.set_ylim(1, 100)
         figure.draw_without_rendering()
         assert [label.get_text() for label in panel.get_yticklabels() if label.get_text() in shown] == shown
+
+
+def test_labels_on_a_logarithmic_x_axis_do_not_touch():
+    figure, [[panel]] = style.new_figure(1, 1, figsize=(3.85, 3.3))
+    panel.set_xscale("log")
+    panel.plot([4e-6, 9e-4], [1, 2])
+    style.tick_logarithmically(panel.xaxis, np.array([4e-6, 9e-4]))
+    figure.draw_without_rendering()
+    low, high = panel.get_xlim()
+    ticks = zip(panel.get_xticks(), panel.get_xticklabels(), strict=True)
+    boxes = [label.get_window_extent() for tick, label in ticks if low <= tick <= high]
+    assert len(boxes) >= 3
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
 def draw(path):
