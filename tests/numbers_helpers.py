@@ -9,9 +9,7 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pandas as pd
-from scipy import stats
 
 ROOT = Path(__file__).parents[1]
 CONVERGED = ROOT / "results" / "converged"
@@ -72,21 +70,6 @@ def by_rate(study: SimpleNamespace) -> pd.DataFrame:
     return first.pivot(index="Norm", columns="lr", values="Test Accuracy")
 
 
-def batchnorm_minus_others(study: SimpleNamespace, values: pd.Series, runs: int) -> tuple[float, float, float, int]:
-    """Return BatchNorm's value minus the mean of the other norms that have one, its interval, and their number.
-
-    Each value comes from so many single runs. Their s.d. is that of seeds at the best rates, pooled over norms.
-    """
-    others = values.drop("BatchNorm").dropna()
-    groups = study.chosen.groupby("Norm")["Test Accuracy"]
-    freedom = int((groups.size() - 1).sum())
-    spread = np.sqrt((groups.var() * (groups.size() - 1)).sum() / freedom)
-    difference = values["BatchNorm"] - others.mean()
-    half = stats.t.ppf(0.975, freedom) * spread * np.sqrt(runs * (1 + 1 / len(others)))
-    return difference, difference - half, difference + half, len(others)
-
-
-def gains(study: SimpleNamespace) -> pd.Series:
-    """Return what each norm gains from the smallest rate to BatchNorm's best rate."""
-    accuracies = by_rate(study)
-    return accuracies[study.rates["BatchNorm"]] - accuracies[accuracies.columns[0]]
+def common_rates(study: SimpleNamespace) -> list[float]:
+    """Return the rates at which every norm reaches the loss."""
+    return list(by_rate(study).dropna(axis=1).columns)

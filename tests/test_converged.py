@@ -5,13 +5,13 @@ import json
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 from numbers_helpers import (
     CONVERGED,
-    batchnorm_minus_others,
     by_rate,
     check,
+    common_rates,
     converged_study,
-    gains,
     interval,
     mean_and_spread,
     minus,
@@ -47,6 +47,11 @@ def rows_of_eigenvalues(study: SimpleNamespace) -> list[str]:
 
 
 EIGENVALUES = ("max_eigen", "max_eigen_cross_fitted", "trace")
+
+
+def rho(means: pd.DataFrame, measure: str, other: str = "Test Accuracy") -> float:
+    """Return Spearman's ρ of a measure and test accuracy, or another measure, over norms."""
+    return float(stats.spearmanr(means[measure], means[other]).statistic)
 
 
 def all_rhos(n: int) -> np.ndarray:
@@ -86,49 +91,84 @@ def said_of_norms(study: SimpleNamespace) -> list[str]:
     by_loss = list(means["test_loss"].sort_values().index)
     assert by_loss[:2] == ["BatchNorm", "InstanceNorm"]
     assert by_loss[6] == "EvoNormBO"
+    pairs = {norm: minus_batchnorm(chosen, norm) for norm in means.index.drop("BatchNorm")}
+    p = pd.Series({norm: stats.ttest_1samp(own, 0).pvalue for norm, own in pairs.items()}).sort_values()
+    adjusted = (p * np.arange(len(p), 0, -1)).cummax()
+    with_late = minus_batchnorm(pd.concat([chosen, study.late]), "EvoNormBO")
+    losses = minus_batchnorm(chosen, "InstanceNorm", "test_loss")
+    worst = study.tables["ranking"].query("at == 'best rate' and norm == 'Plain'").iloc[0]
+    error = study.tables["by_cell"]["Test Accuracy image error"].dropna()
+    assert error.between(0.45, 0.55).all()
     return [
         *rows_of_accuracies(study),
         f"BatchNorm does best ({accuracy['BatchNorm']} % of the test images), but its lead over EvoNormBO "
-        f"({accuracy['EvoNormBO']} %) is within chance",
-        f"without a norm does worst ({accuracy['Plain']} %)",
+        f"({accuracy['EvoNormBO']} %) is not established",
+        f"({accuracy['Plain']} %, rank {worst['rank_low']:.0f} to {worst['rank_high']:.0f})",
+        f"adjustment for seven norms (p ≤ {adjusted.drop('EvoNormBO').max():.2g}).",
+        f"EvoNormBO's difference is that of four pairs (p = {p['EvoNormBO']:.2g}).",
         f"did not reach the training loss in {late['epochs']} epochs",
         f"it had {late['Test Accuracy']:.1f} %, more than the other four,",
         f"at a training loss of {late['train_loss']:.2f}.",
+        f"With this run, the difference is {mean_and_interval(with_late, 1)}.",
         f"BatchNorm has {others['BatchNorm']:.1f} % and EvoNormBO {others['EvoNormBO']:.1f} %, and the order is",
+        f"({losses.mean():.2f} below InstanceNorm, {mean_and_interval(losses, 2).partition('(')[2]}",
     ]
+
+
+def minus_batchnorm(runs: pd.DataFrame, norm: str, outcome: str = "Test Accuracy") -> pd.Series:
+    """Return a norm's results minus BatchNorm's, by seed."""
+    own, baseline = (runs[runs["Norm"] == name].set_index("seed")[outcome] for name in (norm, "BatchNorm"))
+    return (own - baseline).dropna()
+
+
+def mean_and_interval(values: pd.Series, digits: int) -> str:
+    low, high = stats.ttest_1samp(values, 0).confidence_interval()
+    return f"{minus(values.mean(), digits)} ({minus(low, digits)} to {minus(high, digits)})".replace("−0.0)", "0.0)")
 
 
 def said_of_rates(study: SimpleNamespace) -> list[str]:
     """Return the sentences of the second finding, after checking those without numbers."""
-    accuracies, gain = by_rate(study), gains(study)
-    small, large = accuracies.columns[0], study.rates["BatchNorm"]
-    assert gain.idxmax() == "BatchNorm"
-    assert set(gain.dropna().index) == {"BatchNorm", "EvoNormBO", "EvoNormSO", "ScaledWeightStandardization"}
-    late = accuracies.index[accuracies[large].isna()]
-    assert set(late) == {"GroupNorm", "LayerNorm", "Plain"}
-    assert (accuracies.max(axis=1) - accuracies[small])[["GroupNorm", "LayerNorm"]].max().round(1) <= 2
-    assert round(accuracies.loc["Plain"].dropna().iloc[-1] - accuracies.loc["Plain", small]) == -3
-    leads = accuracies.loc["BatchNorm"] - accuracies.drop("BatchNorm").max()
-    assert leads[leads > 1].index.min() == large
-    assert leads[leads.index >= large].min() > 1
-    difference, low, high, others = batchnorm_minus_others(study, accuracies[small], runs=1)
-    more, least, most, gaining = batchnorm_minus_others(study, gain, runs=2)
-    own = study.runs[(study.runs["seed"] == 0) & (study.runs["Norm"] == "BatchNorm")]
-    epochs = own.set_index("lr")["run"].map(epochs_of)
+    accuracies, common = by_rate(study), common_rates(study)
+    assert len(common) == 3
+    large, middle = study.rates["BatchNorm"], accuracies[common].mean(axis=1)
+    assert set(accuracies.index[accuracies[large].isna()]) == {"GroupNorm", "LayerNorm", "Plain"}
+    assert accuracies.loc["Plain"].dropna().is_monotonic_decreasing
+    groups = study.chosen.groupby("Norm")["Test Accuracy"]
+    freedom = (groups.size() - 1).sum()
+    spread = np.sqrt((groups.var() * (groups.size() - 1)).sum() / freedom)  # pooled over norms
+
+    def with_interval(difference: float, variance: float) -> tuple[str, str]:
+        half = stats.t.ppf(0.975, freedom) * spread * np.sqrt(variance)
+        return f"{difference:.1f}", f"{minus(difference - half, 1)} to {minus(difference + half, 1)}"
+
+    near = {norm: with_interval(middle["BatchNorm"] - middle[norm], 2 / 3) for norm in RIVALS}
+    lead = with_interval(accuracies.loc["BatchNorm", large] - accuracies.loc["EvoNormBO", large], 2)
+    gain = (accuracies[large] - accuracies[common[0]]).dropna().sort_values(ascending=False)
+    others = gain.drop("BatchNorm")
+    more = with_interval(gain["BatchNorm"] - others.mean(), 2 * (1 + 1 / len(others)))
+    named = [f"{norm} {value:.1f}" for norm, value in others.items()]
+    own = study.runs[study.runs["seed"] == 0]
+    epochs = {norm: runs.set_index("lr")["run"].map(epochs_of) for norm, runs in own.groupby("Norm")}
+    first = common[0]
     return [
-        f"{gain['BatchNorm']:.1f} points from the smallest rate to its best one, {NUMBERS[gaining]} others "
-        f"{gain['BatchNorm'] - more:.1f} on average (one run each)",
-        f"From {small:g} to {large:g}, BatchNorm gains {gain['BatchNorm']:.1f} points. The {NUMBERS[gaining]} others",
-        f"gain {gain['BatchNorm'] - more:.1f} on average, {more:.1f} less (95 % interval {least:.1f} to {most:.1f}, if",
-        f"At {small:g}, BatchNorm is {-difference:.1f} points below the mean of the {NUMBERS[others]} others "
-        f"({minus(low, 1)} to {minus(high, 1)}), so",
-        f"gain at most two points over {small:g}, the network without a norm loses three; at {large:g}, these three",
-        f"is clearly ahead at {large:g} and above only",
+        f"at equal rates of {first:g} to {common[-1]:g}, it is level",
+        f"reach the loss ({first:g} to {common[-1]:g})",
+        f"({near[RIVALS[0]][0].replace('-', '')} points above it, 95 % interval {near[RIVALS[0]][1]}) and EvoNormBO "
+        f"({near[RIVALS[1]][0]}, {near[RIVALS[1]][1]}; both if",
+        f"At {large:g}, it is {lead[0]} points above EvoNormBO ({lead[1]}).",
+        f"From {first:g} to {large:g}, BatchNorm gains {gain['BatchNorm']:.1f} points, {', '.join(named[:-1])} and "
+        f"{named[-1]}.",
+        f"({more[0]} more than their mean, {more[1]})",
         f"seed 0 also chose the rate of {large:g}, at which "
         f"BatchNorm has {accuracies.loc['BatchNorm', large]:.1f} % with this seed and "
-        f"{study.chosen.groupby('Norm')['Test Accuracy'].mean()['BatchNorm']:.1f} % on average.",
-        f"BatchNorm took {epochs[small]} epochs at {small:g} and {epochs[large]} at {large:g}",
+        f"{groups.mean()['BatchNorm']:.1f} % on average.",
+        f"({epochs['BatchNorm'][first]} epochs at {first:g}, {epochs['BatchNorm'][large]} at {large:g}), but so does "
+        f"EvoNormBO ({epochs['EvoNormBO'][first]} and {epochs['EvoNormBO'][large]}), while InstanceNorm trains less "
+        f"({epochs['InstanceNorm'][first]} and {epochs['InstanceNorm'][large]})",
     ]
+
+
+RIVALS = ("ScaledWeightStandardization", "EvoNormBO")
 
 
 def said_of_properties(study: SimpleNamespace) -> list[str]:
@@ -145,23 +185,29 @@ def said_of_properties(study: SimpleNamespace) -> list[str]:
     )
     sharp_within, centred = within.loc["adaptive_sharpness_linf"], between.loc["class_similarity_centred"]
     means = study.chosen.groupby("Norm").mean(numeric_only=True)
-    fitted, rate = (
-        stats.spearmanr(means[name], means["Test Accuracy"]).statistic
-        for name in ("hessian-filter:max_eigen_cross_fitted", "lr")
-    )
+    fitted, rate = (rho(means, name) for name in ("hessian-filter:max_eigen_cross_fitted", "lr"))
     assert means["hessian-element:trace"].sort_values().index[1] == means["hessian-filter:trace"].idxmax() == "Plain"
-    before = means.drop("EvoNormSO")
-    without = stats.spearmanr(before["Class Similarity"], before["Test Accuracy"]).statistic
-    assert means["Class Similarity"].sort_values().index[1] == "EvoNormSO"
-    assert means["Test Accuracy"].sort_values().index[-6] == "EvoNormSO"
-    losses = study.chosen["train_loss"]
+    left_out = pd.Series({norm: rho(means.drop(norm), "Class Similarity") for norm in means.index}).sort_values()
+    assert left_out.index[0] == "EvoNormSO"
+    without, alone = left_out.iloc[0], p_of_rho(len(means) - 1, left_out.iloc[0])
+    assert (primary["value"].abs() > 0.55).sum() == 1 + 3
+    entropy, angles, loss = (
+        primary.loc["output_entropy"],
+        primary.loc["nc2_equiangularity"],
+        within.loc["cross_entropy"],
+    )
     smallest = smallest_significant_rho(len(means), 0.05 / len(primary))
     return [
         f"{len(primary)} measures and {similarity['n_norms']} norms",
         f"ρ is {minus(similarity['value'], 2)} ({interval(similarity, 2)}), p = {similarity['p']:.2g} alone and "
         f"{similarity['p_holm']:.2g} after Holm's adjustment",
-        f"ρ was {minus(without, 2)} and p = {p_of_rho(len(before), without):.2g} alone",
-        f"EvoNormSO, ρ is {minus(without, 2)}, with it {minus(similarity['value'], 2)}",
+        f"(ρ = {minus(similarity['value'], 2)}, p = {similarity['p_holm']:.2g} after Holm's adjustment), hardly",
+        f"entropy of the outputs ({minus(entropy['value'], 2)}), the equal angles of neural collapse "
+        f"({minus(angles['value'], 2)}) and the element-scaled trace ({trace['value']:.2f}) are close",
+        f"class similarity has ρ between {minus(without, 2)} (without EvoNormSO) and {minus(left_out.iloc[-1], 2)}.",
+        f"had {minus(without, 2)} (p = {alone:.2g} alone, {len(primary) * alone:.2g} after the adjustment)",
+        f"(ρ of best rate and class similarity is {minus(rho(means, 'lr', 'Class Similarity'), 2)})",
+        f"measured images has ρ = {minus(loss['value'], 2)} ({interval(loss, 2)})",
         f"(ρ = {minus(within.loc['Class Similarity', 'value'], 2)}, {interval(within.loc['Class Similarity'], 2)})",
         f"(ρ = {minus(centred['value'], 2)}, {interval(centred, 2)})",
         f"ρ of the element-scaled trace is {minus(trace['value'], 2)} ({interval(trace, 2)})",
@@ -171,7 +217,6 @@ def said_of_properties(study: SimpleNamespace) -> list[str]:
         f"adaptive sharpness (L∞) has ρ = {minus(sharp_within['value'], 2)} ({interval(sharp_within, 2)}) with test "
         f"accuracy (p = {sharp_within['p']:.2g}, {sharp_within['p_holm']:.2g} after the adjustment; "
         f"{sharp_within['n_settings']} runs)",
-        f"stop also varies ({losses.min():.2f} to {losses.max():.2f})",
         f"ρ of the best rate and test accuracy is {rate:.2f}",
         f"a single measure needs |ρ| of at least {smallest:.2f} to be",
     ]
@@ -185,8 +230,9 @@ def said_of_curvature(study: SimpleNamespace) -> list[str]:
     means = groups.mean(numeric_only=True)
     part = means["hessian-filter:max_eigen_cross_fitted"] / means["hessian-filter:max_eigen"]
     assert (part.drop("BatchNorm") < 0.05).all()
-    assert 1 / part.max() > 9
-    spread = (groups["hessian-filter:trace"].std() / means["hessian-filter:trace"]).max()
+    factors = (1 / part).drop("BatchNorm")
+    spreads = [groups[name].std() / means[name] for name in ("hessian-filter:trace", EIGENVALUE)]
+    assert [each.idxmax() for each in spreads] == ["InstanceNorm", "InstanceNorm"]
     own = means.loc["BatchNorm"]
     in_batch, in_eval = ({name: own[f"{kind}:{name}"] for name in EIGENVALUES} for kind in KINDS)
     samples = chosen["hessian_samples"].max()
@@ -194,13 +240,18 @@ def said_of_curvature(study: SimpleNamespace) -> list[str]:
         *rows_of_eigenvalues(study),
         f"The Hessians are those of {samples:.0f} training images in eval mode",
         f"λ_max of {samples:.0f} images",
-        f"is up to {100 * spread:.0f} % of the mean",
+        f"up to {100 * spreads[0].max():.0f} % of the mean for the filter-scaled trace and "
+        f"{100 * spreads[1].max():.0f} % for the cross-fitted λ_max (both InstanceNorm)",
+        f"class similarity is that of all {chosen['train_samples'].max():,}",
+        f"a factor of {1 / part['BatchNorm']:.0f} for BatchNorm, and of {factors.min():.0f} to "
+        f"{round(factors.max(), -1):.0f} for the others",
         f"is {100 * part['BatchNorm']:.0f} % of λ_max for BatchNorm and at most 5 % for the others",
         f"λ_max is {in_batch['max_eigen']:.0f} instead of {in_eval['max_eigen']:.0f},",
         f"the trace {in_batch['trace']:.0f} instead of {in_eval['trace']:.0f}",
     ]
 
 
+EIGENVALUE = "hessian-filter:max_eigen_cross_fitted"
 KINDS = ("hessian-train-filter", "hessian-filter")
 
 
@@ -208,12 +259,20 @@ def said_of_claims(study: SimpleNamespace) -> list[str]:
     """Return the sentences on class similarity as a predictor."""
     claims = study.tables["claims"]
     claims = claims[claims["compared"].str.contains("class similarity")]
-    of_training = claims["compared"].str.contains("train accuracy (%)", regex=False)
-    assert (claims["low"] > 0)[of_training].tolist() == [True, True, False, False]
-    others = claims[~of_training]
-    assert ((others["low"] < 0) & (others["high"] > 0)).tolist() == [True] * 8
     assert set(claims["n"]) == {study.chosen["Norm"].nunique()}
-    return [f"lies between {others['value'].min():.2f} and {others['value'].max():.2f}, and each of the eight"]
+    of_training, of_test, of_ratio = (claims.iloc[place : place + 4] for place in (0, 4, 8))
+    for part, name in ((of_training, "train accuracy (%)"), (of_test, "test accuracy (%)"), (of_ratio, "ratio")):
+        assert part["compared"].str.contains(name, regex=False).all()
+        assert part["value"].iloc[0] == part["value"].iloc[1]  # trace and mean eigenvalue order the norms alike
+    assert of_test["value"].tolist() == of_ratio["value"].tolist()
+    assert ((of_test["low"] < 0) & (of_test["high"] > 0)).all()
+    assert (of_training["low"] > 0).tolist() == [True, True, False, False]
+    trace, _, variance, largest = of_test["value"]
+    of_trace = of_training.iloc[0]
+    return [
+        f"largest eigenvalue of the Hessian by {trace:.2f}, {variance:.2f} and {largest:.2f}, and each interval",
+        f"is above zero ({of_trace['value']:.2f}, {interval(of_trace, 2)})",
+    ]
 
 
 def hours_on_two_cores() -> float:
@@ -235,6 +294,7 @@ def test_the_numbers_of_the_findings_of_the_converged_study():
             *said_of_curvature(converged),
             *said_of_claims(converged),
             f"on {images:,} images to a training loss of at most {loss}",
+            f"All runs have the same {images:,} training images",
             f"training loss of at most {loss} in eval mode. If it does not reach it in {epochs} epochs",
             f"{images // 10} training and {images // 10} validation images of each class",
             f"all {runs['test_samples'].max():,} test images",
@@ -249,13 +309,11 @@ def test_the_numbers_of_the_findings_of_the_converged_study():
             "(95 % interval)",
             "95 % interval of the rank",
             "EvoNormBO's goes to rank 4",
-            "Their intervals begin at ranks 5 and 6 of eight",
+            "but inconclusive: their intervals begin at ranks 5 and 6 of eight",
+            "(0.5 points for one accuracy)",
             "(seed 0)",
             "validation accuracy of seed 0",
             *(f"## {place}. " for place in (1, 2, 3)),
             *(f" {place}. " for place in (1, 2, 3)),
         ],
     )
-
-
-NUMBERS = {3: "three", 6: "six"}
