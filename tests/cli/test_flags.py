@@ -129,7 +129,7 @@ def sized(option):
 
 
 @settings(QUICK, max_examples=50)
-@given(argv=command_lines(sized, but=("results_dir", "data_dir")))
+@given(argv=command_lines(sized, but=("results_dir", "data_dir", "cache_dir")))
 def test_any_run_trains_or_is_refused_in_one_line(argv, small, tmp_path, capsys):
     """Every flag is tried; other flags after them keep the run small. A run that trains ends with complete files."""
     config.VGG_LAYERS["cfg_10"] = (32, (32, 2))  # widths that are divisible into EvoNormSO's 32 groups
