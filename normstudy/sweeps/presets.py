@@ -101,6 +101,11 @@ def _converged() -> Preset:
       smallest or the largest, the grid is extended until it is not, or until training diverges or never ends.
     - Seeds: five at the chosen rate. Half and twice that rate have one seed, from the tuning.
     - Measurements: of the runs at the chosen rate only. Without batch statistics, train mode is eval mode.
+
+    After these 80 runs, seed 0 suggested that BatchNorm is not ahead of ScaledWeightStandardization and EvoNormBO if all
+    have the same rate of 0.01 to 0.04. Seeds 1 to 4 of these three norms at 0.02 and 0.04 test this. They were not
+    trained when the test was fixed: for each of the two others, the differences by seed, each a mean over the two rates,
+    and their 95 % t-interval. The suggestion holds if both intervals lie below the differences at the best rates.
     """
     grid: Grid = {
         "arch": ("vgg",),
