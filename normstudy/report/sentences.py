@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from normstudy.cli import format_count
+from normstudy.report import primary
 from normstudy.report.association import LEAST_BETWEEN, WITHOUT_RUNNING, WITHOUT_TUNING, Association
 from normstudy.report.correlation import BETWEEN, FINDINGS, OVER_SEEDS, OVER_SETTINGS, select
 from normstudy.report.page import format_fixed, format_interval, format_number, format_p_value
@@ -23,6 +24,7 @@ from normstudy.report.tables import (
     hyperparameters,
 )
 from normstudy.report.tuning import is_late
+from normstudy.storage import OF_CLASS_SIMILARITY
 
 SHORT_OUTCOMES = {
     "Test Accuracy": "test accuracy",
@@ -34,6 +36,14 @@ MISSING_SHOWN = 6  # measures without values that are named at most
 UNSCALED = ("Trace", "Eigen Mean", "Eigen Variance", "Max Eigen")
 SHARPNESS = (*UNSCALED, *(name for name in MEASURES if name.startswith(("hessian-", "adaptive_sharpness"))))
 NAMED_IF_SHARED = (*CELL, "SkipInit", "epochs", "train_samples", "image_size", "init_lr", "precision")
+MEASURED_BY = {  # {measure of the primary analysis: the command that measures it}
+    name: "run_hessian.py --scale=element"
+    if name.startswith("hessian-element:")
+    else "run_class_similarity.py"
+    if name in (*OF_CLASS_SIMILARITY, "Class Similarity")
+    else "run_measures.py"
+    for name in primary.MEASURES
+}
 LEFT_OUT_SHOWN = 5  # names of runs that are shown at most for each reason
 
 
@@ -145,6 +155,7 @@ def basis_sentences(included: Included, rates: Association) -> Iterator[str]:
             distinct = [name if count == 1 else f"{name} ×{count}" for name, count in counts.items()]
             shown = ", ".join(distinct[:LEFT_OUT_SHOWN]) + (", …" if len(distinct) > LEFT_OUT_SHOWN else "")
             yield f"Left out: {format_count(len(names), 'run')} that {reason} ({shown})."
+    yield from _missing_measures(included.runs)
     accuracies = included.runs["Train Accuracy"].dropna()
     span = f"{accuracies.min():.0f} to {accuracies.max():.0f} %" if len(accuracies) else ""
     if included.loss is not None:
@@ -164,6 +175,18 @@ def basis_sentences(included: Included, rates: Association) -> Iterator[str]:
         )
     yield from _tuning_sentences(included, rates)
     yield from rate_sentences(included)
+
+
+def _missing_measures(runs: pd.DataFrame) -> Iterator[str]:
+    """Yield which measures of the primary analysis too few norms have, and the commands that measure them."""
+    has_few = {name: runs.loc[runs[name].notna(), "Norm"].nunique() < LEAST_BETWEEN for name in MEASURED_BY}
+    missing = [name for name, is_missing in has_few.items() if is_missing]
+    if missing:
+        commands = ", ".join(dict.fromkeys(MEASURED_BY[name] for name in missing))
+        yield (
+            f"Left out: {len(missing)} of {len(MEASURED_BY)} measures, because fewer than {LEAST_BETWEEN} norms have "
+            f"them (measured by {commands})."
+        )
 
 
 def _tuning_sentences(included: Included, rates: Association) -> Iterator[str]:

@@ -50,7 +50,11 @@ def test_a_finding_of_the_primary_analysis_is_stated_with_its_numbers_and_its_ba
     assert finding.evidence.endswith("It is the only measure of the primary analysis that these runs have.")
     # fewer than five norms are left without those that keep running statistics
     assert finding.overturn == "Without any one norm, ρ is −1.00 to −1.00."
-    stages, rates = basis_of(study())
+    lacking, stages, rates = basis_of(study())
+    assert lacking == (
+        "Left out: 13 of 14 measures, because fewer than 5 norms have them (measured by run_measures.py, "
+        "run_class_similarity.py, run_hessian.py --scale=element)."
+    )
     assert stages.startswith(
         "The runs did not stop at a common training loss: their training accuracies are 80 to 80 %"
     )
@@ -73,7 +77,8 @@ def test_without_a_finding_that_is_the_finding():
 def test_runs_at_one_loss_are_said_to_be_and_late_ones_are_named():
     table = study(stop_at_loss="0.1", reached_loss="True")
     table.loc[0, "reached_loss"] = "False"
-    assert basis_of(table)[:2] == [
+    late, _, loss, *_ = basis_of(table)
+    assert [late, loss] == [
         "Left out: 1 run that did not reach the training loss (vgg BatchNorm).",
         "The runs stopped at the first epoch with a training loss of at most 0.1: some trained longer than others.",
     ]
