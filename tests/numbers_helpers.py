@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
+from scipy import stats
 
 ROOT = Path(__file__).parents[1]
 CONVERGED = ROOT / "results" / "converged"
@@ -73,3 +74,38 @@ def by_rate(study: SimpleNamespace) -> pd.DataFrame:
 def common_rates(study: SimpleNamespace) -> list[float]:
     """Return the rates at which every norm reaches the loss."""
     return list(by_rate(study).dropna(axis=1).columns)
+
+
+RIVALS = ("ScaledWeightStandardization", "EvoNormBO")  # whose leads at equal rates were tested
+
+
+def minus_batchnorm(runs: pd.DataFrame, norm: str, outcome: str = "Test Accuracy") -> pd.Series:
+    """Return a norm's results minus BatchNorm's, by seed."""
+    own, baseline = (runs[runs["Norm"] == name].set_index("seed")[outcome] for name in (norm, "BatchNorm"))
+    return (own - baseline).dropna()
+
+
+def lead_at_best_rates(study: SimpleNamespace, norm: str) -> pd.Series:
+    """Return BatchNorm's accuracy minus another norm's at their best rates, by seed."""
+    return -minus_batchnorm(study.chosen, norm)
+
+
+def lead_at_equal_rates(study: SimpleNamespace, norm: str) -> pd.Series:
+    """Return the same at rates of 0.02 and 0.04, as the mean of both, for seeds 1 to 4."""
+    runs = study.runs[(study.runs["reached_loss"] == True) & (study.runs["seed"] > 0)]  # noqa: E712
+    leads = [-minus_batchnorm(runs[runs["lr"] == rate], norm) for rate in (0.02, 0.04)]
+    assert all(list(each.index) == [1, 2, 3, 4] for each in leads)
+    return (leads[0] + leads[1]) / 2
+
+
+def mean_and_interval(values: pd.Series, digits: int) -> str:
+    """Return a mean with its 95 % t-interval."""
+    low, high = stats.ttest_1samp(values, 0).confidence_interval()
+    return f"{minus(values.mean(), digits)} ({minus(low, digits)} to {minus(high, digits)})".replace("−0.0)", "0.0)")
+
+
+def smaller_lead(study: SimpleNamespace) -> tuple[str, str]:
+    """Return the sentence on BatchNorm's lead over ScaledWeightStandardization, and its interval at the best rates."""
+    equal, best = (mean_and_interval(lead(study, RIVALS[0]), 2) for lead in (lead_at_equal_rates, lead_at_best_rates))
+    points, _, between = equal.partition(" ")
+    return f"{points} points over {RIVALS[0]} {between} instead of {best.split()[0]}", best.partition("(")[2][:-1]
