@@ -25,7 +25,7 @@ def prose(path: Path) -> str:
 
 
 def check(path: Path, computed: list[str], allowed: list[str]) -> None:
-    """Check that the page has all of these texts, and that any other number on it is part of one of NAMES."""
+    """Check that all of these texts are on the page, and that it has no other number, apart from those in NAMES."""
     text = prose(path)
     missing = [each for each in (*computed, *allowed) if each not in text]
     assert not missing, missing
@@ -63,17 +63,6 @@ def converged_study() -> SimpleNamespace:
     assert chosen[measured].notna().all(axis=None)
     tables = {path.stem: pd.read_csv(path) for path in (CONVERGED / "tables").glob("*.csv")}
     return SimpleNamespace(runs=runs, late=late, chosen=chosen, rates=rates, tables=tables)
-
-
-def by_rate(study: SimpleNamespace) -> pd.DataFrame:
-    """Return the test accuracies of seed 0, (norms, rates), NaN where the run did not reach the loss."""
-    first = study.runs[(study.runs["seed"] == 0) & (study.runs["reached_loss"] == True)]  # noqa: E712
-    return first.pivot(index="Norm", columns="lr", values="Test Accuracy")
-
-
-def common_rates(study: SimpleNamespace) -> list[float]:
-    """Return the rates at which every norm reaches the loss."""
-    return list(by_rate(study).dropna(axis=1).columns)
 
 
 RIVALS = ("ScaledWeightStandardization", "EvoNormBO")  # whose leads at equal rates were tested

@@ -9,9 +9,7 @@ import pandas as pd
 from numbers_helpers import (
     CONVERGED,
     RIVALS,
-    by_rate,
     check,
-    common_rates,
     converged_study,
     interval,
     lead_at_best_rates,
@@ -29,12 +27,11 @@ def rows_of_accuracies(study: SimpleNamespace) -> list[str]:
     """Return the rows of the table of norms at their best rates, best first."""
     ranking = study.tables["ranking"]
     ranking = ranking[ranking["at"] == "best rate"].set_index("norm")
-    accuracies = {norm: own.set_index("seed")["Test Accuracy"] for norm, own in study.chosen.groupby("Norm")}
+    accuracies = dict(iter(study.chosen.groupby("Norm")["Test Accuracy"]))
     rows = []
     for norm, own in sorted(accuracies.items(), key=lambda pair: -pair[1].mean()):
-        differences = (own - accuracies["BatchNorm"]).dropna()
-        low, high = stats.ttest_1samp(differences, 0).confidence_interval()
-        beside = f" {minus(differences.mean(), 1)} ({minus(low, 1)} to {minus(high, 1)})" if norm != "BatchNorm" else ""
+        difference = mean_and_interval(minus_batchnorm(study.chosen, norm), 1)
+        beside = f" {difference}" if norm != "BatchNorm" else ""
         rank = f"{ranking.loc[norm, 'rank_low']:.0f} to {ranking.loc[norm, 'rank_high']:.0f}"
         name = norm + (" (32 groups)" if norm == "GroupNorm" else "")
         rows.append(f"| {name} | {study.rates[norm]:g} | {len(own)} | {mean_and_spread(own, 1)} |{beside} | {rank} |")
@@ -101,6 +98,7 @@ def said_of_norms(study: SimpleNamespace) -> list[str]:
     p = pd.Series({norm: stats.ttest_1samp(own, 0).pvalue for norm, own in pairs.items()}).sort_values()
     adjusted = (p * np.arange(len(p), 0, -1)).cummax()
     with_late = minus_batchnorm(pd.concat([chosen, study.late]), "EvoNormBO")
+    p_late = stats.ttest_1samp(with_late, 0).pvalue
     losses = minus_batchnorm(chosen, "InstanceNorm", "test_loss")
     worst = study.tables["ranking"].query("at == 'best rate' and norm == 'Plain'").iloc[0]
     error = study.tables["by_cell"]["Test Accuracy image error"].dropna()
@@ -115,10 +113,21 @@ def said_of_norms(study: SimpleNamespace) -> list[str]:
         f"did not reach the training loss in {late['epochs']} epochs",
         f"it had {late['Test Accuracy']:.1f} %, more than the other four,",
         f"at a training loss of {late['train_loss']:.2f}.",
-        f"With this run, the difference is {mean_and_interval(with_late, 1)}.",
+        f"With this run, the difference is {mean_and_interval(with_late, 1)[:-1]}, p = {p_late:.3f}).",
         f"BatchNorm has {others['BatchNorm']:.1f} % and EvoNormBO {others['EvoNormBO']:.1f} %, and the order is",
         f"({losses.mean():.2f} below InstanceNorm, {mean_and_interval(losses, 2).partition('(')[2]}",
     ]
+
+
+def by_rate(study: SimpleNamespace) -> pd.DataFrame:
+    """Return the test accuracies of seed 0, (norms, rates), NaN where the run did not reach the loss."""
+    first = study.runs[(study.runs["seed"] == 0) & (study.runs["reached_loss"] == True)]  # noqa: E712
+    return first.pivot(index="Norm", columns="lr", values="Test Accuracy")
+
+
+def common_rates(study: SimpleNamespace) -> list[float]:
+    """Return the rates at which every norm reaches the loss."""
+    return list(by_rate(study).dropna(axis=1).columns)
 
 
 def said_of_rates(study: SimpleNamespace) -> list[str]:

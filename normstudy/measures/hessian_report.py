@@ -1,4 +1,4 @@
-"""What run_hessian.py prints: its plan before a measurement, and the results after it."""
+"""The lines that run_hessian.py prints: the work ahead before a measurement, and the results after it."""
 
 import argparse
 import math

@@ -28,8 +28,8 @@ class ProbeStore:
             checkpoint.sha256,
             str(checkpoint.device),
             package_versions()["torch"],
+            checkpoint.dataset.fingerprint(),
         ]
-        identity += [checkpoint.dataset.fingerprint()]
         self.identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         self.saved_at = time.monotonic()
 

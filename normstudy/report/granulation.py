@@ -82,9 +82,9 @@ def granulated_table(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Return a frame with the granulated_psi of these measures and every outcome.
+    """Return a frame with one row for each measure and outcome, which holds its granulated_psi.
 
-    Its columns are Ψ (value), its interval (low, high), the hyperparameters of the smallest and the largest ψ (lowest,
+    The columns are Ψ (value), its interval (low, high), the hyperparameters of the smallest and the largest ψ (lowest,
     highest), and every ψ with its number of groups.
     """
     rows, groups = [], groups_by_axis(table[~table["has_failed"]])

@@ -10,7 +10,7 @@ import pandas as pd
 from normstudy.cli import format_count
 from normstudy.report import primary
 from normstudy.report.association import LEAST_BETWEEN, WITHOUT_RUNNING, WITHOUT_TUNING, Association
-from normstudy.report.correlation import BETWEEN, FINDINGS, OVER_SEEDS, OVER_SETTINGS, select
+from normstudy.report.correlation import BETWEEN, FINDINGS, OVER_SEEDS, OVER_SETTINGS, runs_behind, select
 from normstudy.report.page import format_fixed, format_interval, format_number, format_p_value
 from normstudy.report.primary import Included
 from normstudy.report.rankings import setting_effects
@@ -36,14 +36,6 @@ MISSING_SHOWN = 6  # measures without values that are named at most
 UNSCALED = ("Trace", "Eigen Mean", "Eigen Variance", "Max Eigen")
 SHARPNESS = (*UNSCALED, *(name for name in MEASURES if name.startswith(("hessian-", "adaptive_sharpness"))))
 NAMED_IF_SHARED = (*CELL, "SkipInit", "epochs", "train_samples", "image_size", "init_lr", "precision")
-MEASURED_BY = {  # {measure of the primary analysis: the command that measures it}
-    name: "run_hessian.py --scale=element"
-    if name.startswith("hessian-element:")
-    else "run_class_similarity.py"
-    if name in (*OF_CLASS_SIMILARITY, "Class Similarity")
-    else "run_measures.py"
-    for name in primary.MEASURES
-}
 LEFT_OUT_SHOWN = 5  # names of runs that are shown at most for each reason
 
 
@@ -179,14 +171,21 @@ def basis_sentences(included: Included, rates: Association) -> Iterator[str]:
 
 def _missing_measures(runs: pd.DataFrame) -> Iterator[str]:
     """Yield which measures of the primary analysis too few norms have, and the commands that measure them."""
-    has_few = {name: runs.loc[runs[name].notna(), "Norm"].nunique() < LEAST_BETWEEN for name in MEASURED_BY}
-    missing = [name for name, is_missing in has_few.items() if is_missing]
+    missing = [name for name in primary.MEASURES if runs_behind(runs, name, primary.OUTCOME).empty]
     if missing:
-        commands = ", ".join(dict.fromkeys(MEASURED_BY[name] for name in missing))
+        commands = ", ".join(dict.fromkeys(map(_command_of, missing)))
         yield (
-            f"Left out: {len(missing)} of {len(MEASURED_BY)} measures, because fewer than {LEAST_BETWEEN} norms have "
-            f"them (measured by {commands})."
+            f"Left out: {len(missing)} of {len(primary.MEASURES)} measures, because no cell has them for "
+            f"{LEAST_BETWEEN} norms (measured by {commands})."
         )
+
+
+def _command_of(measure: str) -> str:
+    """Return the command that measures a measure of the primary analysis."""
+    if measure.startswith("hessian-element:"):
+        return "run_hessian.py --scale=element"
+    is_of_classes = measure == "Class Similarity" or measure in OF_CLASS_SIMILARITY
+    return "run_class_similarity.py" if is_of_classes else "run_measures.py"
 
 
 def _tuning_sentences(included: Included, rates: Association) -> Iterator[str]:

@@ -52,7 +52,7 @@ def test_a_finding_of_the_primary_analysis_is_stated_with_its_numbers_and_its_ba
     assert finding.overturn == "Without any one norm, ρ is −1.00 to −1.00."
     lacking, stages, rates = basis_of(study())
     assert lacking == (
-        "Left out: 13 of 14 measures, because fewer than 5 norms have them (measured by run_measures.py, "
+        "Left out: 13 of 14 measures, because no cell has them for 5 norms (measured by run_measures.py, "
         "run_class_similarity.py, run_hessian.py --scale=element)."
     )
     assert stages.startswith(
@@ -82,6 +82,16 @@ def test_runs_at_one_loss_are_said_to_be_and_late_ones_are_named():
         "Left out: 1 run that did not reach the training loss (vgg BatchNorm).",
         "The runs stopped at the first epoch with a training loss of at most 0.1: some trained longer than others.",
     ]
+
+
+def test_a_measure_that_no_cell_has_for_enough_norms_is_left_out():
+    """Five norms have the margin, but not on the same number of images."""
+    margins = study(margin_10=1.0, cross_entropy=1.0, measures_samples=256)
+    few = margins.assign(measures_samples=margins["measures_samples"].where(margins["Norm"].isin(NORMS[:4]), 512))
+    for table, missing in ((margins, 11), (few, 13)):
+        assert basis_of(table)[0].startswith(
+            f"Left out: {missing} of 14 measures, because no cell has them for 5 norms"
+        )
 
 
 def test_the_page_says_what_was_left_out_and_which_settings_have_an_effect(made):
